@@ -1,0 +1,3 @@
+//! The moltis binary.
+
+fn main() {}

@@ -1,0 +1,286 @@
+//! The whole vocabulary of an accepted connection, and of the socket between link and keeper.
+//!
+//! Four enums, one for each direction of each leg. [`ToKeeper`] and [`FromKeeper`] are the run
+//! messages; the link passes them through as they are, inside [`ToNode::Run`] and
+//! [`ToGateway::Run`]. An operator's request cannot be said in any of them.
+//!
+//! The order of variants is the wire (postcard writes their index). New ones go to the end, with a
+//! number in [`crate::version`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::code::{CloseCode, GoodbyeReason};
+use crate::key::Digest;
+use crate::payload::Payload;
+use crate::run::{Ending, GapReason, RunSpec, RunSummary, Stream, Totals, TtySize};
+use crate::telemetry::Sample;
+use crate::{BootId, JournalId, RunId, RunRefusal};
+
+/// Gateway to node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToNode {
+    /// A run message, for the keeper.
+    Run(ToKeeper),
+    /// Send a telemetry sample now.
+    Sample,
+    /// Are you there? Answered by `Pong` with the same number.
+    Ping {
+        /// Chosen by the sender.
+        number: u64,
+    },
+    /// Answer to `Ping`.
+    Pong {
+        /// The ping's number.
+        number: u64,
+    },
+    /// The gateway goes away for a while; runs go on.
+    Goodbye {
+        /// Why.
+        reason: GoodbyeReason,
+        /// When to dial again, in milliseconds from now.
+        back_in_ms: u64,
+    },
+    /// The last frame of this connection.
+    Close {
+        /// Why.
+        code: CloseCode,
+    },
+}
+
+/// Node to gateway.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToGateway {
+    /// A run message, from the keeper.
+    Run(FromKeeper),
+    /// What this machine has and does.
+    Telemetry(Box<Sample>),
+    /// Are you there? Answered by `Pong` with the same number.
+    Ping {
+        /// Chosen by the sender.
+        number: u64,
+    },
+    /// Answer to `Ping`.
+    Pong {
+        /// The ping's number.
+        number: u64,
+    },
+    /// The node goes away for a while; runs go on.
+    Goodbye {
+        /// Why.
+        reason: GoodbyeReason,
+        /// When it expects to be back, in milliseconds from now.
+        back_in_ms: u64,
+    },
+    /// The last frame of this connection.
+    Close {
+        /// Why.
+        code: CloseCode,
+    },
+}
+
+/// Run messages towards the child process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToKeeper {
+    /// The first message on a keeper's socket: opens the floor. Answered by `Runs`, all pages.
+    /// Never seen on the wire between gateway and node, where `Accepted` says the same.
+    Attach {
+        /// How much may be under way.
+        windows: Windows,
+    },
+    /// Start this run, once in the lifetime of its id.
+    Start {
+        /// The run.
+        run_id: RunId,
+        /// SHA-256 over the device and the spec: one id never means two commands.
+        digest: Digest,
+        /// What to run.
+        spec: Box<RunSpec>,
+    },
+    /// Send the output of this run from these offsets on, whatever was sent before.
+    Resume {
+        /// The run.
+        run_id: RunId,
+        /// Offset of the first byte of stdout that the gateway does not have.
+        stdout: u64,
+        /// The same of stderr.
+        stderr: u64,
+    },
+    /// Everything below these offsets is stored.
+    Ack {
+        /// The run.
+        run_id: RunId,
+        /// Bytes of stdout stored.
+        stdout: u64,
+        /// Bytes of stderr stored.
+        stderr: u64,
+    },
+    /// Bytes for the child's stdin. Bytes below what is already there are skipped.
+    Stdin {
+        /// The run.
+        run_id: RunId,
+        /// Offset of the first byte.
+        offset: u64,
+        /// At most a chunk.
+        bytes: Payload,
+        /// Nothing follows these bytes.
+        eof: bool,
+    },
+    /// The terminal has another size.
+    Resize {
+        /// The run.
+        run_id: RunId,
+        /// The new size.
+        size: TtySize,
+    },
+    /// Send a signal to the process group; the run goes on unless the command ends of it.
+    Signal {
+        /// The run.
+        run_id: RunId,
+        /// A number of signal(7): 1 to 64.
+        signal: i32,
+    },
+    /// End the run: SIGTERM to the group, SIGKILL after the grace.
+    Cancel {
+        /// The run.
+        run_id: RunId,
+        /// Milliseconds between the two.
+        grace_ms: u64,
+    },
+    /// The gateway has all of this run on disk; the node may delete it.
+    Forget {
+        /// The run.
+        run_id: RunId,
+    },
+    /// End every run, then the keeper itself. Said by the owner of the machine on the keeper's
+    /// socket; a gateway that says it is closed.
+    Leave,
+}
+
+/// Run messages from the child process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromKeeper {
+    /// What this node holds: the first thing it says, in pages. Before the last page no other run
+    /// message is legal, in either direction.
+    Runs {
+        /// This boot of the machine.
+        boot_id: BootId,
+        /// Every journal present, the one for new runs first. The same on each page.
+        journals: Vec<JournalId>,
+        /// At most a page of runs.
+        runs: Vec<RunSummary>,
+        /// No page follows.
+        last: bool,
+    },
+    /// The child exists.
+    Started {
+        /// The run.
+        run_id: RunId,
+        /// Its process id on the node.
+        pid: u32,
+    },
+    /// The answer to a `Start` whose id is known with the same digest.
+    State {
+        /// Where that run stands.
+        summary: RunSummary,
+    },
+    /// The run is not started, and never will be under this id.
+    Refused {
+        /// The run.
+        run_id: RunId,
+        /// Why.
+        code: RunRefusal,
+    },
+    /// Output, in order of offsets within a stream.
+    Output {
+        /// The run.
+        run_id: RunId,
+        /// Which of the two.
+        stream: Stream,
+        /// Offset of the first byte.
+        offset: u64,
+        /// At most a chunk, never empty.
+        bytes: Payload,
+    },
+    /// The only legal hole: these bytes are gone.
+    Gap {
+        /// The run.
+        run_id: RunId,
+        /// Which of the two.
+        stream: Stream,
+        /// Offset of the first byte that is gone.
+        from: u64,
+        /// Offset behind the last one.
+        to: u64,
+        /// Why.
+        reason: GapReason,
+    },
+    /// How much of stdin the child's pipe has taken.
+    StdinAck {
+        /// The run.
+        run_id: RunId,
+        /// Bytes taken.
+        offset: u64,
+        /// No more is taken: eof was delivered, or the child has closed its end.
+        closed: bool,
+    },
+    /// The run is over. All of its output has been sent before, on this connection or earlier.
+    Ended {
+        /// The run.
+        run_id: RunId,
+        /// How.
+        ending: Box<Ending>,
+        /// How much the command wrote, gaps included.
+        totals: Totals,
+    },
+}
+
+/// How much may be under way from a node without an acknowledgement, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Windows {
+    /// Output of one run, both streams together.
+    pub run_bytes: u32,
+    /// Output of all runs of the connection.
+    pub connection_bytes: u32,
+    /// Stdin of one run.
+    pub stdin_bytes: u32,
+    /// Largest chunk of output: depends on the codec.
+    pub chunk_bytes_max: u32,
+}
+
+impl ToKeeper {
+    /// Returns the run that the message is about; `None` for `Attach` and `Leave`.
+    pub fn run_id(&self) -> Option<RunId> {
+        match self {
+            Self::Attach { .. } | Self::Leave => None,
+            Self::Start { run_id, .. }
+            | Self::Resume { run_id, .. }
+            | Self::Ack { run_id, .. }
+            | Self::Stdin { run_id, .. }
+            | Self::Resize { run_id, .. }
+            | Self::Signal { run_id, .. }
+            | Self::Cancel { run_id, .. }
+            | Self::Forget { run_id } => Some(*run_id),
+        }
+    }
+}
+
+impl FromKeeper {
+    /// Returns the run that the message is about; `None` for `Runs`.
+    pub fn run_id(&self) -> Option<RunId> {
+        match self {
+            Self::Runs { .. } => None,
+            Self::State { summary } => Some(summary.run_id),
+            Self::Started { run_id, .. }
+            | Self::Refused { run_id, .. }
+            | Self::Output { run_id, .. }
+            | Self::Gap { run_id, .. }
+            | Self::StdinAck { run_id, .. }
+            | Self::Ended { run_id, .. } => Some(*run_id),
+        }
+    }
+}
