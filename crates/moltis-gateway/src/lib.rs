@@ -1,1 +1,3 @@
 //! Moltis: gateway.
+
+pub mod api;

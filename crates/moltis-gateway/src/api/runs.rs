@@ -1,0 +1,326 @@
+//! Runs: asking for one, seeing it, its output, and what can be sent to it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Timestamp;
+
+/// Body of `POST runs`. Exactly one of `argv` and `command`; at most one of the three `stdin…`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartRun {
+    /// A route: `local`, `node:<id or name>`, the id, a unique prefix or the name of a node. The
+    /// configured route when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Program and arguments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argv: Option<Vec<String>>,
+    /// A line for `/bin/sh -c`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    /// Absolute path of the directory to start in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// Variables to set.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Seconds until the run is timed out, at least 1; the node's longest time when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u64>,
+    /// All of stdin, as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<String>,
+    /// All of stdin, as bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin_base64: Option<String>,
+    /// Stdin comes later, by `POST runs/{id}/stdin`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdin_open: bool,
+    /// A terminal for the command; stdin is then open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty: Option<Tty>,
+}
+
+/// A terminal for a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tty {
+    /// Columns, 1 to 4096.
+    pub cols: u16,
+    /// Rows, 1 to 4096.
+    pub rows: u16,
+    /// The value of `TERM`; `xterm-256color` when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<String>,
+}
+
+/// Query of `POST runs`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartQuery {
+    /// Answer when the run is over, with a [`RunResult`].
+    #[serde(default)]
+    pub wait: bool,
+}
+
+/// Query of `GET runs`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListRuns {
+    /// Only runs of this node: id, unique prefix, name, or `local`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Only runs in this state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+    /// At most so many: 1 to 500, 50 when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `next` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// Where a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// A person has to allow it first.
+    WaitingApproval,
+    /// It was sent; its process is not known yet.
+    Starting,
+    /// Its process lives, as far as is known.
+    Running,
+    /// It is over.
+    Ended,
+}
+
+/// The seven ways in which a run ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// By itself, with a code.
+    Exited,
+    /// By a signal that was not ours.
+    Signaled,
+    /// Its time was over.
+    TimedOut,
+    /// Somebody cancelled it.
+    Cancelled,
+    /// It never ran.
+    FailedToStart,
+    /// The node refused it.
+    Refused,
+    /// The truth cannot be known.
+    Lost,
+}
+
+/// What stands beside an outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum OutcomeReason {
+    /// It provably never started.
+    NotStarted,
+    /// Its machine was started anew.
+    NodeRebooted,
+    /// Its node does not know it any more.
+    NodeForgot,
+    /// Its node was revoked.
+    NodeRevoked,
+    /// Its node's journal is gone.
+    JournalWiped,
+    /// Its keeper died.
+    KeeperDied,
+    /// Its SSH connection broke.
+    ConnectionLost,
+    /// There is no such program.
+    NotFound,
+    /// The program may not be executed.
+    NotExecutable,
+    /// The working directory cannot be entered.
+    WorkingDir,
+    /// The node's owner does not allow it.
+    Policy,
+    /// A person, or the lack of one, denied it.
+    ApprovalDenied,
+    /// A reason of a newer gateway; never sent.
+    #[serde(other)]
+    Unrecognised,
+}
+
+/// One of a command's two outputs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    /// Standard output, or the terminal.
+    #[default]
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// One run: `GET runs/{id}`, and the answer of most things done to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its id: 32 hexadecimal digits.
+    pub id: String,
+    /// The node's id, `local`, or `ssh:<label>`.
+    pub node: String,
+    /// The node's name now.
+    pub node_name: String,
+    /// Where it stands.
+    pub state: State,
+    /// How it ended; `None` until then.
+    pub outcome: Option<Outcome>,
+    /// More about the outcome, where there is more to say.
+    pub outcome_reason: Option<OutcomeReason>,
+    /// What it ended with; `None` unless the kernel gave one.
+    pub exit_code: Option<i32>,
+    /// The signal's number; `None` unless the kernel gave one.
+    pub signal: Option<i32>,
+    /// Words about the outcome; `None` where there are none.
+    pub detail: Option<String>,
+    /// The shell line, or `None`.
+    pub command: Option<String>,
+    /// Program and arguments, or `None`.
+    pub argv: Option<Vec<String>>,
+    /// Where it was to start; `None` is the node's own directory.
+    pub cwd: Option<String>,
+    /// Whether it has a terminal.
+    pub tty: bool,
+    /// Seconds that were asked for.
+    pub timeout_seconds: Option<u64>,
+    /// `operator`, `token:<name>`, …
+    pub requested_by: String,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When its process was known to live.
+    pub started_at: Option<Timestamp>,
+    /// When it was over.
+    pub ended_at: Option<Timestamp>,
+    /// Milliseconds from its start to its end, by the node's clock.
+    pub duration_ms: Option<u64>,
+    /// When somebody asked for its end.
+    pub cancel_requested_at: Option<Timestamp>,
+    /// How much it has written to stdout, as far as is known.
+    pub stdout_bytes: u64,
+    /// How much it has written to stderr, as far as is known.
+    pub stderr_bytes: u64,
+    /// Whether the machine it runs on can be reached now.
+    pub reachable: bool,
+    /// When that machine was last heard of.
+    pub last_heard_at: Option<Timestamp>,
+    /// The node brought it and no row was known: `POST runs/{id}/claim` takes it.
+    pub unclaimed: bool,
+}
+
+/// A run that is over, with its output: `POST runs?wait=true`, `node exec --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunResult {
+    /// Its id.
+    pub run_id: String,
+    /// The node's id, `local`, or `ssh:<label>`.
+    pub node: String,
+    /// The node's name now.
+    pub node_name: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// More about the outcome, where there is more to say.
+    pub outcome_reason: Option<OutcomeReason>,
+    /// What it ended with; `None` unless the kernel gave one.
+    pub exit_code: Option<i32>,
+    /// The signal's number; `None` unless the kernel gave one.
+    pub signal: Option<i32>,
+    /// Words about the outcome; `None` where there are none.
+    pub detail: Option<String>,
+    /// Its output as text, bytes that are not UTF-8 as U+FFFD; its middle left out when it is long.
+    pub stdout: String,
+    /// The same of stderr.
+    pub stderr: String,
+    /// How much it wrote to stdout.
+    pub stdout_bytes: u64,
+    /// How much it wrote to stderr.
+    pub stderr_bytes: u64,
+    /// Something was left out of `stdout` or `stderr`.
+    pub truncated: bool,
+    /// Milliseconds from its start to its end, by the node's clock.
+    pub duration_ms: u64,
+}
+
+/// Bytes of the beginning, and of the end, of an output in a [`RunResult`].
+pub const RESULT_PART_BYTES_MAX: u64 = 512 * 1024;
+
+/// Query of `GET runs/{id}/output`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputQuery {
+    /// Which of the two; stdout when left out.
+    #[serde(default)]
+    pub stream: Stream,
+    /// Offset of the first byte; 0 when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
+    /// Go on until the stream is complete.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// Query of `GET runs/{id}/follow`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FollowQuery {
+    /// Offset of the first byte of stdout to send.
+    #[serde(default)]
+    pub stdout: u64,
+    /// Offset of the first byte of stderr to send.
+    #[serde(default)]
+    pub stderr: u64,
+}
+
+/// Query of `POST runs/{id}/stdin`, whose body is the bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StdinQuery {
+    /// Offset of the first byte; bytes that were accepted before are skipped.
+    pub offset: u64,
+    /// Nothing follows these bytes.
+    #[serde(default)]
+    pub eof: bool,
+}
+
+/// Answer of `POST runs/{id}/stdin`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StdinAccepted {
+    /// Offset behind the last byte that was accepted: where to go on.
+    pub accepted: u64,
+}
+
+/// Body of `POST runs/{id}/resize`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// Columns, 1 to 4096.
+    pub cols: u16,
+    /// Rows, 1 to 4096.
+    pub rows: u16,
+}
+
+/// Body of `POST runs/{id}/signal`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SendSignal {
+    /// `INT`, `TERM`, `HUP`, …; `SIGINT` does too.
+    pub signal: String,
+}
+
+/// Body of `POST runs/{id}/cancel`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cancel {
+    /// Seconds between SIGTERM and SIGKILL, at most 300; 5 when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_seconds: Option<u64>,
+}

@@ -1,0 +1,158 @@
+//! API tokens and what they may do.
+
+use serde::{Deserialize, Serialize};
+
+use super::Timestamp;
+
+/// How every token begins, so that one found in a wrong place is known for what it is.
+pub const TOKEN_PREFIX: &str = "moltis_";
+
+macro_rules! scopes {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal;)*) => {
+        /// One thing that a token may be allowed to do.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum Scope {
+            $($(#[$doc])* #[serde(rename = $text)] $variant,)*
+        }
+
+        impl Scope {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// Returns the scope as it is written.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                }
+            }
+        }
+
+        impl std::str::FromStr for Scope {
+            type Err = UnknownScope;
+
+            fn from_str(text: &str) -> Result<Self, UnknownScope> {
+                match text {
+                    $($text => Ok(Self::$variant),)*
+                    _ => Err(UnknownScope { found: text.chars().take(64).collect() }),
+                }
+            }
+        }
+    };
+}
+
+scopes! {
+    /// See nodes.
+    NodesRead = "nodes:read";
+    /// Pair, approve, reject, rename, label, revoke.
+    NodesAdmin = "nodes:admin";
+    /// See runs and their output.
+    RunsRead = "runs:read";
+    /// Start, feed and cancel runs.
+    RunsWrite = "runs:write";
+    /// Chats.
+    Chats = "chats";
+    /// The MCP server.
+    Mcp = "mcp";
+    /// SSH targets and keys.
+    SshAdmin = "ssh:admin";
+    /// The vault.
+    VaultAdmin = "vault:admin";
+    /// The audit log.
+    AuditRead = "audit:read";
+    /// Metrics.
+    Metrics = "metrics";
+    /// Tokens, each with no more scopes than its maker has.
+    TokensAdmin = "tokens:admin";
+    /// Everything but answering approvals.
+    Admin = "admin";
+}
+
+/// A text is no scope.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{found}` is not a scope: there are {}", list())]
+pub struct UnknownScope {
+    found: String,
+}
+
+fn list() -> String {
+    let all: Vec<_> = Scope::ALL.iter().map(|scope| scope.as_str()).collect();
+    all.join(", ")
+}
+
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One token, without its secret: an item of `GET tokens`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Its id.
+    pub id: String,
+    /// What its maker called it.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it ends to work.
+    pub expires_at: Option<Timestamp>,
+    /// When it was last used, to the minute.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// Answer of `POST tokens`: the only time that the secret is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewToken {
+    /// Its id.
+    pub id: String,
+    /// What its maker called it.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// The secret: `moltis_…`.
+    pub token: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it ends to work.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Body of `POST tokens`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    /// What to call it: 1 to 64 visible characters, not in use.
+    pub name: String,
+    /// What it may do: at least one, and none that its maker lacks.
+    pub scopes: Vec<Scope>,
+    /// How long it works, in seconds; 90 days when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_seconds: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_is_the_same_word_everywhere() {
+        for scope in Scope::ALL {
+            assert_eq!(
+                serde_json::to_string(scope).unwrap(),
+                format!("\"{scope}\"")
+            );
+            assert_eq!(scope.as_str().parse(), Ok(*scope));
+        }
+    }
+
+    #[test]
+    fn an_unknown_scope_is_answered_with_the_list() {
+        let error = "nodes:write".parse::<Scope>().unwrap_err().to_string();
+        assert!(
+            error.starts_with("`nodes:write` is not a scope: there are nodes:read"),
+            "{error}"
+        );
+    }
+}
