@@ -9,10 +9,23 @@
 //! | 6 | gateway → node | [`Verdict`]; after `Pending` a second one follows |
 //!
 //! Each proof is an Ed25519 signature over a [`Transcript`] that holds `h`: it is worth nothing on
-//! any other channel. The machines are [`gateway::GatewayHandshake`] and [`node::NodeHandshake`].
+//! any other channel. The machines are [`gateway::GatewayHandshake`] and [`node::NodeHandshake`];
+//! whoever drives one decodes each frame, takes its length from an [`Allowance`] first, hands the
+//! message in and sends what comes out. A message out of turn, like any other error, closes a
+//! machine for good. The pair is tested over the real Noise channel in `moltis-identity`.
 
+mod allowance;
+mod connection_code;
+mod error;
 pub mod gateway;
+mod introduction;
 pub mod node;
+mod transcript;
+
+pub use allowance::Allowance;
+pub use connection_code::{ConnectionCode, ConnectionCodeError};
+pub use error::{HandshakeError, Proof};
+pub use transcript::Transcript;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,18 +37,6 @@ use crate::subprotocol::Subprotocol;
 use crate::telemetry::Platform;
 use crate::version::Ledger;
 use crate::{BootId, DeviceId, InstanceId, RequestId};
-
-/// What a key signs, and nothing else: made only by the handshake of this crate, from fields of
-/// fixed width behind a label of 32 bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transcript(Vec<u8>);
-
-impl Transcript {
-    /// Returns the bytes to sign or to verify.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
 
 /// Holds a private key, wherever that is.
 pub trait Signer {
@@ -220,22 +221,4 @@ impl SessionLimits {
         ping_after_ms: crate::limits::PING_AFTER.as_secs() * 1000,
         silence_max_ms: crate::limits::SILENCE_MAX.as_secs() * 1000,
     };
-}
-
-/// Sixty bits that both screens show: `7Q4M-2XKD-P9VA`. The same code means that nobody sits
-/// between the two.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConnectionCode(String);
-
-impl ConnectionCode {
-    /// Returns the code with its dashes.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Display for ConnectionCode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
 }

@@ -98,3 +98,12 @@ sized_bytes! {
     /// A SHA-256 digest (FIPS 180-4).
     Digest, 32
 }
+
+impl PublicKey {
+    /// Returns the key as SSH writes it (RFC 8709, 4): the bytes whose SHA-256 is its fingerprint.
+    pub fn to_ssh_wire(&self) -> [u8; 51] {
+        let mut wire = *b"\0\0\0\x0bssh-ed25519\0\0\0\x20................................";
+        wire[19..].copy_from_slice(&self.0);
+        wire
+    }
+}

@@ -13,6 +13,7 @@ pub mod env;
 pub mod handshake;
 pub mod id;
 pub mod key;
+pub mod label;
 pub mod limits;
 pub mod liveness;
 pub mod message;

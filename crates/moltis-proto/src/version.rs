@@ -7,6 +7,8 @@
 //! A struct that has been on the wire never changes. What is new is a new variant at the end of an
 //! enum, with the next number here, and is sent only when both sides speak that number.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// A number of the ledger.
@@ -39,6 +41,17 @@ impl LedgerRange {
     /// Returns whether `ledger` lies in this range.
     pub fn contains(self, ledger: Ledger) -> bool {
         (self.min..=self.max).contains(&ledger)
+    }
+}
+
+impl fmt::Display for LedgerRange {
+    /// `3`, or `2 to 5`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.min == self.max {
+            write!(f, "{}", self.min.0)
+        } else {
+            write!(f, "{} to {}", self.min.0, self.max.0)
+        }
     }
 }
 
