@@ -1,0 +1,210 @@
+//! The way to the keeper of a directory: find the living one, or have one started.
+//!
+//! Used by the link, by the gateway's connector for `local`, and by `moltis node remove`.
+//! What comes back is one stream that speaks [`super::wire`], whichever keeper is behind it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::UnixStream;
+
+/// How long a keeper that was started may take until its socket answers.
+pub const START_TIME: Duration = Duration::from_secs(10);
+
+/// Why no keeper could be reached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The directory cannot be read.
+    #[error("cannot look for a keeper in `{}`", dir.display())]
+    Directory {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// No keeper answered, and none could be started.
+    #[error("cannot start a keeper for `{}`", dir.display())]
+    Start {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A keeper was started, but its socket did not answer in time.
+    #[error("the keeper started for `{}` did not answer within {} s", dir.display(), START_TIME.as_secs())]
+    NoAnswer {
+        /// The directory.
+        dir: PathBuf,
+    },
+}
+
+/// Starts the process `moltis keeper --dir <dir>`, detached.
+pub trait Starter: Send + Sync {
+    /// Starts it and returns; its socket answers later.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn start(&self, dir: &Path) -> io::Result<()>;
+}
+
+impl<F: Fn(&Path) -> io::Result<()> + Send + Sync> Starter for F {
+    fn start(&self, dir: &Path) -> io::Result<()> {
+        self(dir)
+    }
+}
+
+/// A connection to a keeper: both directions of [`super::wire`].
+#[derive(Debug)]
+pub struct KeeperStream(Inner);
+
+#[derive(Debug)]
+enum Inner {
+    Unix(UnixStream),
+    Memory(DuplexStream),
+}
+
+impl From<UnixStream> for KeeperStream {
+    fn from(stream: UnixStream) -> Self {
+        Self(Inner::Unix(stream))
+    }
+}
+
+impl From<DuplexStream> for KeeperStream {
+    fn from(stream: DuplexStream) -> Self {
+        Self(Inner::Memory(stream))
+    }
+}
+
+/// Connects to the living keeper of `dir`; where none answers, has one started and waits for it.
+///
+/// # Errors
+/// [`ConnectError`], each naming the directory.
+pub async fn connect(dir: &Path, starter: &dyn Starter) -> Result<KeeperStream, ConnectError> {
+    if let Some(stream) = find(dir).await? {
+        return Ok(stream);
+    }
+    starter.start(dir).map_err(|source| ConnectError::Start {
+        dir: dir.to_owned(),
+        source,
+    })?;
+    let no_answer = || ConnectError::NoAnswer {
+        dir: dir.to_owned(),
+    };
+    let answered = async {
+        loop {
+            if let Some(stream) = find(dir).await? {
+                return Ok(stream);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(START_TIME, answered)
+        .await
+        .map_err(|_elapsed| no_answer())?
+}
+
+/// Connects to the living keeper of `dir`; `None` where none answers.
+///
+/// # Errors
+/// [`ConnectError::Directory`] when the directory cannot be read; one that is missing holds none.
+pub async fn find(dir: &Path) -> Result<Option<KeeperStream>, ConnectError> {
+    for socket in sockets(dir)? {
+        if let Ok(stream) = UnixStream::connect(&socket).await {
+            return Ok(Some(stream.into()));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the sockets in `dir`, whether or not anybody listens.
+fn sockets(dir: &Path) -> Result<Vec<PathBuf>, ConnectError> {
+    let unreadable = |source| ConnectError::Directory {
+        dir: dir.to_owned(),
+        source,
+    };
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(unreadable(error)),
+    };
+    let mut sockets = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(unreadable)?.path();
+        let ours = path
+            .file_stem()
+            .is_some_and(|stem| stem.as_encoded_bytes().starts_with(b"k"));
+        if ours
+            && path
+                .extension()
+                .is_some_and(|extension| extension == "sock")
+        {
+            sockets.push(path);
+        }
+    }
+    Ok(sockets)
+}
+
+impl AsyncRead for KeeperStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Inner::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Inner::Memory(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for KeeperStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.0 {
+            Inner::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Inner::Memory(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.0 {
+            Inner::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Inner::Memory(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.0 {
+            Inner::Unix(stream) => stream.is_write_vectored(),
+            Inner::Memory(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Inner::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Inner::Memory(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Inner::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Inner::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
