@@ -1,3 +1,84 @@
 //! Project automation: `cargo xtask <command>`.
+//!
+//! This program builds, starts and measures other programs. It imports none of the `moltis-*` crates:
+//! whatever it learns about Moltis it learns as a stranger would, from the binary, its output, its
+//! socket and its files.
+//!
+//! Reading order: `test` (what CI runs), `tidy` (rules no compiler checks), `quickstart` (the whole
+//! product in one minute), `bench` (the figures). `say` is the only module that prints, `process` the
+//! only one that starts things.
 
-fn main() {}
+use std::env;
+use std::process::ExitCode;
+
+mod deny;
+mod needs;
+mod process;
+mod say;
+mod stop;
+mod test;
+mod tidy;
+mod workspace;
+
+/// One command of this program: its name, what it does, and what runs it.
+type Command = (
+    &'static str,
+    &'static str,
+    fn(&[String]) -> anyhow::Result<()>,
+);
+
+const COMMANDS: &[Command] = &[
+    (
+        "test",
+        "everything CI runs, in its order; `test <part>…` runs only those",
+        test::run,
+    ),
+    (
+        "tidy",
+        "the rules that no compiler checks: floors, front pages, links, …",
+        tidy::run,
+    ),
+    (
+        "seal",
+        "seal the migrations of a release: from then on they never change",
+        tidy::seal,
+    ),
+    (
+        "deny",
+        "licences, bans, sources and advisories, by cargo-deny",
+        deny::run,
+    ),
+];
+
+fn main() -> ExitCode {
+    let mut words = env::args().skip(1);
+    let name = words.next().unwrap_or_default();
+    let rest: Vec<String> = words.collect();
+    let Some((_, _, run)) = COMMANDS.iter().find(|(known, ..)| *known == name) else {
+        return usage(&name);
+    };
+    match run(&rest) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say::failure(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints the list of commands; asking for it is a success, guessing a name is not.
+fn usage(name: &str) -> ExitCode {
+    let asked = matches!(name, "" | "help" | "--help" | "-h");
+    if !asked {
+        say::problem(&format!("there is no command `{name}`"));
+    }
+    say::line("cargo xtask <command>\n");
+    for (name, about, _) in COMMANDS {
+        say::line(&format!("  {name:<12} {about}"));
+    }
+    if asked {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(2)
+    }
+}
