@@ -58,6 +58,8 @@
 //! ```
 
 pub mod fingerprint;
+#[cfg(test)]
+mod hex;
 mod identity;
 pub mod key_file;
 pub mod noise;

@@ -37,7 +37,7 @@ impl SecretKey {
         Zeroizing::new(self.0.to_bytes())
     }
 
-    fn sign_bytes(&self, message: &[u8]) -> Signature {
+    pub(crate) fn sign_bytes(&self, message: &[u8]) -> Signature {
         Signature::from_bytes(self.0.sign(message).to_bytes())
     }
 }
