@@ -1,3 +1,5 @@
 //! Moltis: gateway.
 
 pub mod api;
+pub mod http;
+pub mod principal;

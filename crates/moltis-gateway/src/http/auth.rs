@@ -1,0 +1,159 @@
+//! Who asks: a bearer token, or the socket's peer. Every guarded route passes through here once,
+//! with the action that it declares in the table of [`super`].
+
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+
+use super::ApiState;
+use super::error::{ApiError, ApiResult};
+use super::gate::peer_of;
+use super::peer::Peer;
+use crate::api::problem::Code;
+use crate::api::tokens::TOKEN_PREFIX;
+use crate::principal::{Action, Denied, Principal, authorize};
+
+/// Lets a request through to its handler, which finds the [`Principal`] in its extensions.
+pub(super) async fn guard(
+    State((state, action)): State<(ApiState, Action)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let admitted = match action {
+        Action::Public => Ok(None),
+        _ => match read(&state, &request) {
+            Ok(shown) => identify(&state, shown).await.map(Some),
+            Err(error) => Err(error),
+        },
+    };
+    let checked = admitted.and_then(|who| {
+        authorize(who.as_ref(), action).map_err(|denied| refuse(denied, who.as_ref()))?;
+        Ok(who)
+    });
+    match checked {
+        Ok(who) => {
+            if let Some(who) = who {
+                request.extensions_mut().insert(who);
+            }
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+/// What a request shows of who asks, before anybody is asked about it.
+enum Shown {
+    User(Principal),
+    Token { hash: [u8; 32], peer: Peer },
+}
+
+/// Reads what is shown, or says what is missing.
+fn read(state: &ApiState, request: &Request) -> ApiResult<Shown> {
+    let peer = peer_of(request);
+    if let Peer::Unix { uid, .. } = peer {
+        return of_user(state, uid).map(Shown::User);
+    }
+    match bearer(request.headers()) {
+        Ok(Some(token)) => Ok(Shown::Token {
+            hash: Sha256::digest(token.as_bytes()).into(),
+            peer,
+        }),
+        Ok(None) => Err(unauthenticated("this needs a token, and there is none")),
+        Err(error) => Err(throttled(state, &peer, error)),
+    }
+}
+
+/// Finds out who that is.
+async fn identify(state: &ApiState, shown: Shown) -> ApiResult<Principal> {
+    let (hash, peer) = match shown {
+        Shown::User(principal) => return Ok(principal),
+        Shown::Token { hash, peer } => (hash, peer),
+    };
+    match state.principal_of_token(hash).await? {
+        Some(principal) => Ok(principal),
+        // Unknown, expired and revoked are one answer: none of them tells a guess from a token.
+        None => Err(throttled(
+            state,
+            &peer,
+            unauthenticated("this token is not known here, has expired, or was revoked"),
+        )),
+    }
+}
+
+fn of_user(state: &ApiState, uid: u32) -> ApiResult<Principal> {
+    let owner = state.config().owner_uid;
+    if uid == owner || uid == 0 {
+        return Ok(Principal::Operator);
+    }
+    Err(ApiError::new(
+        Code::Unauthenticated,
+        format!("this socket is for user {owner}, who runs the gateway, and not for user {uid}"),
+    )
+    .hint("ask over TCP, with a token"))
+}
+
+/// Returns the token of an `Authorization` header; `None` where there is no such header.
+fn bearer(headers: &HeaderMap) -> ApiResult<Option<&str>> {
+    let mut all = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = all.next() else {
+        return Ok(None);
+    };
+    let malformed = || unauthenticated("the Authorization header is not `Bearer moltis_…`");
+    if all.next().is_some() {
+        return Err(malformed());
+    }
+    let value = value.to_str().map_err(|_| malformed())?;
+    let (scheme, token) = value.split_once(' ').ok_or_else(malformed)?;
+    let sound = scheme.eq_ignore_ascii_case("bearer") && token.trim().starts_with(TOKEN_PREFIX);
+    if sound {
+        Ok(Some(token.trim()))
+    } else {
+        Err(malformed())
+    }
+}
+
+/// Counts a failed token, and answers 429 in place of `error` when there were too many.
+fn throttled(state: &ApiState, peer: &Peer, error: ApiError) -> ApiError {
+    let Some(source) = peer.ip() else {
+        return error;
+    };
+    match state.throttle().fail(source, Instant::now()) {
+        Ok(()) => error,
+        Err(wait) => {
+            let seconds = wait.as_secs() + 1;
+            ApiError::new(
+                Code::TooMany,
+                "too many failed tokens came from this address",
+            )
+            .hint(format!("try again in {seconds} s"))
+            .retry_after(seconds)
+        }
+    }
+}
+
+fn unauthenticated(detail: &str) -> ApiError {
+    ApiError::new(Code::Unauthenticated, detail).hint(
+        "send `Authorization: Bearer moltis_…`; `moltis token create` makes a token, and at the \
+         Unix socket none is needed",
+    )
+}
+
+fn refuse(denied: Denied, who: Option<&Principal>) -> ApiError {
+    match denied {
+        Denied::Unauthenticated => unauthenticated("this needs a token, and there is none"),
+        Denied::ScopeMissing(scope) => {
+            let who = who.map(ToString::to_string).unwrap_or_default();
+            ApiError::new(
+                Code::ScopeMissing,
+                format!("`{who}` lacks the scope `{scope}`, which this needs"),
+            )
+            .hint(format!(
+                "make a token with it: moltis token create --scope {scope}"
+            ))
+        }
+    }
+}

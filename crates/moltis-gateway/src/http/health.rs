@@ -1,0 +1,48 @@
+//! Answers that need nobody's name: is it alive, is it ready, what is served here, and what is not.
+
+use axum::extract::OriginalUri;
+use axum::http::Method;
+
+use super::error::ApiError;
+use crate::api::Health;
+use crate::api::problem::Code;
+
+/// `/healthz`: the process answers.
+pub(super) async fn healthz() -> axum::Json<Health> {
+    axum::Json(Health {
+        ok: true,
+        problem: None,
+    })
+}
+
+/// `/`: what is served here.
+pub(super) async fn front_page() -> &'static str {
+    concat!(
+        "This is a Moltis gateway, version ",
+        env!("CARGO_PKG_VERSION"),
+        ".\n\n",
+        "  /api/v1   the API: bearer tokens, made by `moltis token create`\n",
+        "  /ws       where nodes connect: `moltis node add --host ws://<this address>/ws`\n",
+        "  /healthz  the process lives\n",
+        "  /readyz   it can do its work\n\n",
+        "On this machine `moltis` talks to it by its Unix socket and needs no token.\n",
+    )
+}
+
+/// Everything that is no route.
+pub(super) async fn no_such_route(OriginalUri(uri): OriginalUri) -> ApiError {
+    ApiError::new(
+        Code::NotFound,
+        format!("there is no route `{}`", uri.path()),
+    )
+    .hint("the API begins at /api/v1")
+}
+
+/// A route with a method that it does not have.
+pub(super) async fn no_such_method(method: Method, OriginalUri(uri): OriginalUri) -> ApiError {
+    ApiError::new(
+        Code::MethodNotAllowed,
+        format!("`{}` does not take {method}", uri.path()),
+    )
+    .hint("the Allow header of this answer lists what it takes")
+}

@@ -1,0 +1,143 @@
+//! The accept loop: each connection becomes a task that speaks HTTP/1.1 with the router.
+//!
+//! Not `axum::serve`, which has no limit on the time and size of a request's head, and whose
+//! buffers are large. Called by `Gateway::serve`; it returns when `stop` is cancelled and every
+//! connection is done, or its grace is over. Upgraded connections belong to their sessions.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+
+use super::listen::{Connection, Listener};
+use super::peer::Peer;
+
+/// How long a peer may take for the head of a request, the wait for it included.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes of a request's head. A longer one is answered 431.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Headers of one request. More are answered 431.
+const HEADERS_MAX: usize = 64;
+
+/// Bytes that one connection buffers; hyper takes no less than 8 KiB.
+const BUFFER_BYTES_MAX: usize = 64 * 1024;
+
+/// How long answers under way may take once the gateway stops.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// The wait after a failed accept: no descriptor is free, and trying at once would only spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers on `listener` until `stop`.
+pub async fn serve(listener: Listener, router: Router, stop: CancellationToken) {
+    let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((Connection::Tcp(stream), peer)) => {
+                let speak = speak(stream, peer, router.clone(), stop.clone());
+                connections.spawn(until(cut.clone(), speak));
+            }
+            Ok((Connection::Unix(stream), peer)) => {
+                let speak = speak(stream, peer, router.clone(), stop.clone());
+                connections.spawn(until(cut.clone(), speak));
+            }
+            Err(error) => pause_after(&error).await,
+        }
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(STOP_GRACE, connections.wait())
+        .await
+        .is_err()
+    {
+        cut.cancel();
+        connections.wait().await;
+    }
+}
+
+async fn until(cut: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        () = cut.cancelled() => {}
+        () = work => {}
+    }
+}
+
+/// Speaks HTTP on one connection until it closes, or is idle after `stop`.
+async fn speak<S>(stream: S, peer: Peer, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let router = router.clone();
+        async move {
+            Ok::<_, Infallible>(
+                router
+                    .oneshot(request)
+                    .await
+                    .unwrap_or_else(|no| match no {}),
+            )
+        }
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .max_headers(HEADERS_MAX)
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX)
+        // The local user may think between two requests; a stranger may not hold the socket.
+        .header_read_timeout(match peer {
+            Peer::Unix { .. } => None,
+            Peer::Tcp { .. } | Peer::Unknown => Some(HEAD_TIME_MAX),
+        });
+    let mut connection = pin!(
+        builder
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+    );
+    let ended = tokio::select! {
+        biased;
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(peer.addr = %peer, %error, "a connection ended badly");
+    }
+}
+
+/// A connection that died before it was accepted is nobody's problem; a lack of descriptors is.
+async fn pause_after(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    if matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    ) {
+        return;
+    }
+    tracing::error!(%error, "connections cannot be accepted");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
