@@ -1,0 +1,58 @@
+//! Where the link finds the keepers of its machine: the border between the two halves of a node.
+//!
+//! A keeper is a process of its own behind a Unix socket, or lives in this process behind a pipe in
+//! memory. The link does not care; it passes frames ([`crate::keeper::wire`]).
+
+use std::error::Error;
+use std::fmt;
+use std::path::PathBuf;
+
+use futures_util::future::BoxFuture;
+
+use crate::keeper::{KeeperStream, Starter, connect};
+
+/// Why no keeper can be reached.
+pub type KeepersError = Box<dyn Error + Send + Sync>;
+
+/// Finds and starts keepers.
+pub trait Keepers: Send + Sync + 'static {
+    /// Connects to every keeper of this machine that lives, the one for new runs first. Starts one
+    /// where none does, so there is always a first.
+    ///
+    /// # Errors
+    /// None lives and none can be started.
+    fn connect(&self) -> BoxFuture<'_, Result<Vec<KeeperStream>, KeepersError>>;
+}
+
+/// The keepers of one directory, `runs/` of a node.
+pub struct KeeperDir {
+    dir: PathBuf,
+    starter: Box<dyn Starter>,
+}
+
+impl KeeperDir {
+    /// Looks for keepers in `dir`; `starter` starts one where none answers.
+    pub fn new(dir: impl Into<PathBuf>, starter: impl Starter + 'static) -> Self {
+        Self {
+            dir: dir.into(),
+            starter: Box::new(starter),
+        }
+    }
+}
+
+impl fmt::Debug for KeeperDir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeeperDir")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Keepers for KeeperDir {
+    fn connect(&self) -> BoxFuture<'_, Result<Vec<KeeperStream>, KeepersError>> {
+        Box::pin(async {
+            let newest = connect::connect(&self.dir, &*self.starter).await?;
+            Ok(vec![newest])
+        })
+    }
+}
