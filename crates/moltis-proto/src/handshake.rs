@@ -6,7 +6,7 @@
 //! | 3 | gateway → node | [`GatewayProof`] |
 //! | 4 | node → gateway | [`NodeProof`], only after the gateway's key matched the pin |
 //! | 5 | node → gateway | [`Introduction`] |
-//! | 6 | gateway → node | [`Verdict`]; after `Pending` a second one follows |
+//! | 6 | gateway → node | [`Verdict`]; after `Pending` others follow |
 //!
 //! Each proof is an Ed25519 signature over a [`Transcript`] that holds `h`: it is worth nothing on
 //! any other channel. The machines are [`gateway::GatewayHandshake`] and [`node::NodeHandshake`];
@@ -176,7 +176,8 @@ pub enum Verdict {
         /// The ledger number of this connection.
         ledger: Ledger,
     },
-    /// A person has to decide. The connection stays; a second verdict follows.
+    /// A person has to decide. The connection stays, and this is said again every
+    /// [`PING_AFTER`](crate::limits::PING_AFTER) as a sign of life, until another verdict follows.
     Pending {
         /// The request.
         request_id: RequestId,

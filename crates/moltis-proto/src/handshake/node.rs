@@ -144,7 +144,8 @@ impl NodeHandshake {
         self.gateway_key
     }
 
-    /// Takes step 6, and once more after [`Decision::Pending`].
+    /// Takes step 6. After [`Decision::Pending`] the same comes again now and then, as a sign of
+    /// life, until a person has decided.
     ///
     /// # Errors
     /// The machine is then closed.
@@ -157,9 +158,8 @@ impl NodeHandshake {
         verdict: Verdict,
         verifier: &dyn Verifier,
     ) -> Result<Decision, HandshakeError> {
-        let (sent, may_wait) = match mem::replace(&mut self.state, State::Closed) {
-            State::AwaitVerdict(sent) => (sent, true),
-            State::AwaitDecision(sent) => (sent, false),
+        let sent = match mem::replace(&mut self.state, State::Closed) {
+            State::AwaitVerdict(sent) | State::AwaitDecision(sent) => sent,
             other => return Err(other.out_of_turn("Verdict")),
         };
         match verdict {
@@ -181,9 +181,6 @@ impl NodeHandshake {
                     limits,
                     ledger,
                 })
-            }
-            Verdict::Pending { .. } if !may_wait => {
-                Err(State::AwaitDecision(sent).out_of_turn("Verdict::Pending"))
             }
             Verdict::Pending {
                 request_id,
