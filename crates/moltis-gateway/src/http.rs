@@ -17,6 +17,8 @@ mod host;
 pub mod listen;
 pub mod peer;
 pub mod serve;
+#[cfg(test)]
+mod tests;
 mod throttle;
 
 use std::sync::atomic::{AtomicU64, Ordering};
