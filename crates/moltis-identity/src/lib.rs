@@ -59,6 +59,8 @@
 
 pub mod fingerprint;
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod hex;
 mod identity;
 pub mod key_file;

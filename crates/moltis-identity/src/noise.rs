@@ -257,4 +257,4 @@ fn library(error: snow::Error) -> NoiseError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

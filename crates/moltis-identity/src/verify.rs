@@ -47,3 +47,5 @@ fn sound(key: &PublicKey) -> Option<VerifyingKey> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::SMALL_ORDER;

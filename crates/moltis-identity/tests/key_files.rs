@@ -172,7 +172,7 @@ fn a_changed_file_is_refused_at_every_bit_and_length() {
         }
         refuse(&good[..at], &format!("a file of {at} bytes"));
     }
-    for more in [&b"\n"[..], b"\0", b" ", b"check = ", &[b'#'; 100_000]] {
+    for more in [&b"\n"[..], b"\0", b" ", b"check = ", &vec![b'#'; 100_000]] {
         refuse(&[&good, more].concat(), "a longer file");
         refuse(&[more, &good].concat(), "a file with something before it");
     }

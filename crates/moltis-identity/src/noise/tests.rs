@@ -34,6 +34,19 @@ fn pair(negotiated: &Negotiated) -> (Channel, Channel) {
     (initiator.finish(&message_2).unwrap(), gateway)
 }
 
+/// A channel that comes out the same each time: both messages, node, gateway.
+pub(crate) fn with_ephemerals(
+    negotiated: &Negotiated,
+    node: &[u8; 32],
+    gateway: &[u8; 32],
+) -> (Vec<u8>, Vec<u8>, Channel, Channel) {
+    let (initiator, message_1) = Initiator::begin(negotiated, Some(node)).unwrap();
+    let responder = Responder::begin(negotiated, Some(gateway)).unwrap();
+    let (gateway, message_2) = responder.respond(&message_1).unwrap();
+    let node = initiator.finish(&message_2).unwrap();
+    (message_1, message_2, node, gateway)
+}
+
 fn sealed(sealer: &mut Sealer, plaintext: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     sealer.seal(plaintext, &mut frame).unwrap();

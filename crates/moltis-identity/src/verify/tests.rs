@@ -8,7 +8,7 @@ use crate::{SecretKey, hex};
 
 /// Every encoding of a point of small order (RFC 8032, 5.1.3): the eight canonical ones first, then
 /// those with a sign that a zero cannot have, or a y that is not reduced.
-const SMALL_ORDER: [&str; 14] = [
+pub(crate) const SMALL_ORDER: [&str; 14] = [
     "0100000000000000000000000000000000000000000000000000000000000000",
     "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
     "0000000000000000000000000000000000000000000000000000000000000000",
