@@ -56,6 +56,8 @@ pub enum RunRefusal {
     Leaving,
     /// The journal cannot be written.
     JournalFailed,
+    /// The run was forgotten: its id is used up.
+    Forgotten,
 }
 
 /// Why a side closes a connection for good.

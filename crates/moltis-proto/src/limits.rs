@@ -58,7 +58,7 @@ pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of unacknowledged output of one stream that a node holds in memory before its spool.
 pub const OUTBOX_MEMORY_BYTES: u64 = 1024 * 1024;
 
-/// Bytes of one run's spool. Past it the first [`SPOOL_HEAD_BYTES`] and the newest are kept.
+/// Bytes of the spool of one stream. Past it the first [`SPOOL_HEAD_BYTES`] and the newest are kept.
 pub const SPOOL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Bytes kept of the beginning of a stream whose spool is full.
