@@ -28,6 +28,9 @@ pub const NEXT_OFFSET_HEADER: &str = "moltis-next-offset";
 /// Header that makes `POST runs` safe to repeat: 1 to 128 visible ASCII characters.
 pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
 
+/// Header of the answer to `POST runs?follow=true`: the id of the run.
+pub const RUN_ID_HEADER: &str = "moltis-run-id";
+
 /// Header of every answer: the id under which the gateway's log speaks of this request.
 pub const REQUEST_ID_HEADER: &str = "moltis-request-id";
 

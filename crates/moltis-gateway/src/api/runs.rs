@@ -63,6 +63,10 @@ pub struct StartQuery {
     /// Answer when the run is over, with a [`RunResult`].
     #[serde(default)]
     pub wait: bool,
+    /// Answer as `GET runs/{id}/follow` does, from the beginning, in this one request. The header
+    /// [`RUN_ID_HEADER`](super::RUN_ID_HEADER) of the answer names the run.
+    #[serde(default)]
+    pub follow: bool,
 }
 
 /// Query of `GET runs`.
