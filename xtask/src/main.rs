@@ -11,10 +11,13 @@
 use std::env;
 use std::process::ExitCode;
 
+mod bench;
 mod deny;
 mod needs;
 mod process;
+mod quickstart;
 mod say;
+mod stage;
 mod stop;
 mod test;
 mod tidy;
@@ -29,9 +32,19 @@ type Command = (
 
 const COMMANDS: &[Command] = &[
     (
+        "quickstart",
+        "build, start a gateway and a node, pair them, run a command; `--once` ends there",
+        quickstart::run,
+    ),
+    (
         "test",
         "everything CI runs, in its order; `test <part>…` runs only those",
         test::run,
+    ),
+    (
+        "bench",
+        "ours, the floor and OpenSSH in turn, beside the targets; `--short`, `--write`",
+        bench::run,
     ),
     (
         "tidy",

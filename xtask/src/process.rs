@@ -15,6 +15,12 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::stop;
 
+mod background;
+mod strangers;
+
+pub(crate) use background::Background;
+pub(crate) use strangers::{descendants, end_strangers, running};
+
 /// How long a program may take to leave after SIGTERM before it is killed.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
 

@@ -17,6 +17,11 @@ pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| ROOT.join("target"), |dir| ROOT.join(dir))
 }
 
+/// Returns where cargo puts the program `moltis` of a profile (`debug` or `release`).
+pub(crate) fn binary(profile: &str) -> PathBuf {
+    target().join(profile).join("moltis")
+}
+
 /// Returns the cargo that started us, at the root of the repository.
 ///
 /// What `cargo run` told us about this package is taken out of its environment: it would reach the

@@ -13,11 +13,18 @@ use anyhow::bail;
 use super::{Group, TICK};
 use crate::stop;
 
+/// A line that a program printed, without its end.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    pub(crate) is_stderr: bool,
+    pub(crate) text: String,
+}
+
 /// A program in the background whose lines we read as they come, from both of its outputs.
 #[derive(Debug)]
 pub(crate) struct Background {
     group: Group,
-    lines: Receiver<String>,
+    lines: Receiver<Line>,
     heard: Vec<String>,
 }
 
@@ -34,8 +41,8 @@ impl Background {
             .stderr(Stdio::piped());
         let mut group = Group::spawn(command)?;
         let (sender, lines) = mpsc::channel();
-        pass_lines(group.child.stdout.take(), sender.clone());
-        pass_lines(group.child.stderr.take(), sender);
+        pass_lines(group.child.stdout.take(), sender.clone(), false);
+        pass_lines(group.child.stderr.take(), sender, true);
         Ok(Self {
             group,
             lines,
@@ -53,12 +60,12 @@ impl Background {
     /// # Errors
     ///
     /// When no line comes within `limit`, or somebody asked us to stop.
-    pub(crate) fn next_line(&mut self, limit: Duration) -> anyhow::Result<Option<String>> {
+    pub(crate) fn next_line(&mut self, limit: Duration) -> anyhow::Result<Option<Line>> {
         let since = Instant::now();
         loop {
             match self.lines.recv_timeout(TICK) {
                 Ok(line) => {
-                    self.heard.push(line.clone());
+                    self.heard.push(line.text.clone());
                     return Ok(Some(line));
                 }
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
@@ -83,7 +90,7 @@ impl Background {
     pub(crate) fn find<T>(
         &mut self,
         limit: Duration,
-        mut find: impl FnMut(&str) -> Option<T>,
+        mut find: impl FnMut(&Line) -> Option<T>,
     ) -> anyhow::Result<T> {
         let until = Instant::now() + limit;
         while let Some(line) =
@@ -105,6 +112,20 @@ impl Background {
         self.group.wait(limit)
     }
 
+    /// Returns an error when the program has ended by itself.
+    ///
+    /// # Errors
+    ///
+    /// With its status and what it said last.
+    pub(crate) fn check_alive(&mut self) -> anyhow::Result<()> {
+        self.heard
+            .extend(self.lines.try_iter().map(|line| line.text));
+        match self.group.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("`{}` ended with {status}{}", self.group.name, self.said()),
+        }
+    }
+
     /// Ends the program and its group.
     pub(crate) fn end(&mut self) {
         self.group.end();
@@ -120,15 +141,19 @@ impl Background {
     }
 }
 
-fn pass_lines(pipe: Option<impl Read + Send + 'static>, sender: mpsc::Sender<String>) {
+fn pass_lines(
+    pipe: Option<impl Read + Send + 'static>,
+    sender: mpsc::Sender<Line>,
+    is_stderr: bool,
+) {
     let Some(pipe) = pipe else { return };
     thread::spawn(move || {
         let mut reader = BufReader::new(pipe);
         let mut bytes = Vec::new();
         while matches!(reader.read_until(b'\n', &mut bytes), Ok(read) if read > 0) {
-            let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+            let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
             bytes.clear();
-            if sender.send(line).is_err() {
+            if sender.send(Line { is_stderr, text }).is_err() {
                 return; // nobody listens any more
             }
         }
@@ -151,7 +176,7 @@ mod tests {
         let mut command = shell("sleep 1000 & echo $!; wait");
         let mut background = Background::start(&mut command).unwrap();
         let child: u32 = background
-            .find(GRACE, |line| line.parse().ok())
+            .find(GRACE, |line| line.text.parse().ok())
             .expect("the shell names its child");
         let error = background.wait(Duration::from_millis(10)).unwrap_err();
         assert!(error.to_string().contains("took longer than"), "{error}");

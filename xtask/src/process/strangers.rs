@@ -11,20 +11,45 @@ use super::TICK;
 #[cfg(not(target_os = "linux"))]
 use super::{GRACE, stdout_of};
 
+/// Another process.
+struct Stranger {
+    pid: u32,
+    parent: u32,
+    /// The words of its command line, joined by spaces.
+    line: String,
+}
+
 /// Returns the ids of all processes that run `program` and have `word` in an argument.
 pub(crate) fn running(program: &Path, word: &Path) -> Vec<u32> {
     let word = word.to_string_lossy();
     let program = program.to_string_lossy();
-    command_lines()
-        .into_iter()
-        .filter(|(_, line)| line.starts_with(&*program) && line.contains(&*word))
-        .map(|(pid, _)| pid)
-        .collect()
+    let is_meant = |stranger: &Stranger| {
+        stranger.line.starts_with(&*program) && stranger.line.contains(&*word)
+    };
+    let found = strangers().into_iter().filter(is_meant);
+    found.map(|stranger| stranger.pid).collect()
 }
 
-/// Returns id and command line, its words joined by spaces, of every process we may look at.
+/// Returns the ids of all processes below these, children first.
+pub(crate) fn descendants(pids: &[u32]) -> Vec<u32> {
+    let strangers = strangers();
+    let mut below: Vec<u32> = Vec::new();
+    let mut parents = pids.to_vec();
+    while let Some(parent) = parents.pop() {
+        for child in strangers
+            .iter()
+            .filter(|stranger| stranger.parent == parent)
+        {
+            below.push(child.pid);
+            parents.push(child.pid);
+        }
+    }
+    below
+}
+
+/// Returns every process that we may look at.
 #[cfg(target_os = "linux")]
-fn command_lines() -> Vec<(u32, String)> {
+fn strangers() -> Vec<Stranger> {
     let entries = std::fs::read_dir("/proc")
         .into_iter()
         .flatten()
@@ -32,26 +57,39 @@ fn command_lines() -> Vec<(u32, String)> {
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter_map(|pid: u32| {
         let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let words: Vec<String> = bytes
+        let words: Vec<_> = bytes
             .split(|byte| *byte == 0)
-            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .map(String::from_utf8_lossy)
             .collect();
-        Some((pid, words.join(" ")))
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name in parentheses may hold anything; after it come the state and the parent.
+        let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
+        Some(Stranger {
+            pid,
+            parent,
+            line: words.join(" "),
+        })
     })
     .collect()
 }
 
-/// Returns id and command line of every process, as `ps` shows them.
+/// Returns every process, as `ps` shows them.
 #[cfg(not(target_os = "linux"))]
-fn command_lines() -> Vec<(u32, String)> {
-    let mut ps = Command::new("ps");
-    ps.args(["-axww", "-o", "pid=,command="]);
+fn strangers() -> Vec<Stranger> {
+    let mut ps = std::process::Command::new("ps");
+    ps.args(["-axww", "-o", "pid=,ppid=,command="]);
     let listed = stdout_of(&mut ps, GRACE).unwrap_or_default();
-    let split = |line: &str| {
-        let (pid, command) = line.trim_start().split_once(' ')?;
-        Some((pid.parse().ok()?, command.to_owned()))
+    let read = |line: &str| {
+        let (pid, rest) = line.trim_start().split_once(' ')?;
+        let (parent, line) = rest.trim_start().split_once(' ')?;
+        let (pid, parent) = (pid.parse().ok()?, parent.parse().ok()?);
+        Some(Stranger {
+            pid,
+            parent,
+            line: line.to_owned(),
+        })
     };
-    listed.lines().filter_map(split).collect()
+    listed.lines().filter_map(read).collect()
 }
 
 /// Ends processes that are not our children: SIGTERM, and SIGKILL for those still there after two
@@ -71,5 +109,26 @@ pub(crate) fn end_strangers(pids: &[u32]) {
     }
     for pid in pids.iter().filter(|pid| is_there(pid)) {
         kill_process(*pid, Signal::KILL).ok(); // it may have ended just now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::process::{Background, GRACE};
+
+    #[test]
+    fn a_stranger_is_found_by_its_words_and_ended_with_its_children() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "sleep 1000 & echo $!; wait", "a-word-like-no-other"]);
+        let mut shell = Background::start(&mut command).unwrap();
+        let child: u32 = shell.find(GRACE, |line| line.text.parse().ok()).unwrap();
+        let found = running(Path::new("/bin/sh"), Path::new("a-word-like-no-other"));
+        assert_eq!(found, [shell.id()]);
+        assert_eq!(descendants(&found), [child]);
+        end_strangers(&[child]);
+        assert!(shell.wait(GRACE).is_ok(), "the shell waited for its child");
     }
 }

@@ -1,0 +1,175 @@
+//! A relay of TCP connections that can be cut: the cable between a node and its gateway.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+/// A relay to one address, for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    address: SocketAddr,
+    cable: Arc<Cable>,
+}
+
+#[derive(Debug)]
+struct Cable {
+    to: SocketAddr,
+    is_cut: AtomicBool,
+    is_over: AtomicBool,
+    /// Connections that went through since the start.
+    joined: AtomicUsize,
+    live: Mutex<Vec<TcpStream>>,
+}
+
+impl Relay {
+    /// Listens on a free port of loopback and passes on what comes.
+    ///
+    /// # Errors
+    ///
+    /// When no port can be had.
+    pub(crate) fn to(to: SocketAddr) -> anyhow::Result<Self> {
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("a port for the relay")?;
+        let address = listener.local_addr()?;
+        let cable = Arc::new(Cable {
+            to,
+            is_cut: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+            joined: AtomicUsize::new(0),
+            live: Mutex::default(),
+        });
+        let theirs = Arc::clone(&cable);
+        thread::spawn(move || theirs.accept(&listener));
+        Ok(Self { address, cable })
+    }
+
+    /// Returns where to connect instead.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns how many connections went through since the start.
+    pub(crate) fn joined(&self) -> usize {
+        self.cable.joined.load(Ordering::SeqCst)
+    }
+
+    /// Cuts every connection and lets no new one through for a while.
+    pub(crate) fn cut_for(&self, while_: Duration) {
+        self.cable.cut();
+        let cable = Arc::clone(&self.cable);
+        thread::spawn(move || {
+            thread::sleep(while_);
+            cable.is_cut.store(false, Ordering::SeqCst);
+        });
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.cable.is_over.store(true, Ordering::SeqCst);
+        self.cable.cut();
+        drop(TcpStream::connect(self.address)); // wakes the acceptor, which then sees that it is over
+    }
+}
+
+impl Cable {
+    fn accept(self: Arc<Self>, listener: &TcpListener) {
+        for near in listener.incoming() {
+            if self.is_over.load(Ordering::SeqCst) {
+                return;
+            }
+            let Ok(near) = near else { continue };
+            if !self.is_cut.load(Ordering::SeqCst) {
+                self.join(near).ok(); // the far end is gone; the near one sees its connection close
+            }
+        }
+    }
+
+    fn join(&self, near: TcpStream) -> io::Result<()> {
+        let far = TcpStream::connect(self.to)?;
+        near.set_nodelay(true)?;
+        far.set_nodelay(true)?;
+        let ends = [near.try_clone()?, far.try_clone()?];
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_cut.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        live.extend(ends);
+        self.joined.fetch_add(1, Ordering::SeqCst);
+        let (near_back, far_back) = (near.try_clone()?, far.try_clone()?);
+        thread::spawn(move || pass(near, far));
+        thread::spawn(move || pass(far_back, near_back));
+        Ok(())
+    }
+
+    fn cut(&self) {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_cut.store(true, Ordering::SeqCst);
+        for end in live.drain(..) {
+            end.shutdown(Shutdown::Both).ok(); // it was closed already
+        }
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(read) = from.read(&mut buffer) {
+        if read == 0 || to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
+    to.shutdown(Shutdown::Both).ok(); // it was closed already
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that sends back every byte.
+    fn echo() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let back = stream.try_clone().unwrap();
+                thread::spawn(move || pass(stream, back));
+            }
+        });
+        address
+    }
+
+    fn says(stream: &mut TcpStream, word: &[u8]) -> io::Result<Vec<u8>> {
+        stream.write_all(word)?;
+        let mut heard = vec![0; word.len()];
+        stream.read_exact(&mut heard)?;
+        Ok(heard)
+    }
+
+    #[test]
+    fn a_cut_ends_what_lives_and_lets_nothing_through() {
+        let relay = Relay::to(echo()).unwrap();
+        let mut before = TcpStream::connect(relay.address()).unwrap();
+        assert_eq!(says(&mut before, b"here").unwrap(), b"here");
+
+        relay.cut_for(Duration::from_millis(50));
+        assert!(says(&mut before, b"gone").is_err());
+        let mut tries = 0;
+        let mut after = loop {
+            let mut stream = TcpStream::connect(relay.address()).unwrap();
+            match says(&mut stream, b"back") {
+                Ok(heard) => break (stream, heard),
+                Err(_) => tries += 1,
+            }
+            thread::yield_now();
+        };
+        assert_eq!(after.1, b"back");
+        assert!(tries > 0, "the cut let something through at once");
+        assert_eq!(relay.joined(), 2);
+        assert!(says(&mut after.0, b"on").is_ok());
+    }
+}
