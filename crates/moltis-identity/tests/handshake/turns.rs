@@ -168,14 +168,31 @@ fn a_person_may_let_a_waiting_node_in() {
 }
 
 #[test]
-fn a_node_does_not_wait_twice() {
+fn a_waiting_node_hears_the_same_code_as_a_sign_of_life() {
     let mut ends = ends();
     let proof = ends.prove().unwrap();
     ends.gateway.handle_proof(proof, &StrictVerifier).unwrap();
     let verified = ends.gateway.handle_introduction(introduction()).unwrap();
-    let pending = || verified.pending(RequestId::from_bytes([1; 16]), 5);
-    ends.decide(pending()).unwrap();
-    out_of_turn(ends.decide(pending()), "a decision");
+    for left_ms in [3000, 2000, 1000] {
+        let pending = verified.pending(RequestId::from_bytes([1; 16]), left_ms);
+        match ends.decide(pending).unwrap() {
+            Decision::Pending {
+                expires_in_ms,
+                code,
+                ..
+            } => {
+                assert_eq!(expires_in_ms, left_ms);
+                assert_eq!(&code, verified.connection_code());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let another_code = Verdict::Pending {
+        request_id: RequestId::from_bytes([1; 16]),
+        expires_in_ms: 500,
+        code_reveal: nonce(),
+    };
+    assert_eq!(ends.decide(another_code), Err(HandshakeError::Commitment));
     out_of_turn(ends.decide(accepted(&verified)), "nothing more");
 }
 

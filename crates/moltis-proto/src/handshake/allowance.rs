@@ -3,7 +3,10 @@
 use super::HandshakeError;
 use crate::limits::{HANDSHAKE_BYTES_MAX, HANDSHAKE_FRAME_BYTES_MAX};
 
-/// Counts the bytes of all frames of one peer before acceptance.
+/// Counts the bytes of all frames of one peer before the verdict.
+///
+/// A node that waits for a person hears `Pending` again and again, from a gateway that has proven
+/// its key: it begins a new allowance with each.
 #[derive(Debug)]
 pub struct Allowance {
     left: usize,

@@ -55,7 +55,8 @@ pub enum Decision {
         /// The ledger number of this connection.
         ledger: Ledger,
     },
-    /// A person has to decide. The machine waits for a second verdict.
+    /// A person has to decide. The machine waits for another verdict; the gateway repeats this one
+    /// as a sign of life.
     Pending {
         /// The request.
         request_id: RequestId,
