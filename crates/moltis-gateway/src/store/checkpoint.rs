@@ -1,0 +1,126 @@
+//! Moving commits from the `-wal` file into the database, beside the writer.
+//!
+//! The writer never checkpoints: that would put two syncs into somebody's transaction. A task with
+//! a connection of its own does it every few hundred commits, and a second after the last one.
+//! Only when the `-wal` file has grown far beyond that does the writer wait for a checkpoint, so
+//! that the file stays bounded under a load without pauses.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+/// Commits between two checkpoints: about 500 × 16 KiB are 8 MiB of pages.
+const COMMITS_MAX: u32 = 500;
+
+/// A checkpoint comes this long after the first commit without one.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Bytes of the `-wal` file from which the writer waits for a checkpoint.
+const WAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// The writer's end.
+#[derive(Debug)]
+pub(super) struct Checkpoints {
+    wal: Arc<File>,
+    shared: Arc<Shared>,
+    wait: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    commits: AtomicU32,
+    many: Notify,
+    some: Notify,
+}
+
+impl Checkpoints {
+    /// Starts the task. It ends when this value is closed or dropped.
+    pub(super) async fn start(
+        options: &SqliteConnectOptions,
+        wal: Arc<File>,
+    ) -> Result<Self, sqlx::Error> {
+        let connection = options.clone().connect().await?;
+        let shared = Arc::new(Shared::default());
+        let (wait, waiting) = mpsc::channel(1);
+        super::spawn(run(connection, Arc::clone(&shared), waiting));
+        Ok(Self { wal, shared, wait })
+    }
+
+    /// Counts the commits of a transaction; waits where the `-wal` file is too long.
+    pub(super) async fn after_commit(&self) {
+        let commits = self.shared.commits.fetch_add(1, Ordering::Relaxed) + 1;
+        if commits == 1 {
+            self.shared.some.notify_one();
+        }
+        if commits.is_multiple_of(COMMITS_MAX) {
+            self.shared.many.notify_one();
+            let length = self.wal.metadata().map_or(0, |metadata| metadata.len());
+            if length > WAL_BYTES_MAX {
+                self.wait().await;
+            }
+        }
+    }
+
+    async fn wait(&self) {
+        let (told, done) = oneshot::channel();
+        if self.wait.send(told).await.is_ok() {
+            done.await.ok(); // the task has ended: the store is closing
+        }
+    }
+
+    /// Ends the task and its connection.
+    pub(super) async fn close(self) {
+        let Self { wait, shared, .. } = self;
+        shared.some.notify_one();
+        // The task holds the receiver until its connection is closed.
+        let closed = wait.clone();
+        drop(wait);
+        let (told, done) = oneshot::channel();
+        closed.send(told).await.ok(); // has ended already
+        drop(closed);
+        done.await.ok(); // has ended already
+    }
+}
+
+async fn run(
+    mut connection: SqliteConnection,
+    shared: Arc<Shared>,
+    mut waiting: mpsc::Receiver<oneshot::Sender<()>>,
+) {
+    loop {
+        let told = tokio::select! {
+            biased;
+            told = waiting.recv() => match told {
+                Some(told) => Some(told),
+                None => break,
+            },
+            () = shared.many.notified() => None,
+            () = idle(&shared) => None,
+        };
+        shared.commits.store(0, Ordering::Relaxed);
+        // TRUNCATE waits for readers of old pages; without somebody waiting nothing is forced.
+        let text = if told.is_some() {
+            "PRAGMA wal_checkpoint(RESTART)"
+        } else {
+            "PRAGMA wal_checkpoint(PASSIVE)"
+        };
+        if let Err(error) = sqlx::query(text).execute(&mut connection).await {
+            tracing::warn!(%error, "a checkpoint of the database failed; the next one tries again");
+        }
+        if let Some(told) = told {
+            told.send(()).ok(); // the writer has gone
+        }
+    }
+    connection.close().await.ok(); // the writer's connection closes the database
+}
+
+/// Waits for a commit, and then for more of them to come.
+async fn idle(shared: &Shared) {
+    shared.some.notified().await;
+    tokio::time::sleep(IDLE).await;
+}

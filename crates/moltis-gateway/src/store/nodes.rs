@@ -1,0 +1,300 @@
+//! Known nodes and their pins.
+//!
+//! A pin is the pair of key and device id. Nothing here ever changes one: a node is approved,
+//! revoked, and forgotten. What a node claims of itself is kept apart from what a person approved.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use moltis_proto::handshake::{Introduction, PolicyMode};
+use moltis_proto::telemetry::Platform;
+use moltis_proto::{DeviceId, Labels, NodeId, NodeName, PublicKey};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sqlx::sqlite::SqliteRow;
+
+use super::row::{self, Columns};
+use super::writer::{Fold, Folded, Tx, fold_text};
+use super::{Store, StoreError, Written};
+use crate::audit::{Action, Actor, Entry};
+
+/// One known node: what a person approved, and what the node last said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// Its device: what everything else is keyed by.
+    pub device_id: DeviceId,
+    /// Its pinned key.
+    pub node_key: PublicKey,
+    /// Its id as people write it; unique among nodes that are not revoked.
+    pub node_id: NodeId,
+    /// Its display name; need not be unique.
+    pub name: NodeName,
+    /// Its labels.
+    pub labels: Labels,
+    /// What its machine is, as it last said.
+    pub platform: Platform,
+    /// What else it last said of itself.
+    pub claims: Claims,
+    /// When it was approved.
+    pub paired_at: Timestamp,
+    /// Who approved it.
+    pub paired_by: String,
+    /// When it was last connected; written in slices, so up to a minute old.
+    pub last_seen_at: Option<Timestamp>,
+    /// The address that it was last connected from.
+    pub last_address: Option<String>,
+    /// When its key was refused for good.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// What a node said of itself in its last introduction, names aside. Shown; never a right.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// Version of its software.
+    pub version: String,
+    /// The account that commands run as.
+    pub user: String,
+    /// Where commands start.
+    pub working_dir: String,
+    /// Longest time of a command in milliseconds; 0 is no limit.
+    pub timeout_ms: u64,
+    /// What its owner lets run.
+    pub policy: PolicyMode,
+    /// Names of variables that its owner lets in.
+    pub env_allow: Vec<String>,
+    /// What else it can do.
+    pub capabilities: Vec<String>,
+}
+
+impl From<&Introduction> for Claims {
+    fn from(said: &Introduction) -> Self {
+        Self {
+            version: said.version.clone(),
+            user: said.user.clone(),
+            working_dir: said.working_dir.clone(),
+            timeout_ms: said.timeout_ms,
+            policy: said.policy,
+            env_allow: said.env_allow.clone(),
+            capabilities: said.capabilities.clone(),
+        }
+    }
+}
+
+/// When and from where a node was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sighting {
+    /// The node.
+    pub device_id: DeviceId,
+    /// When.
+    pub at: Timestamp,
+    /// From where.
+    pub address: String,
+}
+
+impl Store {
+    /// Returns all known nodes, revoked ones too, in the order of their approval.
+    ///
+    /// # Errors
+    /// Where the database cannot be read, or a row is not what was written.
+    pub async fn nodes(&self) -> Result<Vec<Arc<NodeRecord>>, StoreError> {
+        let mut reader = self.reader().await?;
+        let rows = sqlx::query("SELECT * FROM nodes ORDER BY paired_at, device_id")
+            .fetch_all(&mut *reader)
+            .await
+            .map_err(|error| self.failed("list the nodes", error))?;
+        rows.iter().map(|row| record(row).map(Arc::new)).collect()
+    }
+
+    /// Gives a node another display name; `None` where it is not known.
+    ///
+    /// # Errors
+    /// Where nothing can be written.
+    pub async fn rename_node(
+        &self,
+        device_id: DeviceId,
+        name: &NodeName,
+        at: Timestamp,
+        by: &Actor,
+    ) -> Result<Option<Written>, StoreError> {
+        let detail = json!({ "name": name });
+        let fold = Fold {
+            doing: "rename the node",
+            text: fold_text!("UPDATE nodes SET name = ? WHERE device_id = ?", audited),
+            values: vec![name.as_str().into(), device_id.as_bytes().into()],
+            audit: Some(Entry::new(at, by, Action::NodeRename, &device_id, detail)),
+            then: Vec::new(),
+        };
+        self.fold(fold).await.map(Folded::written)
+    }
+
+    /// Gives a node other labels, in place of those it has; `None` where it is not known.
+    ///
+    /// # Errors
+    /// Where nothing can be written.
+    pub async fn relabel_node(
+        &self,
+        device_id: DeviceId,
+        labels: &Labels,
+        at: Timestamp,
+        by: &Actor,
+    ) -> Result<Option<Written>, StoreError> {
+        let detail = json!({ "labels": labels });
+        let fold = Fold {
+            doing: "label the node",
+            text: fold_text!("UPDATE nodes SET labels = ? WHERE device_id = ?", audited),
+            values: vec![row::json(labels).into(), device_id.as_bytes().into()],
+            audit: Some(Entry::new(at, by, Action::NodeRelabel, &device_id, detail)),
+            then: Vec::new(),
+        };
+        self.fold(fold).await.map(Folded::written)
+    }
+
+    /// Refuses a node's key for good; `None` where it is not known, or revoked already. From this
+    /// transaction on no run is written for it.
+    ///
+    /// # Errors
+    /// Where nothing can be written.
+    pub async fn revoke_node(
+        &self,
+        device_id: DeviceId,
+        at: Timestamp,
+        by: &Actor,
+    ) -> Result<Option<Written>, StoreError> {
+        let fold = Fold {
+            doing: "revoke the node",
+            text: fold_text!(
+                "UPDATE nodes SET revoked_at = ? WHERE device_id = ? AND revoked_at IS NULL",
+                audited
+            ),
+            values: vec![at.into(), device_id.as_bytes().into()],
+            audit: Some(Entry::new(
+                at,
+                by,
+                Action::NodeRevoke,
+                &device_id,
+                json!({}),
+            )),
+            then: Vec::new(),
+        };
+        self.fold(fold).await.map(Folded::written)
+    }
+
+    /// Deletes a node's record with its telemetry and its mismatches; `None` where it is not known.
+    /// Its runs stay.
+    ///
+    /// # Errors
+    /// Where nothing can be written.
+    pub async fn forget_node(
+        &self,
+        device_id: DeviceId,
+        at: Timestamp,
+        by: &Actor,
+    ) -> Result<Option<Written>, StoreError> {
+        let fold = Fold {
+            doing: "forget the node",
+            text: fold_text!("DELETE FROM nodes WHERE device_id = ?", audited),
+            values: vec![device_id.as_bytes().into()],
+            audit: Some(Entry::new(
+                at,
+                by,
+                Action::NodeForget,
+                &device_id,
+                json!({}),
+            )),
+            then: Vec::new(),
+        };
+        self.fold(fold).await.map(Folded::written)
+    }
+
+    /// Keeps what a node says of itself.
+    ///
+    /// # Errors
+    /// Where nothing can be written.
+    pub async fn set_claims(
+        &self,
+        device_id: DeviceId,
+        platform: &Platform,
+        claims: &Claims,
+    ) -> Result<(), StoreError> {
+        let fold = Fold {
+            doing: "keep what a node says of itself",
+            text: fold_text!("UPDATE nodes SET platform = ?, claims = ? WHERE device_id = ?"),
+            values: vec![
+                row::json(platform).into(),
+                row::json(claims).into(),
+                device_id.as_bytes().into(),
+            ],
+            audit: None,
+            then: Vec::new(),
+        };
+        self.fold(fold).await.map(drop)
+    }
+
+    /// Keeps when nodes were seen. The writer takes other work in between, so a slice of any length
+    /// holds nobody up.
+    ///
+    /// # Errors
+    /// Where nothing can be written; the rest of the slice is then left out.
+    pub async fn touch_nodes(&self, sightings: Vec<Sighting>) -> Result<(), StoreError> {
+        for seen in sightings {
+            let fold = Fold {
+                doing: "note when a node was seen",
+                text: fold_text!(
+                    "UPDATE nodes SET last_seen_at = ?, last_address = ? WHERE device_id = ?"
+                ),
+                values: vec![
+                    seen.at.into(),
+                    seen.address.into(),
+                    seen.device_id.as_bytes().into(),
+                ],
+                audit: None,
+                then: Vec::new(),
+            };
+            self.fold(fold).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Pins a node. A device or key that is known already is an error: pins are never overwritten.
+pub(super) async fn insert(tx: &mut Tx<'_>, node: &NodeRecord) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO nodes (device_id, node_key, node_id, name, labels, platform, claims, \
+         paired_at, paired_by, last_seen_at, last_address, revoked_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(node.device_id.as_bytes().to_vec())
+    .bind(node.node_key.as_bytes().to_vec())
+    .bind(node.node_id.as_str().to_owned())
+    .bind(node.name.as_str().to_owned())
+    .bind(row::json(&node.labels))
+    .bind(row::json(&node.platform))
+    .bind(row::json(&node.claims))
+    .bind(node.paired_at.as_millisecond())
+    .bind(node.paired_by.clone())
+    .bind(node.last_seen_at.map(Timestamp::as_millisecond))
+    .bind(node.last_address.clone())
+    .bind(node.revoked_at.map(Timestamp::as_millisecond))
+    .execute(&mut *tx.connection)
+    .await
+    .map(drop)
+    .map_err(|error| tx.failed("pin the node", error))
+}
+
+fn record(row: &SqliteRow) -> Result<NodeRecord, StoreError> {
+    let columns = Columns::of("nodes", row);
+    Ok(NodeRecord {
+        device_id: DeviceId::from_bytes(columns.bytes("device_id")?),
+        node_key: PublicKey::from_bytes(columns.bytes("node_key")?),
+        node_id: columns.parsed("node_id")?,
+        name: columns.parsed("name")?,
+        labels: columns.json("labels")?,
+        platform: columns.json("platform")?,
+        claims: columns.json("claims")?,
+        paired_at: columns.time("paired_at")?,
+        paired_by: columns.text("paired_by")?,
+        last_seen_at: columns.optional_time("last_seen_at")?,
+        last_address: columns.optional_text("last_address")?,
+        revoked_at: columns.optional_time("revoked_at")?,
+    })
+}

@@ -1,0 +1,15 @@
+//! A few facts about the store itself.
+
+use sqlx::SqliteConnection;
+
+/// Counts the openings. The write shows at once whether the disk takes any, and makes the `-wal`
+/// file, whose descriptor the syncing thread needs.
+pub(super) async fn count_opening(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO settings (name, value) VALUES ('openings', '1') \
+         ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1",
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}

@@ -1,0 +1,80 @@
+//! Rows of telemetry history: one for a node and hour, its samples as a blob of eight bytes each.
+//! What the bytes mean is in [`crate::telemetry`].
+
+use moltis_proto::DeviceId;
+
+use super::row::Columns;
+use super::writer::{Fold, fold_text};
+use super::{Store, StoreError, Written};
+
+impl Store {
+    /// Writes the samples of an hour over what stands there. Where the node has been forgotten
+    /// meanwhile, nothing happens.
+    ///
+    /// # Errors
+    /// Where nothing can be written.
+    pub async fn put_telemetry_hour(
+        &self,
+        device_id: DeviceId,
+        hour: i64,
+        samples: Vec<u8>,
+    ) -> Result<(), StoreError> {
+        let fold = Fold {
+            doing: "write telemetry",
+            text: fold_text!(
+                "INSERT INTO telemetry_hours (device_id, hour, samples) \
+                 SELECT device_id, ?, ? FROM nodes WHERE device_id = ? \
+                 ON CONFLICT (device_id, hour) DO UPDATE SET samples = excluded.samples"
+            ),
+            values: vec![hour.into(), samples.into(), device_id.as_bytes().into()],
+            audit: None,
+            then: Vec::new(),
+        };
+        self.fold(fold).await.map(drop)
+    }
+
+    /// Returns the hours of a node from `since` on, oldest first, with their samples.
+    ///
+    /// # Errors
+    /// Where the database cannot be read.
+    pub async fn telemetry_hours(
+        &self,
+        device_id: DeviceId,
+        since: i64,
+    ) -> Result<Vec<(i64, Vec<u8>)>, StoreError> {
+        let mut reader = self.reader().await?;
+        let rows = sqlx::query(
+            "SELECT hour, samples FROM telemetry_hours \
+             WHERE device_id = ? AND hour >= ? ORDER BY hour",
+        )
+        .bind(device_id.as_bytes().to_vec())
+        .bind(since)
+        .fetch_all(&mut *reader)
+        .await
+        .map_err(|error| self.failed("read telemetry", error))?;
+        rows.iter()
+            .map(|row| {
+                let columns = Columns::of("telemetry_hours", row);
+                Ok((columns.integer("hour")?, columns.blob("samples")?))
+            })
+            .collect()
+    }
+
+    /// Deletes all hours before `before`. Returns how many.
+    ///
+    /// # Errors
+    /// Where nothing can be written.
+    pub async fn expire_telemetry(&self, before: i64) -> Result<(u64, Written), StoreError> {
+        self.transact(move |tx| {
+            Box::pin(async move {
+                sqlx::query("DELETE FROM telemetry_hours WHERE hour < ?")
+                    .bind(before)
+                    .execute(&mut *tx.connection)
+                    .await
+                    .map(|done| done.rows_affected())
+                    .map_err(|error| tx.failed("delete old telemetry", error))
+            })
+        })
+        .await
+    }
+}
