@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use moltis_identity::Fingerprint;
 use moltis_identity::noise::NoiseError;
+use moltis_proto::CodecError;
 use moltis_proto::code::{CloseCode, Refusal};
 use moltis_proto::handshake::HandshakeError;
 use moltis_proto::liveness::Lifeless;
-use moltis_proto::{CodecError, PublicKey};
+use moltis_telemetry::PlatformError;
 
 use crate::config::ConfigFileError;
 use crate::url::GatewayUrl;
@@ -146,7 +147,7 @@ pub enum LinkError {
     },
     /// Node and gateway are too far apart.
     #[error("this node and the gateway have no protocol version in common")]
-    Version(#[source] Option<HandshakeError>),
+    Version(#[source] Option<Box<HandshakeError>>),
     /// The gateway shows another key than the pinned one.
     #[error("the gateway's key has changed: it is {found}, but {pinned} is pinned")]
     GatewayKeyChanged {
@@ -163,7 +164,7 @@ pub enum LinkError {
         /// The address dialled.
         url: GatewayUrl,
         /// What was wrong.
-        source: HandshakeError,
+        source: Box<HandshakeError>,
     },
     /// The gateway turned this node away.
     #[error("{}", refusal_words(*.0))]
@@ -203,9 +204,12 @@ pub enum LinkError {
     Keeper {
         /// What is wrong with it.
         problem: &'static str,
-        /// What the system said.
-        source: io::Error,
+        /// What it, or the system, said.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// This machine does not tell what a node needs to know of it.
+    #[error("this machine cannot be a node")]
+    Machine(#[source] PlatformError),
     /// `node.json` says something else now.
     #[error("the settings in node.json have changed")]
     SettingsChanged,
@@ -248,6 +252,7 @@ impl LinkError {
             | Self::Refused(_)
             | Self::Closed(CloseCode::Revoked)
             | Self::Config(_)
+            | Self::Machine(_)
             | Self::Introduction(_) => Outlook::NeedsPerson,
             Self::Resolve { .. }
             | Self::ConnectionRefused { .. }
@@ -368,9 +373,4 @@ fn close_words(code: CloseCode) -> &'static str {
         CloseCode::Slept => "the gateway's machine slept",
         CloseCode::Settings => "the gateway makes the connection anew: its settings changed",
     }
-}
-
-/// Returns the key's fingerprint; here because many errors name one.
-pub(crate) fn fingerprint(key: &PublicKey) -> Fingerprint {
-    Fingerprint::of(key)
 }

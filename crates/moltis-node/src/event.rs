@@ -46,12 +46,13 @@ pub enum LinkEvent {
         /// Whether a person has decided just now.
         approved: bool,
     },
-    /// There is no connection, or no connection any more.
+    /// There is no connection, or no connection any more; another attempt follows. An error that
+    /// ends the node is what [`Node::run`](crate::Node::run) returns.
     Disconnected {
         /// Why.
         error: Arc<LinkError>,
-        /// When the next attempt begins; `None` when there is none.
-        retry_in: Option<Duration>,
+        /// When the next attempt begins.
+        retry_in: Duration,
     },
 }
 

@@ -24,6 +24,12 @@ pub trait Keepers: Send + Sync + 'static {
     fn connect(&self) -> BoxFuture<'_, Result<Vec<KeeperStream>, KeepersError>>;
 }
 
+impl fmt::Debug for dyn Keepers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keepers")
+    }
+}
+
 /// The keepers of one directory, `runs/` of a node.
 pub struct KeeperDir {
     dir: PathBuf,

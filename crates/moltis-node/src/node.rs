@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use moltis_identity::NodeIdentity;
 use moltis_proto::Subprotocol;
@@ -14,7 +15,7 @@ use crate::config::{ConfigFile, NodeConfig};
 use crate::error::LinkError;
 use crate::event::LinkEvent;
 use crate::keepers::Keepers;
-use crate::link::Link;
+use crate::link::{Clock, Link};
 use crate::state::NodeState;
 
 /// Where the settings of a node come from.
@@ -65,6 +66,7 @@ pub struct NodeBuilder {
     pub(crate) offers: Option<Vec<Subprotocol>>,
     pub(crate) state: Option<NodeState>,
     pub(crate) events: Option<mpsc::Sender<LinkEvent>>,
+    pub(crate) clock: Clock,
 }
 
 impl fmt::Debug for NodeBuilder {
@@ -128,6 +130,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Where the time comes from that goes on while this machine sleeps, for tests and for systems
+    /// that count it elsewhere. Default: the system's own clock.
+    pub fn boottime(mut self, read: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        self.clock = Clock::with_boottime(read);
+        self
+    }
+
     /// Returns the node, which does nothing before it runs.
     pub fn build(self) -> Node {
         Node {
@@ -161,6 +170,7 @@ impl Node {
             offers: None,
             state: None,
             events: None,
+            clock: Clock::system(),
         }
     }
 

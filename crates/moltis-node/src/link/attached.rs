@@ -1,0 +1,382 @@
+//! The keepers that a session is attached to: whose run is whose, and frames from all in turn.
+//!
+//! Most often there is one. After an upgrade there may be several: new runs go to the first, and
+//! what belongs to a run of an older one goes there until that run is forgotten.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future as _;
+use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use moltis_proto::limits::RUNS_PAGE_MAX;
+use moltis_proto::message::Windows;
+use moltis_proto::run::RunSummary;
+use moltis_proto::{BootId, Codec, FromKeeper, JournalId, RunId, ToGateway, ToKeeper};
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::LinkError;
+use crate::keeper::KeeperStream;
+use crate::keeper::wire::{FrameReader, FrameWriter, WireError, decode};
+use crate::tasks::Tasks;
+
+/// Frames that wait for one keeper to take them: at most 4 MiB. When they are as many, nothing more
+/// is read from the gateway until the keeper has caught up.
+const FRAMES_WAITING_MAX: usize = 64;
+
+/// Entries of a page in JSON, where one of them takes some 300 bytes.
+const RUNS_PAGE_MAX_JSON: usize = 128;
+
+/// What a session reads from its keepers, and what it hands to them: two halves, used at once.
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) from: FromKeepers,
+    pub(super) to: ToKeepers,
+}
+
+/// Frames of all keepers, in turn.
+#[derive(Debug)]
+pub(super) struct FromKeepers {
+    peers: Vec<Option<Peer>>,
+    /// Who is asked first for the next frame.
+    turn: usize,
+}
+
+#[derive(Debug)]
+struct Peer {
+    reader: FrameReader<ReadHalf<KeeperStream>>,
+    released: CancellationToken,
+}
+
+/// The way to the keeper of each run.
+#[derive(Debug)]
+pub(super) struct ToKeepers {
+    peers: Vec<Option<Door>>,
+    /// Runs of all keepers but the first, each with its keeper.
+    elsewhere: HashMap<RunId, usize>,
+    held: Option<(usize, Bytes)>,
+}
+
+/// Frames that are put here are written by a task.
+#[derive(Debug)]
+struct Door {
+    frames: mpsc::Sender<Bytes>,
+    released: CancellationToken,
+}
+
+impl Attached {
+    /// Takes the floor on each keeper, and returns what they hold as the pages to send.
+    pub(super) async fn new(
+        streams: Vec<KeeperStream>,
+        windows: Windows,
+        codec: Codec,
+        tasks: &Tasks,
+    ) -> Result<(Self, VecDeque<ToGateway>), LinkError> {
+        let attach = Codec::Postcard.encode(&ToKeeper::Attach { windows });
+        let attach = Bytes::from(attach.map_err(LinkError::Codec)?);
+        let (mut readers, mut doors) = (Vec::new(), Vec::new());
+        for stream in streams {
+            let (reader, writer) = tokio::io::split(stream);
+            let (frames, waiting) = mpsc::channel(FRAMES_WAITING_MAX);
+            let released = CancellationToken::new();
+            frames.try_send(attach.clone()).ok(); // A new channel has room.
+            tasks.spawn(write_frames(writer, waiting, tasks.stop().clone()));
+            readers.push(Some(Peer {
+                reader: FrameReader::new(reader),
+                released: released.clone(),
+            }));
+            doors.push(Some(Door { frames, released }));
+        }
+        let mut attached = Self {
+            from: FromKeepers {
+                peers: readers,
+                turn: 0,
+            },
+            to: ToKeepers {
+                peers: doors,
+                elsewhere: HashMap::new(),
+                held: None,
+            },
+        };
+        let pages = attached.list(codec).await?;
+        Ok((attached, pages))
+    }
+
+    async fn list(&mut self, codec: Codec) -> Result<VecDeque<ToGateway>, LinkError> {
+        let mut boot = None;
+        let mut journals = Vec::new();
+        let mut runs = Vec::new();
+        for (index, peer) in self.from.peers.iter_mut().flatten().enumerate() {
+            let listed = peer.list().await?;
+            boot = boot.or(Some(listed.boot_id));
+            journals.extend(listed.journals);
+            if index > 0 {
+                self.to.own(index, &listed.runs);
+            }
+            runs.extend(listed.runs);
+        }
+        let boot_id = boot.ok_or_else(|| keeper_broke("lists nothing"))?;
+        Ok(pages(boot_id, &journals, runs, codec))
+    }
+}
+
+impl FromKeepers {
+    /// Returns the next frame of any keeper, in turn.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, LinkError>> {
+        let count = self.peers.len();
+        for step in 0..count {
+            let index = (self.turn + step) % count;
+            let released = |peer: &mut Peer| peer.released.is_cancelled();
+            self.peers[index].take_if(released);
+            let Some(peer) = &mut self.peers[index] else {
+                continue;
+            };
+            // Cancel safe: what was read stays in the reader.
+            let next = pin!(peer.reader.next()).poll(cx);
+            match next {
+                Poll::Pending => {}
+                Poll::Ready(Ok(Some(frame))) => {
+                    self.turn = (index + 1) % count;
+                    return Poll::Ready(Ok(frame));
+                }
+                Poll::Ready(end) => return Poll::Ready(Err(ended(end))),
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl ToKeepers {
+    /// Hands a frame to the keeper of its run. When that one has too many waiting, the frame is
+    /// held, and no other may be delivered before [`deliver_held`](Self::deliver_held).
+    pub(super) fn deliver(&mut self, message: &ToKeeper, frame: Bytes) -> Result<(), LinkError> {
+        let keeper = message
+            .run_id()
+            .and_then(|run_id| self.elsewhere.get(&run_id).copied())
+            .unwrap_or(0);
+        if let Some(door) = &self.peers[keeper] {
+            match door.frames.try_send(frame) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(frame)) => self.held = Some((keeper, frame)),
+                Err(mpsc::error::TrySendError::Closed(_)) => return Err(gone()),
+            }
+        }
+        if let ToKeeper::Forget { run_id } = message
+            && let Some(keeper) = self.elsewhere.remove(run_id)
+        {
+            self.release_idle(keeper);
+        }
+        Ok(())
+    }
+
+    /// Returns whether a frame waits for room.
+    pub(super) fn is_full(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Waits until there is room for the held frame, and hands it over.
+    ///
+    /// Cancel safe: the frame stays held until it is handed over.
+    pub(super) async fn deliver_held(&mut self) -> Result<(), LinkError> {
+        let Some((keeper, frame)) = &self.held else {
+            return Ok(());
+        };
+        let keeper = *keeper;
+        if let Some(door) = &self.peers[keeper] {
+            let room = door.frames.reserve().await.map_err(|_| gone())?;
+            room.send(frame.clone());
+        }
+        self.held = None;
+        self.release_idle(keeper);
+        Ok(())
+    }
+
+    /// These runs belong to an older keeper.
+    fn own(&mut self, keeper: usize, runs: &[RunSummary]) {
+        let runs = runs.iter().map(|run| (run.run_id, keeper));
+        self.elsewhere.extend(runs);
+        self.release_idle(keeper);
+    }
+
+    /// An older keeper stays for its runs only; as long as we are attached it would stay for ever.
+    /// What was handed in before is still written to it.
+    fn release_idle(&mut self, keeper: usize) {
+        let holds_frame = self.held.as_ref().is_some_and(|(held, _)| *held == keeper);
+        let holds_run = self.elsewhere.values().any(|owner| *owner == keeper);
+        if keeper > 0
+            && !holds_frame
+            && !holds_run
+            && let Some(door) = self.peers[keeper].take()
+        {
+            door.released.cancel();
+        }
+    }
+}
+
+/// What one keeper holds.
+#[derive(Debug)]
+struct Listed {
+    boot_id: BootId,
+    journals: Vec<JournalId>,
+    runs: Vec<RunSummary>,
+}
+
+impl Peer {
+    async fn list(&mut self) -> Result<Listed, LinkError> {
+        let mut all = Vec::new();
+        loop {
+            let frame = match self.reader.next().await {
+                Ok(Some(frame)) => frame,
+                end => return Err(ended(end)),
+            };
+            let message =
+                decode(&frame).map_err(|error| keeper_error("is not understood", error))?;
+            let FromKeeper::Runs {
+                boot_id,
+                journals,
+                runs,
+                last,
+            } = message
+            else {
+                return Err(keeper_broke("says something before its list of runs"));
+            };
+            all.extend(runs);
+            if last {
+                return Ok(Listed {
+                    boot_id,
+                    journals,
+                    runs: all,
+                });
+            }
+        }
+    }
+}
+
+/// Writes frames to one keeper until nobody hands in any more.
+async fn write_frames(
+    half: WriteHalf<KeeperStream>,
+    mut frames: mpsc::Receiver<Bytes>,
+    stop: CancellationToken,
+) {
+    let mut writer = FrameWriter::new(half);
+    let write = async {
+        while let Some(frame) = frames.recv().await {
+            // The reading side hears of a broken socket too, and says so.
+            if writer.send_encoded(&frame).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = write => {}
+    }
+}
+
+/// Cuts the list into pages; there is always one, and the last says so.
+fn pages(
+    boot_id: BootId,
+    journals: &[JournalId],
+    mut runs: Vec<RunSummary>,
+    codec: Codec,
+) -> VecDeque<ToGateway> {
+    let page_max = match codec {
+        Codec::Postcard => RUNS_PAGE_MAX,
+        Codec::Json => RUNS_PAGE_MAX_JSON,
+    };
+    let mut pages = VecDeque::new();
+    loop {
+        let rest = runs.split_off(runs.len().min(page_max));
+        let last = rest.is_empty();
+        pages.push_back(ToGateway::Run(FromKeeper::Runs {
+            boot_id,
+            journals: journals.to_vec(),
+            runs: std::mem::replace(&mut runs, rest),
+            last,
+        }));
+        if last {
+            return pages;
+        }
+    }
+}
+
+fn ended(end: Result<Option<Bytes>, WireError>) -> LinkError {
+    match end {
+        Err(WireError::Io(source)) => LinkError::Keeper {
+            problem: "has gone",
+            source: source.into(),
+        },
+        Err(error) => keeper_error("is not understood", error),
+        Ok(_) => gone(),
+    }
+}
+
+fn gone() -> LinkError {
+    LinkError::Keeper {
+        problem: "has gone",
+        source: io::Error::from(io::ErrorKind::BrokenPipe).into(),
+    }
+}
+
+fn keeper_broke(problem: &'static str) -> LinkError {
+    LinkError::Keeper {
+        problem,
+        source: io::Error::from(io::ErrorKind::InvalidData).into(),
+    }
+}
+
+fn keeper_error(problem: &'static str, error: WireError) -> LinkError {
+    LinkError::Keeper {
+        problem,
+        source: error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moltis_proto::key::Digest;
+    use moltis_proto::run::{RunState, Totals};
+
+    use super::*;
+
+    fn summary(number: u16) -> RunSummary {
+        let mut id = [0xff; 16];
+        id[..2].copy_from_slice(&number.to_be_bytes());
+        RunSummary {
+            run_id: RunId::from_bytes(id),
+            digest: Digest::from_bytes([0xff; 32]),
+            journal_id: JournalId::from_bytes([0xff; 16]),
+            state: RunState::Running { pid: u32::MAX },
+            totals: Totals {
+                stdout: (1 << 53) - 1,
+                stderr: (1 << 53) - 1,
+            },
+            stdin: (1 << 53) - 1,
+        }
+    }
+
+    #[test]
+    fn every_page_fits_a_frame_and_only_the_last_says_so() {
+        let journals = vec![JournalId::from_bytes([1; 16]); 3];
+        for codec in [Codec::Postcard, Codec::Json] {
+            for count in [0, 1, 128, 129, 256, 257, 4096] {
+                let runs: Vec<_> = (0..count).map(summary).collect();
+                let pages = pages(BootId::from_bytes([2; 16]), &journals, runs, codec);
+                let mut heard = 0;
+                for (at, page) in pages.iter().enumerate() {
+                    codec.encode(page).unwrap();
+                    let ToGateway::Run(FromKeeper::Runs { runs, last, .. }) = page else {
+                        panic!("{page:?}");
+                    };
+                    heard += runs.len();
+                    assert_eq!(*last, at + 1 == pages.len());
+                }
+                assert_eq!(heard, usize::from(count));
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! From an address to an upgraded WebSocket: resolve, connect, TLS, upgrade, each with a deadline.
+//!
+//! What answers instead of a gateway is told apart in [`answer`].
+
+mod answer;
+mod tls;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use moltis_proto::Subprotocol;
+use moltis_proto::limits::FRAME_BYTES_MAX;
+use moltis_proto::subprotocol::Negotiated;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::http::{Request, header};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
+
+use crate::error::{LinkError, Step};
+use crate::url::GatewayUrl;
+
+/// How long the name server may take.
+const RESOLVE_TIME: Duration = Duration::from_secs(10);
+
+/// How long one address may take to answer; the next one is tried then.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// How long TLS and the upgrade may take.
+const UPGRADE_TIME: Duration = Duration::from_secs(10);
+
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 4;
+
+/// Bytes that the kernel holds unsent before it says that the socket is full: what a control frame
+/// waits behind at the most.
+const UNSENT_BYTES_MAX: u32 = 128 * 1024;
+
+/// Most frames towards a node are small; a larger one grows the buffer for a while.
+const READ_BUFFER_BYTES: usize = 8 * 1024;
+
+/// A connection that carries WebSocket messages.
+pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// Connects and upgrades.
+pub(super) async fn dial(
+    url: &GatewayUrl,
+    offers: &[Subprotocol],
+) -> Result<(Socket, Negotiated), LinkError> {
+    let addresses = resolve(url).await?;
+    let stream = connect(url, &addresses).await?;
+    let upgrade = Box::pin(upgrade(url, stream, offers));
+    within(Step::Upgrade, UPGRADE_TIME, upgrade).await
+}
+
+/// Gives a step its deadline.
+pub(super) async fn within<T>(
+    step: Step,
+    after: Duration,
+    work: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    match timeout(after, work).await {
+        Ok(result) => result,
+        Err(_elapsed) => Err(LinkError::TimedOut { step, after }),
+    }
+}
+
+async fn resolve(url: &GatewayUrl) -> Result<Vec<SocketAddr>, LinkError> {
+    let failed = |source| LinkError::Resolve {
+        host: url.host().to_owned(),
+        source,
+    };
+    let look_up = async {
+        let found = tokio::net::lookup_host((url.host(), url.port())).await;
+        found.map_err(failed)
+    };
+    let found = within(Step::Resolve, RESOLVE_TIME, look_up).await?;
+    let addresses: Vec<SocketAddr> = found.take(ADDRESSES_MAX).collect();
+    if addresses.is_empty() {
+        return Err(failed(io::Error::from(io::ErrorKind::NotFound)));
+    }
+    Ok(addresses)
+}
+
+async fn connect(url: &GatewayUrl, addresses: &[SocketAddr]) -> Result<TcpStream, LinkError> {
+    let mut first_error = None;
+    for address in addresses {
+        let attempt = async {
+            let stream = TcpStream::connect(address).await;
+            stream.map_err(|source| match source.kind() {
+                io::ErrorKind::ConnectionRefused => {
+                    LinkError::ConnectionRefused { url: url.clone() }
+                }
+                _ => LinkError::Unreachable {
+                    url: url.clone(),
+                    source,
+                },
+            })
+        };
+        match within(Step::Connect, CONNECT_TIME, attempt).await {
+            Ok(stream) => {
+                tune(&stream).map_err(LinkError::Broken)?;
+                return Ok(stream);
+            }
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    Err(first_error.expect("there was at least one address"))
+}
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+    #[cfg(not(target_os = "linux"))]
+    socket.set_send_buffer_size(UNSENT_BYTES_MAX as usize)?;
+    // A node that waits for approval sends no frames; the kernel finds out when its peer is gone.
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10));
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+async fn upgrade(
+    url: &GatewayUrl,
+    stream: TcpStream,
+    offers: &[Subprotocol],
+) -> Result<(Socket, Negotiated), LinkError> {
+    let names: Vec<&str> = offers.iter().map(|offer| offer.name()).collect();
+    let request = Request::get(url.to_string())
+        .header(header::HOST, url.authority())
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_VERSION, "13")
+        .header(header::SEC_WEBSOCKET_KEY, generate_key())
+        .header(header::SEC_WEBSOCKET_PROTOCOL, names.join(", "))
+        .body(())
+        .expect("an address that was parsed makes a request");
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_message_size(Some(FRAME_BYTES_MAX))
+        .max_frame_size(Some(FRAME_BYTES_MAX));
+    let connector = if url.is_tls() {
+        Connector::Rustls(tls::config().map_err(|source| LinkError::Tls {
+            url: url.clone(),
+            source,
+        })?)
+    } else {
+        Connector::Plain
+    };
+    let (socket, response) =
+        client_async_tls_with_config(request, stream, Some(config), Some(connector))
+            .await
+            .map_err(|error| answer::classify(url, error))?;
+    let chosen = response
+        .headers()
+        .get(header::SEC_WEBSOCKET_PROTOCOL)
+        .and_then(|name| name.to_str().ok())
+        .and_then(Subprotocol::from_name)
+        .filter(|chosen| offers.contains(chosen))
+        .ok_or_else(|| LinkError::NotAGateway {
+            url: url.clone(),
+            found: "it accepts WebSockets, but none that a node speaks".to_owned(),
+        })?;
+    let negotiated = Negotiated {
+        offered: names.join(","),
+        chosen,
+    };
+    Ok((socket, negotiated))
+}

@@ -1,0 +1,94 @@
+//! What answers where a gateway was expected, told apart by what a person has to mend.
+
+use std::io;
+use std::time::Duration;
+
+use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::error::{ProtocolError, SubProtocolError};
+use tokio_tungstenite::tungstenite::handshake::client::Response;
+use tokio_tungstenite::tungstenite::http::header;
+
+use crate::error::{LinkError, Step};
+use crate::url::GatewayUrl;
+
+/// When to come back to a busy gateway that does not say.
+const BUSY_TIME: Duration = Duration::from_secs(5);
+
+/// Turns a failed upgrade into words.
+pub(super) fn classify(url: &GatewayUrl, error: Error) -> LinkError {
+    let url = url.clone();
+    let not_a_gateway = |url, found: &str| LinkError::NotAGateway {
+        url,
+        found: found.to_owned(),
+    };
+    match error {
+        Error::Http(response) => status(url, &response),
+        Error::Io(source) if is_tls(&source) => LinkError::Tls { url, source },
+        Error::Io(source) if source.kind() == io::ErrorKind::UnexpectedEof => LinkError::Hangup {
+            during: Some(Step::Upgrade),
+        },
+        Error::Io(source) => LinkError::Broken(source),
+        Error::Tls(source) => LinkError::Tls {
+            url,
+            source: io::Error::other(source),
+        },
+        Error::Protocol(ProtocolError::HandshakeIncomplete) => LinkError::Hangup {
+            during: Some(Step::Upgrade),
+        },
+        Error::Protocol(ProtocolError::SecWebSocketSubProtocolError(
+            SubProtocolError::NoSubProtocol | SubProtocolError::InvalidSubProtocol,
+        )) => not_a_gateway(url, "it accepts WebSockets, but none that a node speaks"),
+        Error::Protocol(ProtocolError::HttparseError(_)) => {
+            not_a_gateway(url, "it does not speak HTTP")
+        }
+        other => LinkError::NotAGateway {
+            url,
+            found: format!("its answer to the upgrade is wrong ({other})"),
+        },
+    }
+}
+
+fn status(url: GatewayUrl, response: &Response) -> LinkError {
+    let status = response.status().as_u16();
+    match status {
+        404 | 410 => LinkError::NotFound { url, status },
+        426 if says(response, "subprotocol") => LinkError::Version(None),
+        426 => LinkError::ProxyWithoutUpgrade { url },
+        429 | 503 => LinkError::Busy {
+            url,
+            retry_after: retry_after(response).unwrap_or(BUSY_TIME),
+        },
+        502 | 504 => LinkError::ProxyWithoutGateway { url, status },
+        200..=399 => LinkError::WebPage { url, status },
+        _ if is_page(response) => LinkError::WebPage { url, status },
+        _ => LinkError::Answer { url, status },
+    }
+}
+
+/// The body is there only as far as it came with the head; both words stand in its first line.
+fn says(response: &Response, word: &str) -> bool {
+    response
+        .body()
+        .as_deref()
+        .is_some_and(|body| String::from_utf8_lossy(body).contains(word))
+}
+
+fn is_page(response: &Response) -> bool {
+    response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"))
+}
+
+/// Seconds; a date (RFC 9110, 10.2.3) is left to the default.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let value = response.headers().get(header::RETRY_AFTER)?;
+    let seconds = value.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+fn is_tls(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
+}

@@ -1,0 +1,234 @@
+//! What goes to the gateway: control first, then the keepers' frames in turn, and nothing is taken
+//! from a keeper before the socket can take it.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::SinkExt as _;
+use futures_util::stream::SplitSink;
+use moltis_identity::noise::Sealer;
+use moltis_proto::telemetry::Sample;
+use moltis_proto::{Codec, FromKeeper, ToGateway};
+use tokio::time::{Instant, timeout};
+use tokio_tungstenite::tungstenite::Message;
+
+use super::attached::FromKeepers;
+use super::dial::Socket;
+use super::socket::broken;
+use crate::error::{LinkError, Step};
+use crate::keeper::wire::decode;
+
+/// The first byte of a [`ToGateway::Run`] in postcard: the bytes of a [`FromKeeper`] follow it as
+/// they are.
+const RUN: u8 = 0;
+
+/// Frames that go out before the session looks at what came in.
+const FRAMES_PER_TURN: u32 = 16;
+
+/// A gateway that takes not one frame for this long is given up.
+const STALL_MAX: Duration = Duration::from_secs(45);
+
+/// How long a last word may take.
+const FAREWELL_TIME: Duration = Duration::from_secs(2);
+
+/// The sending half of a session.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    sink: SplitSink<Socket, Message>,
+    sealer: Sealer,
+    codec: Codec,
+    pages: VecDeque<ToGateway>,
+    pong: Option<u64>,
+    ping: Option<u64>,
+    sample: Option<Box<Sample>>,
+    plain: Vec<u8>,
+    unflushed: bool,
+    stalled_since: Option<Instant>,
+}
+
+impl Outgoing {
+    /// Begins with the pages of `Runs`, which go out before any frame of a keeper.
+    pub(super) fn new(
+        sink: SplitSink<Socket, Message>,
+        sealer: Sealer,
+        codec: Codec,
+        pages: VecDeque<ToGateway>,
+    ) -> Self {
+        Self {
+            sink,
+            sealer,
+            codec,
+            pages,
+            pong: None,
+            ping: None,
+            sample: None,
+            plain: Vec::new(),
+            unflushed: false,
+            stalled_since: None,
+        }
+    }
+
+    /// Returns whether the list of runs has gone out.
+    pub(super) fn has_listed(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// Answers a ping. Of several that wait only the newest is answered: any frame is a sign of
+    /// life.
+    pub(super) fn pong(&mut self, number: u64) {
+        self.pong = Some(number);
+    }
+
+    /// Asks for a sign of life.
+    pub(super) fn ping(&mut self, number: u64) {
+        self.ping = Some(number);
+    }
+
+    /// Sends a sample. One that still waits is replaced.
+    pub(super) fn sample(&mut self, sample: Sample) {
+        self.sample = Some(Box::new(sample));
+    }
+
+    /// Fails when the gateway has taken nothing for too long.
+    pub(super) fn check_stall(&self) -> Result<(), LinkError> {
+        match self.stalled_since {
+            Some(since) if since.elapsed() >= STALL_MAX => Err(LinkError::TimedOut {
+                step: Step::Write,
+                after: STALL_MAX,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends whatever is there to send; ends with an error only.
+    ///
+    /// Cancel safe: a frame that was taken from a keeper has been handed to the socket.
+    pub(super) async fn drive(&mut self, keepers: &mut FromKeepers) -> LinkError {
+        poll_fn(|cx| self.poll_drive(keepers, cx)).await
+    }
+
+    fn poll_drive(&mut self, keepers: &mut FromKeepers, cx: &mut Context<'_>) -> Poll<LinkError> {
+        for _ in 0..FRAMES_PER_TURN {
+            match ready!(self.poll_next(keepers, cx)) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(error) => return Poll::Ready(error),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Sends one frame. `Ready(Ok(false))` when there is none and all is flushed.
+    fn poll_next(
+        &mut self,
+        keepers: &mut FromKeepers,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<bool, LinkError>> {
+        match self.sink.poll_ready_unpin(cx) {
+            Poll::Ready(Ok(())) => self.stalled_since = None,
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(broken(error, None))),
+            Poll::Pending => {
+                self.stalled_since.get_or_insert_with(Instant::now);
+                return Poll::Pending;
+            }
+        }
+        if let Some(control) = self.next_control() {
+            return Poll::Ready(self.send(&control).map(|()| true));
+        }
+        match keepers.poll_frame(cx) {
+            Poll::Ready(Ok(frame)) => Poll::Ready(self.pass_on(&frame).map(|()| true)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending if self.unflushed => {
+                ready!(self.sink.poll_flush_unpin(cx)).map_err(|error| broken(error, None))?;
+                self.unflushed = false;
+                Poll::Ready(Ok(false))
+            }
+            Poll::Pending => Poll::Ready(Ok(false)),
+        }
+    }
+
+    fn next_control(&mut self) -> Option<ToGateway> {
+        if let Some(number) = self.pong.take() {
+            return Some(ToGateway::Pong { number });
+        }
+        if let Some(number) = self.ping.take() {
+            return Some(ToGateway::Ping { number });
+        }
+        if let Some(page) = self.pages.pop_front() {
+            return Some(page);
+        }
+        self.sample.take().map(ToGateway::Telemetry)
+    }
+
+    /// A keeper's frame becomes the gateway's: in postcard by one byte before it.
+    fn pass_on(&mut self, frame: &Bytes) -> Result<(), LinkError> {
+        if self.codec == Codec::Json {
+            let message: FromKeeper = decode(frame).map_err(|error| LinkError::Keeper {
+                problem: "is not understood",
+                source: error.into(),
+            })?;
+            return self.send(&ToGateway::Run(message));
+        }
+        self.plain.clear();
+        self.plain.push(RUN);
+        self.plain.extend_from_slice(frame);
+        self.seal_and_send()
+    }
+
+    fn send(&mut self, message: &ToGateway) -> Result<(), LinkError> {
+        self.plain.clear();
+        self.codec
+            .encode_into(message, &mut self.plain)
+            .map_err(LinkError::Codec)?;
+        self.seal_and_send()
+    }
+
+    fn seal_and_send(&mut self) -> Result<(), LinkError> {
+        let mut frame = Vec::with_capacity(self.plain.len() + 16);
+        self.sealer
+            .seal(&self.plain, &mut frame)
+            .map_err(LinkError::Noise)?;
+        self.unflushed = true;
+        self.sink
+            .start_send_unpin(Message::Binary(frame.into()))
+            .map_err(|error| broken(error, None))
+    }
+
+    /// Says a last word and closes, without waiting long for a gateway that does not listen.
+    pub(super) async fn farewell(mut self, message: &ToGateway) {
+        let goodbye = async {
+            poll_fn(|cx| self.sink.poll_ready_unpin(cx)).await.ok()?;
+            self.send(message).ok()?;
+            self.sink.close().await.ok()
+        };
+        timeout(FAREWELL_TIME, goodbye).await.ok(); // Best effort: the gateway sees the end anyway.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moltis_proto::run::Stream;
+    use moltis_proto::{Payload, RunId};
+
+    use super::*;
+
+    #[test]
+    fn one_byte_before_a_keepers_frame_makes_it_the_gateways() {
+        let message = FromKeeper::Output {
+            run_id: RunId::from_bytes([7; 16]),
+            stream: Stream::Stderr,
+            offset: 1 << 40,
+            bytes: Payload::from(&b"output"[..]),
+        };
+        let mut expected = vec![RUN];
+        Codec::Postcard
+            .encode_into(&message, &mut expected)
+            .unwrap();
+        let whole = Codec::Postcard.encode(&ToGateway::Run(message)).unwrap();
+        assert_eq!(whole, expected);
+    }
+}
