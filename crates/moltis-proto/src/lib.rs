@@ -16,6 +16,7 @@ pub mod key;
 pub mod label;
 pub mod limits;
 pub mod liveness;
+mod map;
 pub mod message;
 pub mod name;
 pub mod payload;

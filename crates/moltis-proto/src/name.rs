@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::map::Unique;
+
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -75,10 +77,7 @@ pub struct NodeName(String);
 /// Labels of a node: at most 32 of `key=value`, a key of 1 to 63 of `A–Z a–z 0–9 . _ - /`, a value
 /// of 0 to 63 characters without control characters, `,` and `=`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    try_from = "BTreeMap<String, String>",
-    into = "BTreeMap<String, String>"
-)]
+#[serde(try_from = "Unique", into = "BTreeMap<String, String>")]
 pub struct Labels(BTreeMap<String, String>);
 
 impl NodeId {
@@ -272,6 +271,14 @@ macro_rules! text_conversions {
 
 text_conversions!(NodeId);
 text_conversions!(NodeName);
+
+impl TryFrom<Unique> for Labels {
+    type Error = NameError;
+
+    fn try_from(Unique(labels): Unique) -> Result<Self, NameError> {
+        Self::new(labels)
+    }
+}
 
 impl TryFrom<BTreeMap<String, String>> for Labels {
     type Error = NameError;

@@ -27,6 +27,7 @@ pub struct RunSpec {
     /// Absolute path of the directory to start in; `None` is the node's own.
     pub cwd: Option<String>,
     /// Variables to set above the node's base environment, already filtered.
+    #[serde(deserialize_with = "crate::map::unique")]
     pub env: BTreeMap<String, String>,
     /// Milliseconds until the run is timed out; `None` is the node's own longest time, or no limit
     /// for a run with a terminal.
