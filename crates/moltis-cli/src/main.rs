@@ -1,3 +1,22 @@
-//! The moltis binary.
+//! The binary `moltis`: gateway, node and administration from one command line.
+//!
+//! Parse, run, exit code. What the words mean stands in [`args`], what they do in [`commands`].
 
-fn main() {}
+mod account;
+mod api;
+mod args;
+mod commands;
+mod exit;
+mod failure;
+mod logging;
+mod output;
+mod paths;
+mod settings;
+mod terminal;
+mod units;
+mod visible;
+
+fn main() -> std::process::ExitCode {
+    let settings = settings::Settings::from_process();
+    commands::run(args::parse(), settings).into()
+}

@@ -1,0 +1,388 @@
+//! The client of the gateway's HTTP API: over `gateway.sock`, or over TCP with `--gateway`.
+//!
+//! The words are those of [`moltis_gateway::api`]; here is how they travel, and what a person is
+//! told when they do not. Every wait has a deadline.
+
+pub(crate) mod address;
+mod error;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use moltis_gateway::api::runs::StartRun;
+use moltis_gateway::api::{self, IDEMPOTENCY_KEY_HEADER, List, RUN_ID_HEADER};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use self::address::Address;
+pub(crate) use self::error::ApiError;
+use crate::args::Remote;
+use crate::failure::Failure;
+use crate::paths::Home;
+use crate::settings::{Secret, Settings};
+
+/// How long a gateway may take to take a connection.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// How long a gateway may take to begin its answer.
+const ANSWER_TIME: Duration = Duration::from_mins(1);
+
+/// Bytes of an answer that is read whole.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Speaks to one gateway.
+#[derive(Debug)]
+pub(crate) struct Client {
+    address: Address,
+    token: Option<Secret>,
+    idle: Mutex<Option<Connection>>,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug)]
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// The other end is on this machine, so that a token may be shown to it in the clear.
+    is_here: bool,
+}
+
+/// The body of a request.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Body {
+    /// None.
+    #[default]
+    Empty,
+    /// JSON.
+    Json(Bytes),
+    /// Bytes as they are.
+    Raw(Bytes),
+}
+
+impl Client {
+    /// Finds the gateway: `--gateway`, `MOLTIS_GATEWAY`, else the socket of this machine. Touches
+    /// nothing.
+    ///
+    /// # Errors
+    /// The address is none.
+    pub(crate) fn new(settings: &Settings, remote: &Remote) -> Result<Self, Failure> {
+        let remote = remote.gateway.as_deref().filter(|url| !url.is_empty());
+        let (address, token) = match remote {
+            Some(url) => (Address::parse(url)?, settings.api_token.clone()),
+            None => (Address::local(Home::find(settings)?), None),
+        };
+        Ok(Self {
+            address,
+            token,
+            idle: Mutex::new(None),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// Asks for one thing.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        self.ask(Method::GET, path, Body::Empty).await
+    }
+
+    /// Asks for all pages of a list, up to `limit` items.
+    pub(crate) async fn list<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        limit: usize,
+    ) -> Result<Vec<T>, ApiError> {
+        let mut items = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let page = match &cursor {
+                None => path.to_owned(),
+                Some(cursor) => {
+                    let mark = if path.contains('?') { '&' } else { '?' };
+                    format!("{path}{mark}cursor={}", address::escape(cursor))
+                }
+            };
+            let page: List<T> = self.get(&page).await?;
+            items.extend(page.items);
+            cursor = page.next;
+            if cursor.is_none() || items.len() >= limit {
+                items.truncate(limit);
+                return Ok(items);
+            }
+        }
+    }
+
+    /// Sends JSON and reads JSON.
+    pub(crate) async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        self.ask(method, path, json(body)).await
+    }
+
+    /// Sends JSON; the answer does not matter beyond its status.
+    pub(crate) async fn tell(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<(), ApiError> {
+        let answer = self.request(method, path, json(body), None).await?;
+        self.read_whole(answer).await.map(drop)
+    }
+
+    /// Sends bytes and reads JSON.
+    pub(crate) async fn upload<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        bytes: Bytes,
+    ) -> Result<T, ApiError> {
+        self.ask(Method::POST, path, Body::Raw(bytes)).await
+    }
+
+    /// Sends JSON under an idempotency key, so that it may be sent again after a cut.
+    pub(crate) async fn send_once<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        key: &str,
+    ) -> Result<T, ApiError> {
+        let answer = self
+            .request(Method::POST, path, json(body), Some(key))
+            .await?;
+        self.decode(answer).await
+    }
+
+    /// Begins to read an answer that comes in pieces.
+    pub(crate) async fn open(&self, path: &str) -> Result<Pieces, ApiError> {
+        let answer = self.request(Method::GET, path, Body::Empty, None).await?;
+        self.pieces(answer).await
+    }
+
+    /// Starts a run under an idempotency key; returns its id, and its frames from the beginning.
+    pub(crate) async fn start_and_follow(
+        &self,
+        request: &StartRun,
+        key: &str,
+    ) -> Result<(String, Pieces), ApiError> {
+        let path = "runs?follow=true";
+        let answer = self
+            .request(Method::POST, path, json(request), Some(key))
+            .await?;
+        let run_id = answer.headers().get(RUN_ID_HEADER);
+        let run_id = run_id.and_then(|id| id.to_str().ok()).map(str::to_owned);
+        let pieces = self.pieces(answer).await?;
+        let run_id = run_id.ok_or(ApiError::NotAGateway {
+            status: StatusCode::OK,
+        })?;
+        Ok((run_id, pieces))
+    }
+
+    async fn pieces(&self, answer: Response<Incoming>) -> Result<Pieces, ApiError> {
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(Pieces {
+                body: answer.into_body(),
+            });
+        }
+        let bytes = self.collect(answer).await?;
+        Err(ApiError::from_answer(status, &bytes))
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<T, ApiError> {
+        let answer = self.request(method, path, body, None).await?;
+        self.decode(answer).await
+    }
+
+    async fn decode<T: DeserializeOwned>(&self, answer: Response<Incoming>) -> Result<T, ApiError> {
+        let bytes = self.read_whole(answer).await?;
+        serde_json::from_slice(&bytes).map_err(ApiError::Strange)
+    }
+
+    async fn read_whole(&self, answer: Response<Incoming>) -> Result<Bytes, ApiError> {
+        let status = answer.status();
+        let bytes = self.collect(answer).await?;
+        if status.is_success() {
+            Ok(bytes)
+        } else {
+            Err(ApiError::from_answer(status, &bytes))
+        }
+    }
+
+    async fn collect(&self, answer: Response<Incoming>) -> Result<Bytes, ApiError> {
+        let body = http_body_util::Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
+        match timeout(ANSWER_TIME, body.collect()).await {
+            Ok(Ok(whole)) => Ok(whole.to_bytes()),
+            Ok(Err(error)) => Err(ApiError::Cut(error.to_string())),
+            Err(_) => Err(ApiError::Cut("its answer did not end in time".to_owned())),
+        }
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+        key: Option<&str>,
+    ) -> Result<Response<Incoming>, ApiError> {
+        let (mut connection, reused) = self.connection().await?;
+        let request = self.head(&connection, &method, path, &body, key)?;
+        let first = send(&mut connection, request).await;
+        // A gateway may close an idle connection at the moment we use it. Nothing was read then,
+        // and what only asks may be asked again.
+        let answer = match first {
+            Err(ApiError::Cut(_)) if reused && method == Method::GET => {
+                connection = self.connect().await?;
+                let request = self.head(&connection, &method, path, &body, key)?;
+                send(&mut connection, request).await?
+            }
+            other => other?,
+        };
+        *self.idle.lock().await = Some(connection);
+        Ok(answer)
+    }
+
+    async fn connection(&self) -> Result<(Connection, bool), ApiError> {
+        let idle = self.idle.lock().await.take();
+        match idle {
+            Some(connection) if connection.sender.is_ready() => Ok((connection, true)),
+            _ => Ok((self.connect().await?, false)),
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, ApiError> {
+        let not_reached = |source| ApiError::not_reached(&self.address, source);
+        let late = || std::io::Error::from(std::io::ErrorKind::TimedOut);
+        match &self.address {
+            Address::Local { home, .. } => {
+                let stream = timeout(CONNECT_TIME, UnixStream::connect(home.gateway_socket()))
+                    .await
+                    .map_err(|_| not_reached(late()))?
+                    .map_err(not_reached)?;
+                self.shake_hands(stream, true).await
+            }
+            Address::Remote { host, port, .. } => {
+                let stream = timeout(CONNECT_TIME, TcpStream::connect((host.as_str(), *port)))
+                    .await
+                    .map_err(|_| not_reached(late()))?
+                    .map_err(not_reached)?;
+                stream.set_nodelay(true).map_err(not_reached)?;
+                let peer = stream.peer_addr().map_err(not_reached)?;
+                self.shake_hands(stream, peer.ip().is_loopback()).await
+            }
+        }
+    }
+
+    async fn shake_hands(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        is_here: bool,
+    ) -> Result<Connection, ApiError> {
+        let (sender, connection) = handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| ApiError::Cut(error.to_string()))?;
+        self.tasks.spawn(async move {
+            connection.await.ok(); // whoever waits for an answer is told by the sender
+        });
+        Ok(Connection { sender, is_here })
+    }
+
+    fn head(
+        &self,
+        connection: &Connection,
+        method: &Method,
+        path: &str,
+        body: &Body,
+        key: Option<&str>,
+    ) -> Result<Request<Full<Bytes>>, ApiError> {
+        let uri = format!("{}{}/{path}", self.address.prefix(), api::PREFIX);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header(HOST, self.address.host_header());
+        if let Some(key) = key {
+            request = request.header(IDEMPOTENCY_KEY_HEADER, key);
+        }
+        if let Some(token) = &self.token {
+            if !connection.is_here {
+                return Err(ApiError::TokenInTheClear);
+            }
+            let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
+                .map_err(|_| ApiError::BadToken)?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        let bytes = match body {
+            Body::Empty => Bytes::new(),
+            Body::Json(bytes) => {
+                request = request.header(CONTENT_TYPE, "application/json");
+                bytes.clone()
+            }
+            Body::Raw(bytes) => {
+                request = request.header(CONTENT_TYPE, "application/octet-stream");
+                bytes.clone()
+            }
+        };
+        request
+            .body(Full::new(bytes))
+            .map_err(|error| ApiError::Cut(error.to_string()))
+    }
+}
+
+fn json(body: &impl Serialize) -> Body {
+    let bytes = serde_json::to_vec(body).expect("API types have string keys only");
+    Body::Json(bytes.into())
+}
+
+async fn send(
+    connection: &mut Connection,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>, ApiError> {
+    let cut = |error: hyper::Error| ApiError::Cut(error::words_of(&error));
+    connection.sender.ready().await.map_err(cut)?;
+    match timeout(ANSWER_TIME, connection.sender.send_request(request)).await {
+        Ok(answer) => answer.map_err(cut),
+        Err(_) => Err(ApiError::Cut(format!(
+            "it did not answer within {} seconds",
+            ANSWER_TIME.as_secs()
+        ))),
+    }
+}
+
+/// An answer that comes in pieces.
+#[derive(Debug)]
+pub(crate) struct Pieces {
+    body: Incoming,
+}
+
+impl Pieces {
+    /// Returns the next piece; `None` at the end.
+    ///
+    /// # Cancel safety
+    /// No piece is lost.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
+        while let Some(frame) = self.body.frame().await {
+            let frame = frame.map_err(|error| ApiError::Cut(error::words_of(&error)))?;
+            if let Ok(bytes) = frame.into_data() {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+}

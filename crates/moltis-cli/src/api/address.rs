@@ -1,0 +1,165 @@
+//! Where a gateway is administered: its socket on this machine, or an `http://` address.
+
+use std::fmt::Write as _;
+
+use crate::failure::{Failure, usage};
+use crate::paths::Home;
+
+/// Where to connect to.
+#[derive(Debug)]
+pub(crate) enum Address {
+    /// `gateway.sock` below this home.
+    Local {
+        /// The home.
+        home: Home,
+    },
+    /// TCP.
+    Remote {
+        /// As it was typed.
+        url: String,
+        /// A name, or an address without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+        /// What stands before `/api/v1`, without a slash at its end.
+        prefix: String,
+    },
+}
+
+impl Address {
+    /// Returns the socket of this machine.
+    pub(crate) fn local(home: Home) -> Self {
+        Self::Local { home }
+    }
+
+    /// Parses `http://host:port[/prefix]`.
+    ///
+    /// # Errors
+    /// Says which part is wrong.
+    pub(crate) fn parse(url: &str) -> Result<Self, Failure> {
+        let shown = crate::visible::inline(url).into_owned();
+        let wrong = |problem: &str| {
+            usage(format!("`{shown}` {problem}")).hint("expected --gateway http://127.0.0.1:9090")
+        };
+        if url.starts_with("https://") {
+            return Err(usage("https to a gateway comes with a later release").hint(
+                "until then an SSH tunnel: ssh -N -L 9090:127.0.0.1:9090 <gateway>, \
+                 and --gateway http://127.0.0.1:9090",
+            ));
+        }
+        if url.starts_with("ws://") || url.starts_with("wss://") {
+            return Err(wrong(
+                "is where nodes dial, not where a gateway is administered",
+            ));
+        }
+        let rest = url
+            .strip_prefix("http://")
+            .ok_or_else(|| wrong("does not begin with `http://`"))?;
+        if rest.contains(['?', '#']) {
+            return Err(wrong("has a query or a fragment"));
+        }
+        let (authority, path) = match rest.find('/') {
+            Some(at) => rest.split_at(at),
+            None => (rest, ""),
+        };
+        if authority.contains('@') {
+            return Err(usage("the gateway's address holds a user name or password")
+                .hint("leave out everything up to the `@`; the token goes into MOLTIS_API_TOKEN"));
+        }
+        let (host, port) = authority
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.is_empty() && (!host.contains(':') || host.ends_with(']')))
+            .ok_or_else(|| wrong("names no host and port"))?;
+        let port = port
+            .parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(|| wrong("names no port from 1 to 65535"))?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let sound = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+        if !sound(host) || !sound(path) {
+            return Err(wrong("holds a character that no address has"));
+        }
+        Ok(Self::Remote {
+            url: url.to_owned(),
+            host: host.to_owned(),
+            port,
+            prefix: path.trim_end_matches('/').to_owned(),
+        })
+    }
+
+    /// Returns what the `Host` header says.
+    pub(crate) fn host_header(&self) -> String {
+        match self {
+            Self::Local { .. } => "localhost".to_owned(),
+            Self::Remote { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),
+            Self::Remote { host, port, .. } => format!("{host}:{port}"),
+        }
+    }
+
+    /// Returns what stands before `/api/v1`.
+    pub(crate) fn prefix(&self) -> &str {
+        match self {
+            Self::Local { .. } => "",
+            Self::Remote { prefix, .. } => prefix,
+        }
+    }
+}
+
+/// Returns a text as one segment of a path, or one value of a query (RFC 3986, 2.1).
+pub(crate) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            write!(escaped, "%{byte:02X}").expect("a string takes everything");
+        }
+    }
+    match escaped.as_str() {
+        // A path of dots would be another path.
+        "." => "%2E".to_owned(),
+        ".." => "%2E%2E".to_owned(),
+        _ => escaped,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_http_with_host_and_port() {
+        for (url, host_header, prefix) in [
+            ("http://127.0.0.1:9090", "127.0.0.1:9090", ""),
+            ("http://127.0.0.1:9090/", "127.0.0.1:9090", ""),
+            ("http://[::1]:80/moltis/", "[::1]:80", "/moltis"),
+            ("http://gateway.lan:1", "gateway.lan:1", ""),
+        ] {
+            let address = Address::parse(url).unwrap();
+            assert_eq!(address.host_header(), host_header);
+            assert_eq!(address.prefix(), prefix);
+        }
+    }
+
+    #[test]
+    fn anything_else_is_told_apart() {
+        let said = |url| Address::parse(url).unwrap_err().to_string();
+        assert!(said("https://gw:1").contains("later release"));
+        assert!(said("ws://gw:1/ws").contains("where nodes dial"));
+        assert!(said("gw:9090").contains("http://"));
+        assert!(said("http://gw").contains("no host and port"));
+        assert!(said("http://::1:80").contains("no host and port"));
+        assert!(said("http://gw:0").contains("no port"));
+        assert!(said("http://gw:99999").contains("no port"));
+        assert!(said("http://gw:1?a=b").contains("query"));
+        assert!(!said("http://u:hunter2@gw:1").contains("hunter2"));
+        assert!(said("http://g w:1").contains("character"));
+    }
+
+    #[test]
+    fn a_name_in_a_path_stays_one_segment() {
+        assert_eq!(escape("Build Server/ä"), "Build%20Server%2F%C3%A4");
+        assert_eq!(escape(".."), "%2E%2E");
+    }
+}

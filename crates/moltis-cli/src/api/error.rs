@@ -1,0 +1,174 @@
+//! What can go wrong between a command and the gateway, and how it is told.
+
+use hyper::StatusCode;
+use moltis_gateway::api::problem::{Code, Problem};
+
+use super::address::Address;
+use crate::exit::Exit;
+use crate::failure::{Failure, failure};
+use crate::units::short;
+
+/// Why there is no answer, or a bad one.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// No connection could be made: nothing was sent.
+    #[error("{message}")]
+    NotReached {
+        /// Where, and what may help.
+        message: String,
+        /// What to type next.
+        hint: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The connection broke: what was sent may have been done.
+    #[error("the connection to the gateway broke: {0}")]
+    Cut(String),
+    /// The gateway says no.
+    #[error("{}", .0.detail)]
+    Problem(Box<Problem>),
+    /// A status without an explanation: somebody else answered.
+    #[error("the answer is not a gateway's: {status}")]
+    NotAGateway {
+        /// Its status.
+        status: StatusCode,
+    },
+    /// An answer that cannot be read.
+    #[error("the gateway's answer cannot be read: {0}")]
+    Strange(serde_json::Error),
+    /// The token would be readable by everybody on the way.
+    #[error(
+        "MOLTIS_API_TOKEN was not sent: on http:// to another machine everybody on the way could read it"
+    )]
+    TokenInTheClear,
+    /// The token is no token.
+    #[error("MOLTIS_API_TOKEN holds a character that no token has")]
+    BadToken,
+}
+
+impl ApiError {
+    /// Says that nobody takes the connection, and where to go instead.
+    pub(super) fn not_reached(address: &Address, source: std::io::Error) -> Self {
+        let (message, hint) = match address {
+            Address::Remote { url, .. } => (
+                format!("the gateway at {url} cannot be reached"),
+                "check host and port, and whether `moltis gateway` runs there".to_owned(),
+            ),
+            Address::Local { home } => {
+                let socket = home.show(&home.gateway_socket());
+                match crate::commands::joined_gateway(home) {
+                    Some(url) => (
+                        format!(
+                            "no gateway runs here (`{socket}`); this machine is a node of {url}"
+                        ),
+                        "type this on the gateway, or pass --gateway".to_owned(),
+                    ),
+                    None => (
+                        format!("no gateway runs here (`{socket}`)"),
+                        "start one: moltis gateway; or pass --gateway for one elsewhere".to_owned(),
+                    ),
+                }
+            }
+        };
+        Self::NotReached {
+            message,
+            hint,
+            source,
+        }
+    }
+
+    /// Reads an answer that is no success.
+    pub(super) fn from_answer(status: StatusCode, body: &[u8]) -> Self {
+        match serde_json::from_slice(body) {
+            Ok(problem) => Self::Problem(Box::new(problem)),
+            Err(_) => Self::NotAGateway { status },
+        }
+    }
+
+    /// Returns the code of a refusal.
+    pub(crate) fn code(&self) -> Option<Code> {
+        match self {
+            Self::Problem(problem) => Some(problem.code),
+            _ => None,
+        }
+    }
+
+    /// Returns whether the same request may succeed in a while: the gateway is away, or about to
+    /// be.
+    pub(crate) fn passes(&self) -> bool {
+        match self {
+            Self::NotReached { .. } | Self::Cut(_) => true,
+            Self::Problem(problem) => matches!(problem.code, Code::ShuttingDown | Code::TooMany),
+            _ => false,
+        }
+    }
+
+    /// Returns the error as a person meets it.
+    pub(crate) fn into_failure(self) -> Failure {
+        match self {
+            Self::NotReached {
+                message,
+                hint,
+                source,
+            } => {
+                let failure = failure(message).hint(hint);
+                match source.kind() {
+                    // That nobody listens is said already.
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => failure,
+                    _ => failure.because(source),
+                }
+            }
+            Self::Problem(problem) => of_problem(*problem),
+            Self::NotAGateway { .. } => {
+                failure(self.to_string()).hint("does something else listen on this address?")
+            }
+            Self::Strange(_) => failure(self.to_string())
+                .hint("bring the older of the two to the other's version: moltis --version"),
+            Self::TokenInTheClear => failure(self.to_string()).hint(
+                "an SSH tunnel keeps it secret: ssh -N -L 9090:127.0.0.1:9090 <gateway>, \
+                 then --gateway http://127.0.0.1:9090",
+            ),
+            Self::Cut(_) | Self::BadToken => failure(self.to_string()),
+        }
+    }
+
+    /// Returns the error of a command that was to be run and was not.
+    pub(crate) fn not_run(self) -> Failure {
+        self.into_failure().exit(Exit::NOT_RUN)
+    }
+}
+
+fn of_problem(problem: Problem) -> Failure {
+    let mut said = failure(problem.detail);
+    if !problem.candidates.is_empty() {
+        let candidates: Vec<_> = problem
+            .candidates
+            .iter()
+            .map(|candidate| format!("{} ({})", candidate.id, candidate.name))
+            .collect();
+        said = said.hint(format!("it could be {}", candidates.join(", ")));
+    }
+    if let Some(hint) = problem.hint {
+        said = said.hint(hint);
+    } else if problem.code == Code::Unauthenticated {
+        said = said.hint("set MOLTIS_API_TOKEN to a token made by `moltis token create` there");
+    }
+    if problem.code == Code::Internal && !problem.request_id.is_empty() {
+        said = said.hint(format!(
+            "the gateway's log knows more under request {}",
+            short(&problem.request_id)
+        ));
+    }
+    said
+}
+
+/// Returns hyper's words with their causes, which say what really happened.
+pub(super) fn words_of(error: &hyper::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        words = format!("{words}: {next}");
+        cause = next.source();
+    }
+    words
+}

@@ -1,0 +1,126 @@
+//! The command line as types: every command, flag and help text.
+//!
+//! Values are parsed here into types that cannot be wrong ([`values`]); what needs a look at the
+//! machine or the gateway is checked by the command itself. Secrets are never arguments.
+
+pub(crate) mod node;
+pub(crate) mod runs;
+pub(crate) mod token;
+pub(crate) mod values;
+
+use clap::{Args, Parser, Subcommand};
+
+/// One place for all your machines: a gateway, its nodes, and commands that run on them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "moltis",
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    after_help = "\
+Example:
+  gateway$ moltis gateway
+  gateway$ moltis node pairing enable
+  machine$ moltis node add --foreground --host ws://192.168.1.5:9090/ws --name box
+  gateway$ moltis node approve 3f9c
+  gateway$ moltis node exec box -- uname -a
+
+Environment:
+  MOLTIS_HOME        where everything is kept (default ~/.moltis)
+  MOLTIS_GATEWAY     the gateway to administer, instead of the one on this machine
+  MOLTIS_API_TOKEN   the token for it, made by `moltis token create`
+  MOLTIS_LOG         a filter for the log, as `info` or `moltis_gateway=debug`
+  NO_COLOR           no colours"
+)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// This machine as a node, and the nodes of a gateway
+    #[command(subcommand)]
+    Node(node::Node),
+    /// Commands that run or ran, with their output
+    #[command(subcommand)]
+    Runs(runs::Runs),
+    /// API tokens
+    #[command(subcommand)]
+    Token(token::Token),
+}
+
+/// Which gateway a command talks to.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Remote {
+    /// Administer this gateway instead of the one on this machine; the token comes from
+    /// `MOLTIS_API_TOKEN`
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "MOLTIS_GATEWAY",
+        hide_env_values = true
+    )]
+    pub(crate) gateway: Option<String>,
+}
+
+/// How a command prints its data.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct Format {
+    /// Print one JSON document and nothing else on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Parses the arguments of this process. Wrong ones end it with exit code 2.
+pub(crate) fn parse() -> Cli {
+    Cli::parse()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn walk(command: &clap::Command, path: &str, seen: &mut Vec<(String, String)>) {
+        let mut shown = command.clone().term_width(100).bin_name(path);
+        seen.push((path.to_owned(), shown.render_long_help().to_string()));
+        for sub in command.get_subcommands() {
+            if sub.get_name() != "help" {
+                walk(sub, &format!("{path} {}", sub.get_name()), seen);
+            }
+        }
+    }
+
+    fn every_help() -> Vec<(String, String)> {
+        let mut seen = Vec::new();
+        walk(&Cli::command(), "moltis", &mut seen);
+        seen
+    }
+
+    #[test]
+    fn clap_finds_no_contradiction_in_the_commands() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example_in_its_help() {
+        for (path, help) in every_help() {
+            if path != "moltis keeper" {
+                assert!(help.contains("Example:"), "`{path}` has none");
+            }
+        }
+    }
+
+    #[test]
+    fn the_help_of_every_command_is_as_reviewed() {
+        let all: Vec<_> = every_help()
+            .into_iter()
+            .map(|(path, help)| format!("=== {path} --help\n{}\n", help.trim_end()))
+            .collect();
+        insta::assert_snapshot!("help", all.join("\n"));
+    }
+}

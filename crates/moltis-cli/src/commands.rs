@@ -1,0 +1,109 @@
+//! One arm per command: which room does it, on which runtime.
+
+mod exec;
+mod join;
+mod node;
+mod nodes;
+mod pairing;
+mod policy;
+mod runs;
+mod starter;
+mod token;
+
+use std::future::Future;
+
+use anyhow::Context as _;
+
+use crate::api::Client;
+use crate::args::node::Node;
+use crate::args::{Cli, Command, Remote};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::paths::Home;
+use crate::settings::Settings;
+
+/// What every command is given.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    settings: Settings,
+    output: Output,
+}
+
+impl Context {
+    fn home(&self) -> Result<Home, Failure> {
+        Home::find(&self.settings)
+    }
+
+    fn client(&self, remote: &Remote) -> Result<Client, Failure> {
+        Client::new(&self.settings, remote)
+    }
+}
+
+/// Does what the command line says, prints why when it fails, and returns what to end with.
+pub(crate) fn run(cli: Cli, settings: Settings) -> Exit {
+    let output = Output::of_process();
+    let context = Context { settings, output };
+    match dispatch(cli.command, &context) {
+        Ok(exit) => exit,
+        Err(error) => output.error(&error),
+    }
+}
+
+fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
+    match command {
+        Command::Node(command) => node(command, context),
+        Command::Runs(command) => on_one_thread(runs::run(context, command)),
+        Command::Token(command) => on_one_thread(token::run(context, command)),
+    }
+}
+
+fn node(command: Node, context: &Context) -> anyhow::Result<Exit> {
+    match command {
+        Node::Add(args) => join::add(context, &args),
+        Node::Run(_) => on_all_cores(join::run(context)),
+        Node::Fingerprint(args) => node::fingerprint(context, &args),
+        Node::Status(args) => node::status(context, &args),
+        Node::Remove(args) => on_one_thread(node::remove(context, args)),
+        Node::Policy(args) => policy::run(context, args),
+        Node::List(args) => on_one_thread(nodes::list(context, args)),
+        Node::Describe(args) => on_one_thread(nodes::describe(context, args)),
+        Node::Rename(args) => on_one_thread(nodes::rename(context, args)),
+        Node::Label(args) => on_one_thread(nodes::label(context, args)),
+        Node::Revoke(args) => on_one_thread(nodes::revoke(context, args)),
+        Node::Forget(args) => on_one_thread(nodes::forget(context, args)),
+        Node::Pairing(args) => on_one_thread(pairing::window(context, args)),
+        Node::Pending(args) => on_one_thread(pairing::pending(context, args)),
+        Node::Approve(args) => on_one_thread(pairing::approve(context, args)),
+        Node::Reject(args) => on_one_thread(pairing::reject(context, args)),
+        Node::Exec(args) => exec::exec(context, *args),
+        Node::Shell(args) => on_one_thread(exec::shell(context, args)),
+    }
+}
+
+/// Runs what only asks a gateway: one thread starts quickest.
+fn on_one_thread(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(command);
+    runtime.shutdown_background();
+    result
+}
+
+/// Runs what serves others.
+fn on_all_cores(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(command);
+    runtime.shutdown_background();
+    result
+}
+
+/// Returns the gateway that this machine is a node of, where it is one.
+pub(crate) fn joined_gateway(home: &Home) -> Option<String> {
+    node::joined_gateway(home)
+}

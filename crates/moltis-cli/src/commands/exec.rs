@@ -1,0 +1,261 @@
+//! `moltis node exec` and `moltis node shell`: from the words of a command line to a run, its
+//! output and its exit code.
+//!
+//! Here a request is made and sent; [`follow`] stays with the run until it is over.
+
+mod collect;
+mod ending;
+pub(super) mod follow;
+mod reader;
+mod stdin;
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use moltis_gateway::api::runs::{Run, StartRun, Tty};
+use moltis_proto::limits::START_BYTES_MAX;
+
+use super::{Context, on_one_thread};
+use crate::api::{ApiError, Client};
+use crate::args::node::{Exec, ExecHow, Shell};
+use crate::exit::Exit;
+use crate::failure::{Failure, failure, usage};
+use crate::terminal;
+
+use self::follow::{Followed, Input, Mode};
+
+/// How often a request whose fate is unknown is sent again, under the same idempotency key.
+const ATTEMPTS: u32 = 20;
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
+
+/// `moltis node exec`.
+pub(super) fn exec(context: &Context, args: Exec) -> anyhow::Result<Exit> {
+    let command = command(args.shell, args.argv)?;
+    let request = request(context, args.node, command, args.how)?;
+    let client = context.client(&args.remote)?;
+    let json = args.format.json;
+    if args.detach {
+        on_one_thread(detach(context, &client, &request, json))
+    } else {
+        on_one_thread(start_and_follow(context, client, &request, json))
+    }
+}
+
+/// `moltis node shell`.
+pub(super) async fn shell(context: &Context, args: Shell) -> anyhow::Result<Exit> {
+    if !context.output.stdin_is_terminal() || !context.output.stdout_is_terminal() {
+        return Err(
+            usage("a shell needs a terminal, and stdin or stdout is none")
+                .hint("for a script: moltis node exec <node> --stdin -- sh")
+                .into(),
+        );
+    }
+    let request = StartRun {
+        node: Some(args.node),
+        command: Some("exec \"$SHELL\" -l".to_owned()),
+        tty: Some(tty(context)),
+        ..StartRun::default()
+    };
+    let client = context.client(&args.remote)?;
+    start_and_follow(context, client, &request, false).await
+}
+
+async fn detach(
+    context: &Context,
+    client: &Client,
+    request: &StartRun,
+    json: bool,
+) -> anyhow::Result<Exit> {
+    // The answer comes when the run is on the gateway's disk.
+    let run: Run = once(async |key| client.send_once("runs", request, key).await).await?;
+    if json {
+        context.output.json(&run)?;
+    } else {
+        context.output.text(&run.id)?;
+    }
+    Ok(Exit::SUCCESS)
+}
+
+async fn start_and_follow(
+    context: &Context,
+    client: Client,
+    request: &StartRun,
+    json: bool,
+) -> anyhow::Result<Exit> {
+    let started = once(async |key| client.start_and_follow(request, key).await).await;
+    let (run_id, pieces) = started?;
+    let followed = Followed {
+        run_id,
+        tty: request.tty.is_some(),
+        pieces: Some(pieces),
+    };
+    let mode = Mode {
+        json,
+        input: input(context, request),
+    };
+    follow::to_its_end(context, client, followed, mode).await
+}
+
+enum Words {
+    Argv(Vec<String>),
+    Line(String),
+}
+
+fn command(shell: Option<OsString>, argv: Vec<OsString>) -> Result<Words, Failure> {
+    let words = if let Some(line) = shell {
+        Words::Line(text(line, "the line after --shell")?)
+    } else {
+        let argv: Result<Vec<_>, _> = argv
+            .into_iter()
+            .enumerate()
+            .map(|(at, word)| text(word, &format!("argument {} after `--`", at + 1)))
+            .collect();
+        Words::Argv(argv?)
+    };
+    let bytes = match &words {
+        Words::Line(line) if line.trim().is_empty() => return Err(nothing()),
+        Words::Argv(argv) if argv.first().is_none_or(String::is_empty) => return Err(nothing()),
+        Words::Line(line) => line.len(),
+        Words::Argv(argv) => argv.iter().map(|word| word.len() + 1).sum(),
+    };
+    if bytes > START_BYTES_MAX {
+        return Err(usage(format!(
+            "the command has {bytes} bytes: at most {START_BYTES_MAX} fit into one request"
+        ))
+        .hint(
+            "send long data through stdin: moltis node exec <node> --stdin -- <command> < file",
+        ));
+    }
+    Ok(words)
+}
+
+fn nothing() -> Failure {
+    usage("there is nothing to run: expected a program after `--`, or --shell with a line")
+        .hint("moltis node exec <node> -- uname -a")
+}
+
+fn text(word: OsString, what: &str) -> Result<String, Failure> {
+    word.into_string().map_err(|word| {
+        usage(format!("{what} is not UTF-8: `{}`", word.display()))
+            .hint("bytes that are not text go through stdin: --stdin")
+    })
+}
+
+fn request(
+    context: &Context,
+    node: String,
+    words: Words,
+    how: ExecHow,
+) -> Result<StartRun, Failure> {
+    let cwd = how
+        .cwd
+        .map(|dir| text(dir, "the directory after --cwd"))
+        .transpose()?;
+    if let Some(dir) = &cwd
+        && !dir.starts_with('/')
+    {
+        return Err(usage(format!(
+            "--cwd is `{dir}`: expected an absolute path on the node, one that begins with `/`"
+        )));
+    }
+    let (argv, command) = match words {
+        Words::Argv(argv) => (Some(argv), None),
+        Words::Line(line) => (None, Some(line)),
+    };
+    let tty = how.tty.then(|| tty(context));
+    Ok(StartRun {
+        node: Some(node),
+        argv,
+        command,
+        cwd,
+        env: how.env.into_iter().collect(),
+        timeout_seconds: how.timeout,
+        // A terminal has its own way in; without one of ours, --stdin feeds it.
+        stdin_open: how.stdin,
+        tty,
+        ..StartRun::default()
+    })
+}
+
+/// The terminal that the command is given: like ours, where we have one.
+fn tty(context: &Context) -> Tty {
+    let (cols, rows) = terminal::size().unwrap_or((80, 24));
+    let term = context.settings.term.clone().filter(|term| {
+        term.len() <= 64
+            && term
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.+".contains(&b))
+    });
+    Tty { cols, rows, term }
+}
+
+fn input(context: &Context, request: &StartRun) -> Input {
+    match &request.tty {
+        Some(_) if context.output.stdin_is_terminal() => Input::Terminal,
+        _ if request.stdin_open => Input::Pipe,
+        _ => Input::None,
+    }
+}
+
+/// Sends a request under a key of its own. When its fate is unknown it is sent again, and still
+/// nothing starts twice.
+async fn once<T>(mut send: impl AsyncFnMut(&str) -> Result<T, ApiError>) -> Result<T, Failure> {
+    let key = uuid::Uuid::new_v4().simple().to_string();
+    for attempt in 1..=ATTEMPTS {
+        let error = match send(&key).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let fate_is_unknown = attempt > 1 || matches!(error, ApiError::Cut(_));
+        if !fate_is_unknown || !error.passes() {
+            return Err(error.not_run());
+        }
+        tokio::time::sleep(ATTEMPT_PAUSE).await;
+    }
+    Err(failure("whether the command was started is not known")
+        .exit(Exit::UNKNOWN)
+        .hint("look at the newest ones: moltis runs list"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use super::*;
+
+    fn said(shell: Option<&str>, argv: &[&str]) -> String {
+        let argv = argv.iter().map(OsString::from).collect();
+        match command(shell.map(OsString::from), argv) {
+            Ok(_) => String::new(),
+            Err(failure) => failure.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_command_has_words_and_not_too_many() {
+        assert_eq!(said(None, &["true"]), "");
+        assert_eq!(said(None, &["cat", ""]), "");
+        assert_eq!(said(Some("true"), &[]), "");
+        assert!(said(None, &[]).contains("nothing to run"));
+        assert!(said(None, &[""]).contains("nothing to run"));
+        assert!(said(Some("  "), &[]).contains("nothing to run"));
+        let long = "x".repeat(2 * 1024 * 1024);
+        let said = said(None, &["echo", &long]);
+        assert!(
+            said.contains("the command has 2097158 bytes: at most 65519"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_word_that_is_not_text_is_named_by_its_place() {
+        let bad = OsString::from_vec(vec![b'a', 0xff]);
+        let failure = command(None, vec!["cat".into(), bad]).err().unwrap();
+        assert!(
+            failure
+                .to_string()
+                .starts_with("argument 2 after `--` is not UTF-8"),
+            "{failure}"
+        );
+    }
+}

@@ -1,0 +1,122 @@
+//! What the end of a followed run means: the words for stderr, the object of `--json`, the code.
+
+use moltis_gateway::api::problem::Code;
+use moltis_gateway::api::runs::{Outcome, Run, RunResult};
+
+use super::super::Context;
+use super::collect::Collected;
+use crate::api::ApiError;
+use crate::exit::Exit;
+use crate::failure::failure;
+use crate::output::streams::WriteError;
+use crate::units::short;
+
+/// How the following ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The run is over.
+    Ended(Box<Run>),
+    /// A second Ctrl+C: the run is left alone.
+    Left,
+    /// The gateway is gone for good, or forgot the run.
+    Failed(ApiError),
+    /// Our stdout or stderr cannot be written any more, or nobody wants to wait for it. The run is
+    /// over.
+    Unwritable(Option<WriteError>),
+}
+
+/// Says what is left to say and returns the exit code.
+pub(super) fn finish(
+    context: &Context,
+    run_id: &str,
+    json: bool,
+    end: End,
+    collected: [Collected; 2],
+    ended_by: Option<i32>,
+) -> anyhow::Result<Exit> {
+    let attach = format!("moltis runs attach {}", short(run_id));
+    match end {
+        End::Ended(run) if json => {
+            context.output.json(&result(&run, collected))?;
+            Ok(code(&run, ended_by))
+        }
+        End::Ended(run) => {
+            if let Some(words) = explain(&run) {
+                context
+                    .output
+                    .note(&format!("run {}: {words}", short(&run.id)));
+            }
+            Ok(code(&run, ended_by))
+        }
+        End::Left => Err(failure(format!("left the run {run_id}"))
+            .hint(format!("it may still be running: {attach}"))
+            .exit(Exit::CANCELLED)
+            .into()),
+        End::Failed(error) => {
+            let forgotten = error.code() == Some(Code::NotFound);
+            let failure = failure(format!("what became of the run {run_id} is not known"))
+                .because(error.into_failure())
+                .exit(Exit::UNKNOWN);
+            Err(if forgotten {
+                failure
+            } else {
+                failure.hint(format!("when the gateway is back: {attach}"))
+            }
+            .into())
+        }
+        End::Unwritable(Some(WriteError::Closed)) => Ok(Exit::CLOSED_PIPE),
+        End::Unwritable(Some(error)) => Err(error.into()),
+        End::Unwritable(None) => Ok(Exit::CANCELLED),
+    }
+}
+
+/// Returns the exit code of an ended run. One that we cancelled because of a signal ends as that
+/// signal would have ended us.
+fn code(run: &Run, ended_by: Option<i32>) -> Exit {
+    match (Exit::of_run(run), ended_by) {
+        (Exit::CANCELLED, Some(signal)) => Exit::of_signal(signal),
+        (code, _) => code,
+    }
+}
+
+/// Returns what the exit code alone would leave open.
+fn explain(run: &Run) -> Option<String> {
+    let detail = run.detail.as_deref().filter(|detail| !detail.is_empty());
+    let what = match run.outcome? {
+        Outcome::Exited | Outcome::Signaled | Outcome::Cancelled => return None,
+        Outcome::TimedOut => "timed out".to_owned(),
+        Outcome::FailedToStart => "could not be started".to_owned(),
+        Outcome::Refused => format!("refused by {}", run.node_name),
+        Outcome::Lost => "what became of it is not known".to_owned(),
+    };
+    let reason = run
+        .outcome_reason
+        .and_then(|reason| serde_json::to_value(reason).ok())
+        .and_then(|reason| reason.as_str().map(|reason| reason.replace('_', " ")));
+    Some(match (detail, reason) {
+        (Some(detail), _) => format!("{what}: {detail}"),
+        (None, Some(reason)) => format!("{what}: {reason}"),
+        (None, None) => what,
+    })
+}
+
+fn result(run: &Run, [stdout, stderr]: [Collected; 2]) -> RunResult {
+    let (stdout, stdout_cut) = stdout.finish();
+    let (stderr, stderr_cut) = stderr.finish();
+    RunResult {
+        run_id: run.id.clone(),
+        node: run.node.clone(),
+        node_name: run.node_name.clone(),
+        outcome: run.outcome.unwrap_or(Outcome::Lost),
+        outcome_reason: run.outcome_reason,
+        exit_code: run.exit_code,
+        signal: run.signal,
+        detail: run.detail.clone(),
+        stdout,
+        stderr,
+        stdout_bytes: run.stdout_bytes,
+        stderr_bytes: run.stderr_bytes,
+        truncated: stdout_cut || stderr_cut,
+        duration_ms: run.duration_ms.unwrap_or(0),
+    }
+}

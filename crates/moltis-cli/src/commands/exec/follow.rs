@@ -1,0 +1,376 @@
+//! Stays with a run until it is over: output out, stdin in, Ctrl+C, cuts.
+//!
+//! One loop and four helpers: [`super::reader`] brings events, [`super::stdin`] takes our stdin
+//! there, [`crate::output::streams`] writes, [`crate::terminal`] holds the terminal. The loop
+//! itself never waits for anything but its next event, so Ctrl+C is always heard. What the end
+//! means is said in [`super::ending`].
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::Method;
+use moltis_gateway::api::runs::{Cancel, Resize, Run, State, Stream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tokio::time::sleep;
+
+use super::super::Context;
+use super::collect::Collected;
+use super::ending::{End, finish};
+use super::reader::{self, index};
+use super::stdin;
+use crate::api::{ApiError, Client, Pieces};
+use crate::exit::Exit;
+use crate::output::streams::{Escapes, Streams};
+use crate::terminal::{self, RawMode};
+use crate::units::short;
+
+/// Pause before a cancel that the gateway has not heard is said again.
+const CANCEL_PAUSE: Duration = Duration::from_millis(200);
+
+/// How a run is followed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mode {
+    /// Print one object at the end instead of the output as it comes.
+    pub(crate) json: bool,
+    /// What goes to the command.
+    pub(crate) input: Input,
+}
+
+/// What of ours goes to the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// Nothing.
+    None,
+    /// Our stdin, to its end.
+    Pipe,
+    /// Our terminal.
+    Terminal,
+}
+
+/// The run to follow.
+#[derive(Debug)]
+pub(crate) struct Followed {
+    /// Its id.
+    pub(crate) run_id: String,
+    /// It has a terminal.
+    pub(crate) tty: bool,
+    /// Its frames from the beginning, where they come already.
+    pub(crate) pieces: Option<Pieces>,
+}
+
+/// Follows a run to its end and returns its exit code.
+pub(crate) async fn to_its_end(
+    context: &Context,
+    client: Client,
+    run: Followed,
+    mode: Mode,
+) -> anyhow::Result<Exit> {
+    let run_id = run.run_id.clone();
+    let followed = async {
+        let mut follower = Follower::new(context, client, run, mode)?;
+        let end = follower.run().await;
+        let end = follower.close(end).await;
+        anyhow::Ok((end, follower.collected, follower.ended_by))
+        // The follower is dropped here, before anything more is said: the terminal is as it was.
+    };
+    let (end, collected, ended_by) = LocalSet::new().run_until(followed).await?;
+    finish(context, &run_id, mode.json, end, collected, ended_by)
+}
+
+struct Follower {
+    context: Context,
+    client: Rc<Client>,
+    run_id: String,
+    json: bool,
+    events: mpsc::Receiver<reader::Event>,
+    /// None with `--json`.
+    streams: Option<Streams>,
+    /// A piece that waits for room at the writer.
+    held: Option<(Stream, Bytes)>,
+    collected: [Collected; 2],
+    input: Option<mpsc::Receiver<stdin::Event>>,
+    away: Arc<AtomicBool>,
+    stops: Stops,
+    resizes: Signal,
+    raw: Option<RawMode>,
+    /// The signal that made us cancel the run; SIGPIPE where nobody reads us any more.
+    ended_by: Option<i32>,
+    /// The writer has failed; what comes is thrown away while the run ends.
+    unwritable: bool,
+    said_cut: bool,
+    said_unreachable: bool,
+    looks: mpsc::Receiver<Run>,
+    look: mpsc::Sender<Run>,
+}
+
+enum Step {
+    Stop(i32),
+    Resized,
+    Unwritable,
+    Input(stdin::Event),
+    Look(Box<Run>),
+    Event(Option<reader::Event>),
+}
+
+impl Follower {
+    fn new(context: &Context, client: Client, run: Followed, mode: Mode) -> anyhow::Result<Self> {
+        let client = Rc::new(client);
+        let away = Arc::new(AtomicBool::new(false));
+        let output = context.output;
+        let stops = Stops::new()?;
+        let resizes = signal(SignalKind::window_change())?;
+        let raw = match mode.input {
+            Input::Terminal => Some(RawMode::enter()?),
+            Input::Pipe | Input::None => None,
+        };
+        let input = match mode.input {
+            Input::None => None,
+            Input::Pipe | Input::Terminal => Some(stdin::start(
+                Rc::clone(&client),
+                run.run_id.clone(),
+                Arc::clone(&away),
+            )?),
+        };
+        let escapes = if run.tty {
+            Escapes::Passed
+        } else {
+            Escapes::Shown
+        };
+        let streams = if mode.json {
+            None
+        } else {
+            Some(Streams::start(output, escapes)?)
+        };
+        let (look, looks) = mpsc::channel(1);
+        Ok(Self {
+            context: context.clone(),
+            events: reader::start(Rc::clone(&client), run.run_id.clone(), run.pieces),
+            client,
+            run_id: run.run_id,
+            json: mode.json,
+            streams,
+            held: None,
+            collected: <[Collected; 2]>::default(),
+            input,
+            away,
+            stops,
+            resizes,
+            raw,
+            ended_by: None,
+            unwritable: false,
+            said_cut: false,
+            said_unreachable: false,
+            looks,
+            look,
+        })
+    }
+
+    async fn run(&mut self) -> End {
+        loop {
+            let step = tokio::select! {
+                biased;
+                number = self.stops.next() => Step::Stop(number),
+                _ = self.resizes.recv(), if self.raw.is_some() => Step::Resized,
+                () = writer_failed(self.streams.as_ref()), if !self.unwritable => Step::Unwritable,
+                Some(event) = next_input(self.input.as_mut()) => Step::Input(event),
+                Some(run) = self.looks.recv() => Step::Look(Box::new(run)),
+                Some(permit) = room(self.streams.as_ref()), if self.held.is_some() => {
+                    if let Some(piece) = self.held.take() {
+                        permit.send(piece);
+                    }
+                    continue;
+                }
+                event = self.events.recv(), if self.held.is_none() => Step::Event(event),
+            };
+            if let Some(end) = self.take(step) {
+                return end;
+            }
+        }
+    }
+
+    fn take(&mut self, step: Step) -> Option<End> {
+        match step {
+            Step::Stop(_) if self.ended_by.is_some() => return Some(End::Left),
+            Step::Stop(number) => {
+                self.cancel(number);
+                let run = short(&self.run_id);
+                self.say(&format!("cancelling {run}; once more leaves it alone"));
+            }
+            Step::Resized => self.resize(),
+            Step::Unwritable => {
+                self.unwritable = true;
+                self.held = None;
+                if self.ended_by.is_none() {
+                    self.cancel(rustix::process::Signal::PIPE.as_raw());
+                }
+            }
+            Step::Input(stdin::Event::Interrupt) => return Some(End::Left),
+            Step::Input(stdin::Event::Failed(error)) => {
+                self.say(&format!("stdin is not passed on any more: {error}"));
+                self.input = None;
+            }
+            Step::Look(run) => self.looked(&run),
+            Step::Event(None) => {
+                return Some(End::Failed(ApiError::Cut("the reader ended".to_owned())));
+            }
+            Step::Event(Some(event)) => return self.handle(event),
+        }
+        None
+    }
+
+    fn handle(&mut self, event: reader::Event) -> Option<End> {
+        match event {
+            reader::Event::Output(stream, bytes) if self.json => {
+                self.collected[index(stream)].push(&bytes);
+            }
+            reader::Event::Output(..) if self.unwritable => {}
+            reader::Event::Output(stream, bytes) => self.held = Some((stream, bytes)),
+            reader::Event::Gap(gap) => {
+                self.collected[index(gap.stream)].gap(gap.to.saturating_sub(gap.from));
+                if !self.json {
+                    let which = ["standard output", "standard error"][index(gap.stream)];
+                    let (from, to) = (gap.from, gap.to);
+                    self.say(&format!("bytes {from} to {to} of {which} are gone"));
+                }
+            }
+            reader::Event::Ended(run) => return Some(End::Ended(run)),
+            reader::Event::Quiet => self.look(),
+            reader::Event::Cut(error) => {
+                self.away.store(true, Ordering::Relaxed);
+                if !std::mem::replace(&mut self.said_cut, true) {
+                    let run = short(&self.run_id);
+                    self.say(&format!(
+                        "{error}; the run {run} goes on, and its output is taken up again"
+                    ));
+                }
+            }
+            reader::Event::Back => self.away.store(false, Ordering::Relaxed),
+            reader::Event::Failed(error) => return Some(End::Failed(error)),
+        }
+        None
+    }
+
+    /// Asks for the run's end because of this signal, until the gateway has heard it.
+    fn cancel(&mut self, because: i32) {
+        self.ended_by = Some(because);
+        let client = Rc::clone(&self.client);
+        let path = format!("runs/{}/cancel", self.run_id);
+        tokio::task::spawn_local(async move {
+            // Any other answer means that it is heard, or that the ending is on its way.
+            while let Err(error) = client.tell(Method::POST, &path, &Cancel::default()).await
+                && error.passes()
+            {
+                sleep(CANCEL_PAUSE).await;
+            }
+        });
+    }
+
+    fn resize(&self) {
+        let Some((cols, rows)) = terminal::size() else {
+            return;
+        };
+        let client = Rc::clone(&self.client);
+        let path = format!("runs/{}/resize", self.run_id);
+        tokio::task::spawn_local(async move {
+            let size = Resize { cols, rows };
+            let told = client.tell(Method::POST, &path, &size).await;
+            told.ok(); // the next resize tells again
+        });
+    }
+
+    /// Nothing came for a while: is the node still there?
+    fn look(&self) {
+        let (client, look) = (Rc::clone(&self.client), self.look.clone());
+        let path = format!("runs/{}", self.run_id);
+        tokio::task::spawn_local(async move {
+            if let Ok(run) = client.get::<Run>(&path).await {
+                look.try_send(run).ok(); // one look is waiting already
+            }
+        });
+    }
+
+    fn looked(&mut self, run: &Run) {
+        let unreachable = run.state != State::Ended && !run.reachable;
+        if unreachable && !std::mem::replace(&mut self.said_unreachable, true) {
+            let (node, run) = (&run.node_name, short(&self.run_id));
+            self.say(&format!(
+                "{node} is not connected; the run {run} goes on there, and its output comes when it is back"
+            ));
+        }
+    }
+
+    /// Says something, also while the terminal is raw.
+    fn say(&self, text: &str) {
+        if self.raw.is_some() {
+            self.context.output.note_raw(text);
+        } else {
+            self.context.output.note(text);
+        }
+    }
+
+    /// Writes what is left, and listens to Ctrl+C meanwhile.
+    async fn close(&mut self, end: End) -> End {
+        let (run, streams) = match (end, self.streams.take()) {
+            (End::Ended(run), Some(streams)) => (run, streams),
+            (end, _) => return end,
+        };
+        tokio::select! {
+            biased;
+            _ = self.stops.next() => End::Unwritable(None),
+            written = streams.finish() => match written {
+                Ok(()) => End::Ended(run),
+                Err(error) => End::Unwritable(Some(error)),
+            },
+        }
+    }
+}
+
+async fn writer_failed(streams: Option<&Streams>) {
+    match streams {
+        Some(streams) => streams.failed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_input(input: Option<&mut mpsc::Receiver<stdin::Event>>) -> Option<stdin::Event> {
+    input?.recv().await
+}
+
+async fn room(streams: Option<&Streams>) -> Option<mpsc::Permit<'_, (Stream, Bytes)>> {
+    streams?.reserve().await.ok()
+}
+
+/// The signals that ask us to end.
+struct Stops {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Stops {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns the number of the next one.
+    ///
+    /// # Cancel safety
+    /// No signal is lost.
+    async fn next(&mut self) -> i32 {
+        let kind = tokio::select! {
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.hang_up.recv() => SignalKind::hangup(),
+        };
+        kind.as_raw_value()
+    }
+}

@@ -1,0 +1,196 @@
+//! Reads what a run does, across cuts: after each it connects again and goes on at the byte where
+//! it stopped. Runs as a task of its own; the follow loop takes events from it.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes};
+use moltis_gateway::api::follow::{Decoder, Frame, Gap};
+use moltis_gateway::api::runs::{Run, Stream};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::api::{ApiError, Client, Pieces};
+
+/// Events that wait for the follow loop. A full queue stops the reading, and that the gateway.
+const QUEUE: usize = 8;
+
+/// The gateway says something at least this often; after that long the connection is dead.
+const SILENCE_MAX: Duration = Duration::from_mins(1);
+
+/// Pauses between attempts to reach a gateway that is away.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// See [`PAUSE_MIN`].
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// How long a gateway may be away before the run is left alone.
+const AWAY_MAX: Duration = Duration::from_mins(10);
+
+/// What the follow loop is told.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The command wrote this.
+    Output(Stream, Bytes),
+    /// The command wrote that, and it is gone.
+    Gap(Gap),
+    /// It is over.
+    Ended(Box<Run>),
+    /// Nothing happened for a while.
+    Quiet,
+    /// The connection to the gateway is cut; it is being made again.
+    Cut(ApiError),
+    /// It stands again.
+    Back,
+    /// It is not made again, or the gateway does not know the run any more.
+    Failed(ApiError),
+}
+
+/// Begins to read a run from its first byte; `pieces` are its frames where they come already.
+/// Called inside a `LocalSet`.
+pub(super) fn start(
+    client: Rc<Client>,
+    run_id: String,
+    pieces: Option<Pieces>,
+) -> mpsc::Receiver<Event> {
+    let (events, queue) = mpsc::channel(QUEUE);
+    let reader = Reader {
+        client,
+        run_id,
+        pieces,
+        offsets: [0; 2],
+        events,
+    };
+    tokio::task::spawn_local(reader.run());
+    queue
+}
+
+struct Reader {
+    client: Rc<Client>,
+    run_id: String,
+    pieces: Option<Pieces>,
+    offsets: [u64; 2],
+    events: mpsc::Sender<Event>,
+}
+
+/// Why one connection ended.
+enum End {
+    /// The run is over, or nobody listens.
+    Done,
+    Error(ApiError),
+}
+
+impl Reader {
+    async fn run(mut self) {
+        let mut pause = PAUSE_MIN;
+        let mut away_since = None;
+        loop {
+            let before = self.offsets;
+            let error = match self.one_connection(&mut away_since).await {
+                End::Done => return,
+                End::Error(error) => error,
+            };
+            let too_long = away_since.is_some_and(|since: Instant| since.elapsed() > AWAY_MAX);
+            if !error.passes() || too_long {
+                self.tell(Event::Failed(error)).await;
+                return;
+            }
+            if self.offsets != before {
+                pause = PAUSE_MIN;
+            }
+            if away_since.is_none() {
+                away_since = Some(Instant::now());
+                if !self.tell(Event::Cut(error)).await {
+                    return;
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn one_connection(&mut self, away_since: &mut Option<Instant>) -> End {
+        let mut pieces = match self.open().await {
+            Ok(pieces) => pieces,
+            Err(error) => return End::Error(error),
+        };
+        if away_since.take().is_some() && !self.tell(Event::Back).await {
+            return End::Done;
+        }
+        let mut decoder = Decoder::default();
+        loop {
+            let piece = match timeout(SILENCE_MAX, pieces.next()).await {
+                Ok(Ok(Some(piece))) => piece,
+                Ok(Ok(None)) => return cut("it ended in the middle of the output"),
+                Ok(Err(error)) => return End::Error(error),
+                Err(_) => return cut("nothing was heard of it for a minute"),
+            };
+            decoder.feed(&piece);
+            loop {
+                match decoder.next_frame() {
+                    Ok(Some(frame)) => {
+                        let last = matches!(frame, Frame::Ended(_));
+                        if !self.pass_on(frame).await || last {
+                            return End::Done;
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(error) => return cut(&error.to_string()),
+                }
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Result<Pieces, ApiError> {
+        if let Some(pieces) = self.pieces.take() {
+            return Ok(pieces);
+        }
+        let [stdout, stderr] = self.offsets;
+        let run = &self.run_id;
+        let path = format!("runs/{run}/follow?stdout={stdout}&stderr={stderr}");
+        self.client.open(&path).await
+    }
+
+    /// Passes a frame on; bytes that came before are skipped. Returns whether anybody listens.
+    async fn pass_on(&mut self, frame: Frame) -> bool {
+        let event = match frame {
+            Frame::Output {
+                stream,
+                offset,
+                mut bytes,
+            } => {
+                let at = &mut self.offsets[index(stream)];
+                let known = usize::try_from(at.saturating_sub(offset)).unwrap_or(usize::MAX);
+                bytes.advance(known.min(bytes.len()));
+                if bytes.is_empty() {
+                    return true;
+                }
+                *at = offset.max(*at) + bytes.len() as u64;
+                Event::Output(stream, bytes)
+            }
+            Frame::Gap(gap) => {
+                let at = &mut self.offsets[index(gap.stream)];
+                *at = gap.to.max(*at);
+                Event::Gap(gap)
+            }
+            Frame::Ended(run) => Event::Ended(run),
+            Frame::KeepAlive => Event::Quiet,
+        };
+        self.tell(event).await
+    }
+
+    async fn tell(&self, event: Event) -> bool {
+        self.events.send(event).await.is_ok()
+    }
+}
+
+fn cut(why: &str) -> End {
+    End::Error(ApiError::Cut(why.to_owned()))
+}
+
+/// Returns 0 for stdout and 1 for stderr.
+pub(super) fn index(stream: Stream) -> usize {
+    match stream {
+        Stream::Stdout => 0,
+        Stream::Stderr => 1,
+    }
+}

@@ -1,0 +1,158 @@
+//! What happens to a link, told: to the person who typed `node add`, or to the log of a service.
+
+use std::sync::Arc;
+
+use moltis_identity::Fingerprint;
+use moltis_node::{LinkError, LinkEvent, Trust};
+use tokio::sync::mpsc;
+
+use super::request::Joined;
+use crate::output::Output;
+use crate::units::span;
+
+/// Tells a person at a terminal how the joining goes.
+pub(super) struct Person {
+    output: Output,
+    own_key: Fingerprint,
+    url: String,
+    node_id: String,
+    shown_key: Option<Fingerprint>,
+    shown_code: Option<String>,
+    waited: bool,
+    accepted: bool,
+    last_error: Option<String>,
+}
+
+impl Person {
+    pub(super) fn new(output: Output, joined: &Joined) -> Self {
+        Self {
+            output,
+            own_key: joined.identity.fingerprint(),
+            url: joined.config.gateway_url.to_string(),
+            node_id: joined.identity.node_id.as_str().to_owned(),
+            shown_key: None,
+            shown_code: None,
+            waited: false,
+            accepted: false,
+            last_error: None,
+        }
+    }
+
+    /// Tells everything until the link has ended; returns whether the gateway took this node.
+    pub(super) async fn tell(mut self, mut events: mpsc::Receiver<LinkEvent>) -> bool {
+        while let Some(event) = events.recv().await {
+            // Where nobody reads, the node still works.
+            self.tell_one(event).ok();
+        }
+        self.accepted
+    }
+
+    fn tell_one(&mut self, event: LinkEvent) -> anyhow::Result<()> {
+        match event {
+            LinkEvent::GatewayKey { fingerprint, trust } => self.keys(fingerprint, trust),
+            LinkEvent::Pending {
+                code, expires_in, ..
+            } => {
+                let code = code.to_string();
+                if self.shown_code.as_ref() != Some(&code) {
+                    self.output.text(&format!(
+                        "Connection code  {code}    (the same code is shown where you approve)"
+                    ))?;
+                    self.output.note("Waiting for approval …");
+                    if !self.waited {
+                        self.output.note(&format!(
+                            "on the gateway: moltis node pending, then moltis node approve <id>; the request waits for {}",
+                            span(expires_in)
+                        ));
+                    }
+                }
+                self.waited = true;
+                self.shown_code = Some(code);
+                self.last_error = None;
+                Ok(())
+            }
+            LinkEvent::Accepted { approved, .. } => {
+                let first = !std::mem::replace(&mut self.accepted, true);
+                self.last_error = None;
+                let (url, id) = (&self.url, &self.node_id);
+                match (approved, first) {
+                    (true, _) => self.output.text(&format!(
+                        "Approved. Connected to {url} as node {id}; Ctrl+C disconnects."
+                    )),
+                    (false, true) => self.output.text(&format!(
+                        "Connected to {url} as node {id}; Ctrl+C disconnects."
+                    )),
+                    (false, false) => {
+                        self.output.note("connected again");
+                        Ok(())
+                    }
+                }
+            }
+            LinkEvent::Disconnected { error, retry_in } => {
+                let words = words(&error);
+                // A repeated error was told before; the last one is told by whoever ends.
+                if self.last_error.as_ref() != Some(&words) {
+                    let pause = span(retry_in);
+                    self.output
+                        .note(&format!("{words}; trying again, first in {pause}"));
+                    self.last_error = Some(words);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn keys(&mut self, fingerprint: Fingerprint, trust: Trust) -> anyhow::Result<()> {
+        if self.shown_key.replace(fingerprint) == Some(fingerprint) {
+            return Ok(());
+        }
+        let how = match trust {
+            Trust::FirstUse => "pinned on this first connection",
+            Trust::Pinned => "as pinned",
+        };
+        self.output.text(&format!(
+            "Gateway key      {fingerprint}    ({how})\nThis node's key  {}",
+            self.own_key
+        ))
+    }
+}
+
+/// Tells the log.
+pub(super) async fn log(mut events: mpsc::Receiver<LinkEvent>) {
+    while let Some(event) = events.recv().await {
+        match event {
+            LinkEvent::Dialing { url, attempt } => {
+                tracing::debug!(gateway.url = %url, attempt, "dialling");
+            }
+            LinkEvent::GatewayKey { fingerprint, .. } => {
+                tracing::debug!(gateway.key = %fingerprint, "the gateway has proven its key");
+            }
+            LinkEvent::Pending { code, .. } => {
+                tracing::warn!(connection.code = %code, "waiting for approval on the gateway");
+            }
+            LinkEvent::Accepted { .. } => tracing::info!("connected"),
+            LinkEvent::Disconnected { error, retry_in } => {
+                let hint = error.hint().unwrap_or_default();
+                let error = words(&error);
+                let pause_ms = u64::try_from(retry_in.as_millis()).unwrap_or(u64::MAX);
+                tracing::warn!(error, hint, retry_in_ms = pause_ms, "not connected");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Returns an error with its causes.
+fn words(error: &Arc<LinkError>) -> String {
+    let mut words = error.to_string();
+    let mut cause = std::error::Error::source(&**error);
+    while let Some(next) = cause {
+        let text = next.to_string();
+        if !words.contains(&text) {
+            words = format!("{words}: {text}");
+        }
+        cause = next.source();
+    }
+    words
+}

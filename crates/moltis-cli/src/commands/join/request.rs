@@ -1,0 +1,218 @@
+//! What `moltis node add` asks for, checked before anything is touched, and how it becomes
+//! node.json and a key.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use moltis_identity::{Fingerprint, NodeIdentity};
+use moltis_node::GatewayUrl;
+use moltis_node::config::{ConfigFile, NodeConfig};
+use moltis_proto::{Labels, NodeId, NodeName};
+use moltis_telemetry::API_KEY_VARIABLES;
+
+use super::super::Context;
+use super::super::node::{config_failure, load_config, random_node_id};
+use crate::account::Account;
+use crate::args::node::Add;
+use crate::failure::{Failure, failure, usage};
+use crate::paths::Home;
+
+/// A checked `moltis node add`.
+#[derive(Debug)]
+pub(super) struct Request {
+    url: GatewayUrl,
+    name: Option<NodeName>,
+    default_name: NodeName,
+    node_id: Option<NodeId>,
+    working_dir: Option<String>,
+    default_dir: String,
+    timeout_seconds: Option<u64>,
+    labels: Option<Labels>,
+    gateway_key: Option<Fingerprint>,
+    repin: bool,
+    path: String,
+    api_key_variables: Vec<String>,
+    ollama_host: Option<String>,
+}
+
+/// What was written.
+#[derive(Debug)]
+pub(super) struct Joined {
+    /// The settings now.
+    pub(super) config: NodeConfig,
+    /// The key.
+    pub(super) identity: NodeIdentity,
+    /// Whether node.json is of this command: it goes when the gateway does not take this node.
+    is_new: bool,
+}
+
+impl Request {
+    /// Checks the arguments against each other and against this machine. Writes nothing.
+    ///
+    /// # Errors
+    /// Names the flag and what is wrong with its value; exit code 2.
+    pub(super) fn check(context: &Context, args: &Add) -> Result<Self, Failure> {
+        let account = Account::of_process(&context.settings);
+        let settings = &context.settings;
+        let url: GatewayUrl = args
+            .host
+            .parse()
+            .map_err(|error| flag("--host", &error).hint("as --host ws://192.168.1.5:9090/ws"))?;
+        let name = args.name.as_ref().map(NodeName::new).transpose();
+        let node_id = args.node_id.as_ref().map(NodeId::new).transpose();
+        let key = args.gateway_key.as_deref().map(str::parse).transpose();
+        let dir = args.working_dir.as_deref().map(working_dir).transpose()?;
+        Ok(Self {
+            url,
+            name: name.map_err(|error| flag("--name", &error))?,
+            default_name: host_name(),
+            node_id: node_id.map_err(|error| flag("--node-id", &error))?,
+            working_dir: dir,
+            default_dir: account.home,
+            timeout_seconds: args.timeout,
+            labels: labels(&args.labels)?,
+            gateway_key: key.map_err(|error| flag("--gateway-key", &error))?,
+            repin: args.repin,
+            path: settings.path.clone().unwrap_or_default(),
+            api_key_variables: API_KEY_VARIABLES
+                .iter()
+                .map(|(variable, _)| (*variable).to_owned())
+                .filter(|variable| settings.names.contains(variable))
+                .collect(),
+            ollama_host: settings.ollama_host.clone(),
+        })
+    }
+
+    /// Makes the key where there is none, and writes node.json: anew, or over the settings of the
+    /// gateway that is joined already.
+    ///
+    /// # Errors
+    /// Another gateway is joined, or its key is pinned to another one.
+    pub(super) fn write(&self, home: &Home) -> Result<Joined, anyhow::Error> {
+        let before = load_config(home)?;
+        let joined = before.filter(|config| config.gateway_key.is_some());
+        if let Some(joined) = &joined {
+            self.check_joined(joined)?;
+        }
+        let mut identity = NodeIdentity::load_or_create(&home.node_key(), || {
+            self.node_id.clone().unwrap_or_else(random_node_id)
+        })?;
+        if let Some(wanted) = &self.node_id
+            && *wanted != identity.node_id
+        {
+            identity.change_node_id(&home.node_key(), wanted.clone())?;
+        }
+        let is_new = joined.is_none();
+        let config = self.config(joined);
+        let file = ConfigFile::new(home.node_config());
+        file.save(&config).map_err(config_failure)?;
+        Ok(Joined {
+            config,
+            identity,
+            is_new,
+        })
+    }
+
+    fn check_joined(&self, joined: &NodeConfig) -> Result<(), Failure> {
+        if joined.gateway_url != self.url {
+            return Err(failure(format!(
+                "this machine is a node of {} already, and you named {}",
+                joined.gateway_url, self.url
+            ))
+            .hint("leave that gateway first: moltis node remove"));
+        }
+        match (joined.gateway_key, self.gateway_key) {
+            (Some(pinned), Some(named)) if pinned != named && !self.repin => Err(failure(format!(
+                "the gateway's key {pinned} is pinned, and you named {named}"
+            ))
+            .hint("if the gateway was really set up anew: the same line with --repin")),
+            _ => Ok(()),
+        }
+    }
+
+    fn config(&self, joined: Option<NodeConfig>) -> NodeConfig {
+        let mut config = joined.unwrap_or_else(|| {
+            NodeConfig::new(
+                self.url.clone(),
+                self.default_name.clone(),
+                self.default_dir.clone(),
+                self.path.clone(),
+            )
+        });
+        if let Some(key) = self.gateway_key {
+            config.gateway_key = Some(key);
+        }
+        if let Some(name) = &self.name {
+            config.name = name.clone();
+        }
+        if let Some(labels) = &self.labels {
+            config.labels = labels.clone();
+        }
+        if let Some(dir) = &self.working_dir {
+            config.working_dir.clone_from(dir);
+        }
+        if let Some(seconds) = self.timeout_seconds {
+            config.timeout_seconds = seconds;
+        }
+        config.path.clone_from(&self.path);
+        config.api_key_variables.clone_from(&self.api_key_variables);
+        config.ollama_host.clone_from(&self.ollama_host);
+        config
+    }
+}
+
+impl Joined {
+    /// Takes node.json away again: the gateway did not take this node. The key stays.
+    pub(super) fn undo(&self, home: &Home) {
+        if self.is_new {
+            std::fs::remove_file(home.node_config()).ok(); // it would only be updated the next time
+        }
+    }
+}
+
+fn flag(flag: &str, problem: &impl std::fmt::Display) -> Failure {
+    usage(format!("{flag}: {problem}"))
+}
+
+fn labels(pairs: &[(String, String)]) -> Result<Option<Labels>, Failure> {
+    if pairs.is_empty() {
+        return Ok(None);
+    }
+    let mut labels = BTreeMap::new();
+    for (key, value) in pairs {
+        if labels.insert(key.clone(), value.clone()).is_some() {
+            return Err(usage(format!("--label: `{key}` is given twice")));
+        }
+    }
+    let labels = Labels::new(labels).map_err(|error| flag("--label", &error))?;
+    Ok(Some(labels))
+}
+
+fn working_dir(path: &Path) -> Result<String, Failure> {
+    let wrong = |problem: &str| {
+        usage(format!(
+            "--working-dir: `{}` {problem}",
+            crate::visible::inline(&path.to_string_lossy())
+        ))
+    };
+    let absolute: PathBuf = std::path::absolute(path).map_err(|_| wrong("is no path"))?;
+    let found = std::fs::metadata(&absolute).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => wrong("is not there"),
+        _ => wrong(&format!("cannot be looked at: {error}")),
+    })?;
+    if !found.is_dir() {
+        return Err(wrong("is not a directory"));
+    }
+    let text = absolute.into_os_string().into_string();
+    text.map_err(|_| wrong("is not UTF-8"))
+}
+
+/// The name of this machine, as far as it can be a display name.
+fn host_name() -> NodeName {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_string_lossy();
+    let short: String = name.chars().take(64).collect();
+    NodeName::new(&short)
+        .or_else(|_| NodeName::new("node"))
+        .expect("`node` is a name")
+}

@@ -1,0 +1,320 @@
+//! Commands that run or ran: list, show, attach, cancel, output, claim.
+
+use hyper::Method;
+use jiff::Timestamp;
+use moltis_gateway::api::Empty;
+use moltis_gateway::api::problem::Code;
+use moltis_gateway::api::runs::{Cancel as CancelBody, Outcome, Run, State};
+
+use super::Context;
+use super::exec::follow;
+use crate::api::address::escape;
+use crate::api::{ApiError, Client};
+use crate::args::runs::{Attach, Cancel, Claim, List, Output, Runs, Show};
+use crate::args::runs::{State as StateArg, Stream as StreamArg};
+use crate::exit::Exit;
+use crate::output::streams::{Escapes, Streams, WriteError};
+use crate::units::{ago, short, size, span};
+
+/// `moltis runs …`.
+pub(super) async fn run(context: &Context, args: Runs) -> anyhow::Result<Exit> {
+    match args {
+        Runs::List(args) => list(context, args).await,
+        Runs::Show(args) => show(context, args).await,
+        Runs::Attach(args) => attach(context, args).await,
+        Runs::Cancel(args) => cancel(context, args).await,
+        Runs::Output(args) => output(context, args).await,
+        Runs::Claim(args) => claim(context, args).await,
+    }
+}
+
+async fn list(context: &Context, args: List) -> anyhow::Result<Exit> {
+    let client = context.client(&args.remote)?;
+    let mut path = format!("runs?limit={}", args.limit.min(500));
+    if let Some(node) = &args.node {
+        path = format!("{path}&node={}", escape(node));
+    }
+    if let Some(state) = args.state {
+        path = format!("{path}&state={}", state_word(state));
+    }
+    let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
+    let runs: Vec<Run> = client
+        .list(&path, limit)
+        .await
+        .map_err(ApiError::into_failure)?;
+    if args.format.json {
+        context.output.json(&runs)?;
+    } else if runs.is_empty() {
+        context.output.note("there are no runs");
+    } else {
+        let now = Timestamp::now();
+        let rows = runs.iter().map(|run| row(run, now)).collect();
+        context
+            .output
+            .table(&["ID", "NODE", "STATE", "STARTED", "BY", "COMMAND"], rows)?;
+    }
+    Ok(Exit::SUCCESS)
+}
+
+fn state_word(state: StateArg) -> &'static str {
+    match state {
+        StateArg::WaitingApproval => "waiting_approval",
+        StateArg::Starting => "starting",
+        StateArg::Running => "running",
+        StateArg::Ended => "ended",
+    }
+}
+
+fn row(run: &Run, now: Timestamp) -> Vec<String> {
+    vec![
+        short(&run.id).to_owned(),
+        run.node_name.clone(),
+        state_of(run),
+        ago(run.started_at.unwrap_or(run.created_at), now),
+        run.requested_by.clone(),
+        command_of(run),
+    ]
+}
+
+/// Returns how a run stands, in a few words.
+pub(super) fn state_of(run: &Run) -> String {
+    let unclaimed = if run.unclaimed { ", unclaimed" } else { "" };
+    match (run.state, run.outcome) {
+        (State::WaitingApproval, _) => "waits for approval".to_owned(),
+        (State::Starting, _) => "starting".to_owned(),
+        (State::Running, _) if !run.reachable => format!("running, not reachable{unclaimed}"),
+        (State::Running, _) => format!("running{unclaimed}"),
+        (State::Ended, None) => "ended".to_owned(),
+        (State::Ended, Some(outcome)) => format!("{}{unclaimed}", outcome_of(run, outcome)),
+    }
+}
+
+fn outcome_of(run: &Run, outcome: Outcome) -> String {
+    let number = |number: Option<i32>| number.map(|n| format!(" {n}")).unwrap_or_default();
+    match outcome {
+        Outcome::Exited => format!("exited{}", number(run.exit_code)),
+        Outcome::Signaled => format!("signal{}", number(run.signal)),
+        Outcome::TimedOut => "timed out".to_owned(),
+        Outcome::Cancelled => "cancelled".to_owned(),
+        Outcome::FailedToStart => "failed to start".to_owned(),
+        Outcome::Refused => "refused".to_owned(),
+        Outcome::Lost => "lost".to_owned(),
+    }
+}
+
+/// Returns the command of a run, cut to a line.
+pub(super) fn command_of(run: &Run) -> String {
+    let whole = match (&run.command, &run.argv) {
+        (Some(line), _) => line.clone(),
+        (None, Some(argv)) => argv
+            .iter()
+            .map(|word| quoted(word))
+            .collect::<Vec<_>>()
+            .join(" "),
+        (None, None) => String::new(),
+    };
+    match whole.char_indices().nth(80) {
+        Some((at, _)) => format!("{}…", &whole[..at]),
+        None => whole,
+    }
+}
+
+/// Quotes a word where a shell would need it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./=:,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+async fn show(context: &Context, args: Show) -> anyhow::Result<Exit> {
+    let client = context.client(&args.remote)?;
+    let run = get(&client, &args.run).await?;
+    print(context, &run, args.format.json)?;
+    Ok(Exit::SUCCESS)
+}
+
+fn print(context: &Context, run: &Run, json: bool) -> anyhow::Result<()> {
+    if json {
+        return context.output.json(run);
+    }
+    let now = Timestamp::now();
+    let mut fields = vec![
+        ("Run", run.id.clone()),
+        ("Node", format!("{} ({})", run.node_name, run.node)),
+        ("State", state_of(run)),
+    ];
+    if let Some(detail) = &run.detail {
+        fields.push(("Detail", detail.clone()));
+    }
+    fields.extend([
+        ("Command", whole_command(run)),
+        (
+            "Started in",
+            run.cwd
+                .clone()
+                .unwrap_or_else(|| "the node's own directory".to_owned()),
+        ),
+        (
+            "Asked for",
+            format!("{} by {}", ago(run.created_at, now), run.requested_by),
+        ),
+    ]);
+    if let Some(seconds) = run.timeout_seconds {
+        fields.push(("Timeout", format!("{seconds} s")));
+    }
+    if let Some(duration) = run.duration_ms {
+        fields.push(("Took", span(std::time::Duration::from_millis(duration))));
+    }
+    if let (true, Some(then)) = (run.state != State::Ended, run.last_heard_at) {
+        fields.push(("Last heard of", ago(then, now)));
+    }
+    if let Some(then) = run.cancel_requested_at {
+        fields.push(("Cancel asked", ago(then, now)));
+    }
+    fields.extend([
+        ("Standard output", size(run.stdout_bytes)),
+        ("Standard error", size(run.stderr_bytes)),
+    ]);
+    context.output.fields(&fields)
+}
+
+fn whole_command(run: &Run) -> String {
+    match (&run.command, &run.argv) {
+        (Some(line), _) => line.clone(),
+        (None, Some(argv)) => argv.iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" "),
+        (None, None) => String::new(),
+    }
+}
+
+async fn get(client: &Client, run: &str) -> anyhow::Result<Run> {
+    let path = format!("runs/{}", escape(run));
+    Ok(client.get(&path).await.map_err(ApiError::into_failure)?)
+}
+
+async fn attach(context: &Context, args: Attach) -> anyhow::Result<Exit> {
+    let client = context.client(&args.remote)?;
+    let path = format!("runs/{}", escape(&args.run));
+    let run: Run = client.get(&path).await.map_err(ApiError::not_run)?;
+    let mode = follow::Mode {
+        json: false,
+        input: follow::Input::None,
+    };
+    let followed = follow::Followed {
+        run_id: run.id,
+        tty: run.tty,
+        pieces: None,
+    };
+    follow::to_its_end(context, client, followed, mode).await
+}
+
+async fn cancel(context: &Context, args: Cancel) -> anyhow::Result<Exit> {
+    let client = context.client(&args.remote)?;
+    let path = format!("runs/{}/cancel", escape(&args.run));
+    let cancelled = client
+        .send(Method::POST, &path, &CancelBody::default())
+        .await;
+    let run: Run = cancelled.map_err(ApiError::into_failure)?;
+    if args.format.json {
+        context.output.json(&run)?;
+    } else {
+        context.output.note(&format!(
+            "asked {} to end: {}",
+            short(&run.id),
+            state_of(&run)
+        ));
+    }
+    Ok(Exit::SUCCESS)
+}
+
+/// `moltis runs output`: bytes as they are. A gap is said on stderr and stepped over.
+async fn output(context: &Context, args: Output) -> anyhow::Result<Exit> {
+    let client = context.client(&args.remote)?;
+    let stream = match args.stream {
+        StreamArg::Stdout => "stdout",
+        StreamArg::Stderr => "stderr",
+    };
+    let run = escape(&args.run);
+    let streams = Streams::start(context.output, Escapes::Shown)?;
+    let mut offset = args.offset;
+    let copied = loop {
+        let path = format!(
+            "runs/{run}/output?stream={stream}&offset={offset}&follow={}",
+            args.follow
+        );
+        match copy(&client, &path, &streams, &mut offset).await {
+            Err(ApiError::Problem(problem)) if problem.code == Code::OutputGap => {
+                let Some(gap) = problem.gap.filter(|gap| gap.to > offset) else {
+                    break Err(ApiError::Problem(problem));
+                };
+                context
+                    .output
+                    .warn(&format!("bytes {} to {} are gone", gap.from, gap.to));
+                offset = gap.to;
+            }
+            // A read that was not followed ends at the end, or before a gap: the next one tells.
+            Ok(0) => break Ok(()),
+            Ok(_) => {}
+            Err(error) => break Err(error),
+        }
+    };
+    match streams.finish().await {
+        Err(WriteError::Closed) => return Ok(Exit::CLOSED_PIPE),
+        Err(error) => return Err(error.into()),
+        Ok(()) => copied.map_err(ApiError::into_failure)?,
+    }
+    Ok(Exit::SUCCESS)
+}
+
+/// Copies one answer and returns how many bytes it had.
+async fn copy(
+    client: &Client,
+    path: &str,
+    streams: &Streams,
+    offset: &mut u64,
+) -> Result<u64, ApiError> {
+    let begin = *offset;
+    let opened = client.open(path).await;
+    let mut pieces = match opened {
+        Err(ApiError::Problem(problem))
+            if problem.code == Code::RangeNotSatisfiable && begin > 0 =>
+        {
+            return Err(ApiError::Problem(problem));
+        }
+        other => other?,
+    };
+    while let Some(bytes) = pieces.next().await? {
+        let length = bytes.len() as u64;
+        match streams.reserve().await {
+            Ok(permit) => permit.send((moltis_gateway::api::runs::Stream::Stdout, bytes)),
+            Err(_) => return Ok(0), // finishing the streams says why
+        }
+        *offset += length;
+    }
+    Ok(*offset - begin)
+}
+
+async fn claim(context: &Context, args: Claim) -> anyhow::Result<Exit> {
+    let client = context.client(&args.remote)?;
+    let path = format!("runs/{}/claim", escape(&args.run));
+    let claimed = client.send(Method::POST, &path, &Empty {}).await;
+    let run: Run = claimed.map_err(ApiError::into_failure)?;
+    print(context, &run, args.format.json)?;
+    Ok(Exit::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_as_a_shell_would_read_them() {
+        assert_eq!(quoted("make"), "make");
+        assert_eq!(quoted(""), "''");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted("$HOME"), "'$HOME'");
+    }
+}

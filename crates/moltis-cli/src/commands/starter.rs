@@ -1,0 +1,52 @@
+//! How a keeper process is started: this binary, free of our terminal and of what our environment
+//! keeps secret. It lives on when we end.
+
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::process::Stdio;
+
+use moltis_node::keeper::Starter;
+
+use crate::failure::{Failure, OrFail as _};
+use crate::paths::Home;
+use crate::settings::Settings;
+
+/// Returns what starts a keeper process: this binary, detached.
+pub(super) fn starter(
+    home: &Home,
+    settings: &Settings,
+    local: bool,
+) -> Result<impl Starter + 'static, Failure> {
+    let program =
+        std::env::current_exe().or_fail(|| "cannot find this program's file".to_owned())?;
+    let home = home.dir().to_owned();
+    let passed = settings.for_keeper.clone();
+    Ok(move |dir: &Path| {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)?;
+        let log = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(dir.join("keeper.log"))?;
+        let mut command = tokio::process::Command::new(&program);
+        command
+            .arg("keeper")
+            .arg("--dir")
+            .arg(dir)
+            .env_clear()
+            .envs(passed.iter().cloned())
+            .env("MOLTIS_HOME", &home)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(log));
+        if local {
+            command.arg("--local");
+        }
+        // The runtime reaps it when it ends before us.
+        command.spawn().map(drop)
+    })
+}

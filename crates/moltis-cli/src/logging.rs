@@ -1,0 +1,159 @@
+//! The log: `MOLTIS_LOG`, else the file's filter, else what suits the command.
+//!
+//! Lines go to stderr, and for a service into a file of their own, which is turned over by size.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+use crate::failure::{Failure, failure, usage};
+
+/// Bytes of a log file; then it becomes `….1`, and the one before goes.
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where lines go.
+#[derive(Debug, Clone)]
+pub(crate) enum Target {
+    /// The terminal, or whatever stderr is.
+    Stderr,
+    /// This file.
+    File(PathBuf),
+}
+
+/// Installs the subscriber of this process.
+///
+/// # Errors
+/// `MOLTIS_LOG` is no filter, or the file cannot be opened.
+pub(crate) fn install(
+    environment: Option<&str>,
+    file: Option<&str>,
+    default: &str,
+    format: LogFormat,
+    target: Target,
+) -> Result<(), Failure> {
+    let filter = filter(environment, file.unwrap_or(default))?;
+    let writer = match target {
+        Target::Stderr => BoxMakeWriter::new(io::stderr),
+        Target::File(path) => BoxMakeWriter::new(Rotating::open(path)?),
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_ansi(false);
+    let installed = match format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    installed.map_err(|error| failure(format!("cannot start the log: {error}")))
+}
+
+/// Returns whether a text is a filter.
+pub(crate) fn is_filter(text: &str) -> bool {
+    EnvFilter::builder().parse(text).is_ok()
+}
+
+fn filter(environment: Option<&str>, otherwise: &str) -> Result<EnvFilter, Failure> {
+    match environment {
+        None => EnvFilter::builder().parse(otherwise),
+        Some(text) => EnvFilter::builder().parse(text),
+    }
+    .map_err(|error| {
+        usage(format!("MOLTIS_LOG is no filter: {error}"))
+            .hint("as `info`, `debug` or `moltis_gateway=debug,info`")
+    })
+}
+
+/// A file that is turned over by size.
+#[derive(Debug)]
+struct Rotating {
+    path: PathBuf,
+    open: Mutex<(File, u64)>,
+}
+
+impl Rotating {
+    fn open(path: PathBuf) -> Result<Self, Failure> {
+        let open = open(&path).map_err(|error| {
+            failure(format!("cannot open the log `{}`", path.display())).because(error)
+        })?;
+        Ok(Self {
+            path,
+            open: Mutex::new(open),
+        })
+    }
+}
+
+fn open(path: &Path) -> io::Result<(File, u64)> {
+    let file = File::options()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)?;
+    let length = file.metadata()?.len();
+    Ok((file, length))
+}
+
+impl<'a> MakeWriter<'a> for Rotating {
+    type Writer = &'a Self;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
+}
+
+impl Write for &Rotating {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut guard = self
+            .open
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (file, length) = &mut *guard;
+        if *length > 0 && *length + line.len() as u64 > FILE_BYTES_MAX {
+            let mut old = self.path.clone().into_os_string();
+            old.push(".1");
+            std::fs::rename(&self.path, old)?;
+            (*file, *length) = open(&self.path)?;
+        }
+        file.write_all(line)?;
+        *length += line.len() as u64;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_log_is_turned_over_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.log");
+        let log = Rotating::open(path.clone()).unwrap();
+        let line = vec![b'x'; 1024 * 1024];
+        for _ in 0..20 {
+            (&log).write_all(&line).unwrap();
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 4 * 1024 * 1024);
+        let old = std::fs::metadata(dir.path().join("node.log.1")).unwrap();
+        assert_eq!(old.len(), FILE_BYTES_MAX);
+    }
+}
