@@ -115,6 +115,25 @@ fn no_signature_fits_a_key_of_small_order() {
 }
 
 #[test]
+fn a_signature_whose_r_is_of_small_order_is_refused_even_from_a_sound_key() {
+    // Made by the holder of RFC 8032's first key with R = 0: S is then k·a. The usual verification
+    // believes it.
+    let public = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+    let signature = hex::array(
+        "0100000000000000000000000000000000000000000000000000000000000000\
+         4550c72deeda3304e5a59b79733f02d196e69670838a4eee011e3d04028b000b",
+    );
+    let lax = VerifyingKey::from_bytes(&hex::array(public)).unwrap();
+    let theirs = ed25519_dalek::Signature::from_bytes(&signature);
+    lax.verify(b"anything", &theirs).unwrap();
+    assert!(!verify_strict(
+        &key(public),
+        b"anything",
+        &Signature::from_bytes(signature)
+    ));
+}
+
+#[test]
 fn no_encoding_of_a_small_point_is_a_sound_key() {
     for text in SMALL_ORDER {
         assert!(!StrictVerifier.is_sound(&key(text)), "{text}");
