@@ -6,6 +6,7 @@ pub mod audit;
 pub mod clock;
 pub mod events;
 pub mod http;
+pub mod output;
 pub mod principal;
 pub mod store;
 pub mod tasks;

@@ -1,0 +1,354 @@
+//! What commands wrote: numbered bytes of two streams a run, in files and in memory, never in SQLite.
+//!
+//! A stream's first 64 KiB stay in memory and go into the run's row with its ending, so a short run
+//! makes no file. What is longer lies in append-only segments of 64 MiB below `outputs/<run>/`. One
+//! thread writes them, another one syncs them; no task of the runtime ever waits for a disk.
+//!
+//! An offset is *stored* when it may be acknowledged to the node: in the first 64 KiB in memory, or
+//! given to write(2). Nothing stored is lost by the death of processes: the node keeps the 64 KiB
+//! below what it was told until the run is forgotten. After a power cut what had not been synced is
+//! cut off, and asked for again or marked as a gap. A gap is marked, always, with its reason.
+//!
+//! Readers never slow the writer: one that keeps up is served from memory, one that lags reads the
+//! files. Which run is whose, and when to acknowledge, is known by the session.
+
+mod disk;
+mod files;
+mod memory;
+mod run;
+mod sync;
+mod writer;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bytes::Bytes;
+use moltis_proto::limits::HEAD_BYTES_MAX;
+use moltis_proto::run::{GapReason, Stream, Totals};
+use moltis_proto::{BootId, RunId};
+use tokio::sync::watch;
+
+pub use self::run::RunOutput;
+use self::sync::Syncing;
+use self::writer::Writing;
+use crate::store::Heads;
+
+/// How much output is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutputLimits {
+    /// Bytes on disk of one run. Past it the first segment of each stream and the newest ones are
+    /// kept; what lies between becomes a gap.
+    pub run_bytes_max: u64,
+    /// Bytes on disk of all runs. Past it ended runs give up their output, oldest first, and a
+    /// run that is not over keeps no more than its first and its newest segment.
+    pub total_bytes_max: u64,
+    /// Bytes of one segment.
+    pub segment_bytes: u64,
+    /// Bytes of a stream that stay in memory after they were written, for readers that keep up.
+    /// Many runs share 16 MiB.
+    pub recent_bytes: usize,
+}
+
+impl Default for OutputLimits {
+    fn default() -> Self {
+        Self {
+            run_bytes_max: 1024 * 1024 * 1024,
+            total_bytes_max: 20 * 1024 * 1024 * 1024,
+            segment_bytes: 64 * 1024 * 1024,
+            recent_bytes: 1024 * 1024,
+        }
+    }
+}
+
+/// What a read finds at an offset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutputRead {
+    /// These bytes, at least one.
+    Bytes(Bytes),
+    /// Nothing up to `to`: those bytes are gone.
+    Gap {
+        /// Where the gap begins: at the offset or before it.
+        from: u64,
+        /// The first offset behind the gap.
+        to: u64,
+        /// Why.
+        reason: GapReason,
+    },
+    /// Nothing yet.
+    Wait,
+    /// The stream ends here.
+    End,
+}
+
+/// How far both streams of a run have come; indexed by [`Stream::index`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes received, gaps included.
+    pub end: [u64; 2],
+    /// Bytes that may be acknowledged, gaps included.
+    pub stored: [u64; 2],
+    /// Nothing more will come.
+    pub finished: bool,
+}
+
+/// Why output was not taken, or is not there.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutputError {
+    /// Bytes that do not continue the stream. The inbox sorts that out before.
+    #[error("output of run {run_id} goes on at offset {expected}, not {found}")]
+    OutOfOrder {
+        /// The run.
+        run_id: RunId,
+        /// Where the stream ends.
+        expected: u64,
+        /// What was brought.
+        found: u64,
+    },
+    /// More unwritten bytes than any window allows.
+    #[error("run {run_id} has {bytes} bytes of output waiting for the disk: more than any window")]
+    Overrun {
+        /// The run.
+        run_id: RunId,
+        /// Bytes that wait.
+        bytes: usize,
+    },
+    /// A file could not be made, read or synced.
+    #[error("cannot {verb} `{}`", path.display())]
+    File {
+        /// What was tried.
+        verb: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    /// A sync failed: what the disk holds is not known any more, and no run is forgotten.
+    #[error(
+        "output cannot be kept since the disk failed ({reason}): check the disk, then restart the gateway"
+    )]
+    SyncFailed {
+        /// What the disk said.
+        reason: String,
+    },
+}
+
+/// What stands in the way of writing output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputTrouble {
+    /// The file that could not be written.
+    pub path: PathBuf,
+    /// Whether the disk is full; it failed otherwise.
+    pub disk_full: bool,
+    /// What the system said.
+    pub detail: String,
+}
+
+/// All output that the gateway holds. Cloning shares it.
+#[derive(Clone)]
+pub struct Outputs(Arc<Inner>);
+
+pub(super) struct Inner {
+    dir: PathBuf,
+    limits: OutputLimits,
+    boot_id: Option<BootId>,
+    live: Mutex<HashMap<RunId, Weak<RunOutput>>>,
+    writing: Arc<Writing>,
+    syncing: Arc<Syncing>,
+    space: Arc<Space>,
+    count: LiveCount,
+}
+
+/// Counts the runs in memory, so that they share what is kept of written bytes.
+#[derive(Debug, Default)]
+pub(super) struct LiveCount(Arc<AtomicUsize>);
+
+/// Bytes of written output in memory, of all runs together and for each stream.
+const RECENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+impl LiveCount {
+    fn one_more(&self) -> Self {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(&self.0))
+    }
+
+    /// Returns the bytes that each stream may keep.
+    fn share(&self) -> usize {
+        RECENT_BYTES_MAX / self.0.load(Ordering::Relaxed).max(1)
+    }
+}
+
+impl Drop for LiveCount {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Bytes on disk of all runs.
+#[derive(Debug)]
+pub(super) struct Space {
+    used: AtomicU64,
+    max: u64,
+    over: watch::Sender<bool>,
+}
+
+impl Outputs {
+    /// Opens `outputs/` in `dir`, making it where it is missing, and starts the threads that write
+    /// and sync. `boot_id` names the running boot of this machine: it tells a power cut from a
+    /// crash. Where it is not known, a power cut may leave zeros unmarked.
+    ///
+    /// # Errors
+    /// Where the directory cannot be made or read.
+    pub fn open(
+        dir: &Path,
+        boot_id: Option<BootId>,
+        limits: OutputLimits,
+    ) -> Result<Self, OutputError> {
+        let dir = dir.join("outputs");
+        files::make_dir(&dir)?;
+        let space = Arc::new(Space {
+            used: AtomicU64::new(files::bytes_below(&dir)?),
+            max: limits.total_bytes_max,
+            over: watch::Sender::new(false),
+        });
+        space.look();
+        let syncing = Syncing::start(&dir)?;
+        let writing = Writing::start(&dir)?;
+        Ok(Self(Arc::new(Inner {
+            dir,
+            limits,
+            boot_id,
+            live: Mutex::default(),
+            writing,
+            syncing,
+            space,
+            count: LiveCount::default().one_more(),
+        })))
+    }
+
+    /// Returns the output of a run that is not over: the one in memory, else what its files hold.
+    ///
+    /// # Errors
+    /// Where its files cannot be read.
+    pub fn run(&self, run_id: RunId) -> Result<Arc<RunOutput>, OutputError> {
+        let mut live = self.live();
+        if let Some(run) = live.get(&run_id).and_then(Weak::upgrade) {
+            return Ok(run);
+        }
+        let run = Arc::new(RunOutput::recover(&self.0, run_id)?);
+        live.retain(|_, run| run.strong_count() > 0);
+        live.insert(run_id, Arc::downgrade(&run));
+        Ok(run)
+    }
+
+    /// Returns the output of an ended run, for reading. What its totals name and nothing holds is a
+    /// gap.
+    ///
+    /// # Errors
+    /// Where its files cannot be read.
+    pub fn ended(
+        &self,
+        run_id: RunId,
+        totals: Totals,
+        heads: Heads,
+    ) -> Result<Arc<RunOutput>, OutputError> {
+        if let Some(run) = self.live().get(&run_id).and_then(Weak::upgrade) {
+            return Ok(run);
+        }
+        RunOutput::of_ended(&self.0, run_id, totals, heads).map(Arc::new)
+    }
+
+    /// Deletes the files of a run.
+    ///
+    /// # Errors
+    /// Where they cannot be deleted. Files that are not there are no error.
+    pub fn remove(&self, run_id: RunId) -> Result<(), OutputError> {
+        let freed = files::remove(&self.0.dir.join(run_id.to_string()))?;
+        self.0.space.less(freed);
+        Ok(())
+    }
+
+    /// Returns the ids of all runs that have files. A run without a row among them is left over
+    /// from a crash.
+    ///
+    /// # Errors
+    /// Where the directory cannot be read.
+    pub fn stored_runs(&self) -> Result<Vec<RunId>, OutputError> {
+        files::runs_below(&self.0.dir)
+    }
+
+    /// Returns the bytes on disk.
+    pub fn bytes(&self) -> u64 {
+        self.0.space.used.load(Ordering::Relaxed)
+    }
+
+    /// Tells when the bytes on disk pass the total limit, and when they are below it again.
+    pub fn over_limit(&self) -> watch::Receiver<bool> {
+        self.0.space.over.subscribe()
+    }
+
+    /// Tells what stands in the way of writing; `None` while nothing does. Output waits meanwhile,
+    /// unacknowledged, and writing is tried again each second.
+    pub fn trouble(&self) -> watch::Receiver<Option<OutputTrouble>> {
+        self.0.writing.trouble()
+    }
+
+    fn live(&self) -> std::sync::MutexGuard<'_, HashMap<RunId, Weak<RunOutput>>> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Space {
+    fn more(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.look();
+    }
+
+    fn less(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.look();
+    }
+
+    fn is_over(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.max
+    }
+
+    fn look(&self) {
+        let over = self.is_over();
+        self.over
+            .send_if_modified(|was| std::mem::replace(was, over) != over);
+    }
+}
+
+impl OutputError {
+    fn file(verb: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::File {
+            verb,
+            path: path.to_owned(),
+            source: Arc::new(source),
+        }
+    }
+}
+
+impl fmt::Debug for Outputs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outputs")
+            .field("dir", &self.0.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bytes of a stream that stay in memory before there is a file.
+const HEAD: u64 = HEAD_BYTES_MAX as u64;
+
+/// Names of the streams in file names.
+fn stream_name(stream: Stream) -> &'static str {
+    match stream {
+        Stream::Stdout => "out",
+        Stream::Stderr => "err",
+    }
+}

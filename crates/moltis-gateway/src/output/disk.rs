@@ -1,0 +1,215 @@
+//! The open files of one run, as the writing thread uses them.
+
+use std::fs::File;
+use std::io::{self, IoSlice, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{Buf as _, Bytes};
+use moltis_proto::BootId;
+use moltis_proto::run::{GapReason, Stream};
+
+use super::{OutputError, files};
+
+/// Pieces that one writev(2) takes (`IOV_MAX` is 1024 on Linux and macOS).
+const IOVECS_MAX: usize = 512;
+
+/// What one run has open for writing.
+#[derive(Debug)]
+pub(super) struct Disk {
+    dir: PathBuf,
+    boot_id: Option<BootId>,
+    segment_bytes: u64,
+    open: [Option<Segment>; 2],
+    gaps: Option<Arc<File>>,
+    /// Files with bytes that no sync has covered.
+    unsynced: Vec<(PathBuf, Arc<File>)>,
+    /// A name was made that the directory may not have on the disk yet.
+    new_names: bool,
+}
+
+#[derive(Debug)]
+struct Segment {
+    from: u64,
+    to: u64,
+    path: PathBuf,
+    file: Arc<File>,
+}
+
+/// What one write did.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wrote {
+    /// Where the segment begins.
+    pub(super) segment: u64,
+    /// Where the stream's bytes on disk end now.
+    pub(super) to: u64,
+}
+
+impl Disk {
+    pub(super) fn new(dir: PathBuf, boot_id: Option<BootId>, segment_bytes: u64) -> Self {
+        Self {
+            dir,
+            boot_id,
+            segment_bytes,
+            open: [None, None],
+            gaps: None,
+            unsynced: Vec::new(),
+            new_names: false,
+        }
+    }
+
+    /// Goes on with a segment that an earlier process began.
+    pub(super) fn go_on(&mut self, stream: Stream, from: u64, to: u64) -> Result<(), OutputError> {
+        let path = files::segment(&self.dir, stream, from);
+        let file =
+            files::append_to(&path).map_err(|error| OutputError::file("open", &path, error))?;
+        self.open[stream.index()] = Some(Segment {
+            from,
+            to,
+            path,
+            file: Arc::new(file),
+        });
+        Ok(())
+    }
+
+    /// Appends pieces that begin at `from`, all or, where a segment ends or the disk is full, some.
+    pub(super) fn write(
+        &mut self,
+        stream: Stream,
+        from: u64,
+        mut pieces: Vec<Bytes>,
+    ) -> Result<Wrote, OutputError> {
+        let segment = self.segment(stream, from)?;
+        let file = Arc::clone(&segment.file);
+        let mut left: &mut [Bytes] = &mut pieces;
+        while !left.is_empty() {
+            let slices: Vec<_> = left
+                .iter()
+                .take(IOVECS_MAX)
+                .map(|piece| IoSlice::new(piece))
+                .collect();
+            match (&*file).write_vectored(&slices) {
+                Ok(0) => break,
+                Ok(mut wrote) => {
+                    segment.to += wrote as u64;
+                    while let Some(piece) = left.first_mut() {
+                        if wrote < piece.len() {
+                            piece.advance(wrote);
+                            break;
+                        }
+                        wrote -= piece.len();
+                        left = &mut left[1..];
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What is written already is told first; the next call meets the error again.
+                Err(_) if segment.to > from => break,
+                Err(error) => return Err(OutputError::file("write to", &segment.path, error)),
+            }
+        }
+        let wrote = Wrote {
+            segment: segment.from,
+            to: segment.to,
+        };
+        let path = segment.path.clone();
+        self.note_unsynced(path, &file);
+        Ok(wrote)
+    }
+
+    /// Writes a gap down. The next bytes go into a segment of their own.
+    pub(super) fn note_gap(
+        &mut self,
+        stream: Stream,
+        from: u64,
+        to: u64,
+        reason: GapReason,
+    ) -> Result<(), OutputError> {
+        self.open[stream.index()] = None;
+        self.note(stream, from, to, reason)
+    }
+
+    /// Writes down that a segment will be deleted to make room.
+    pub(super) fn note_lost(
+        &mut self,
+        stream: Stream,
+        from: u64,
+        to: u64,
+    ) -> Result<(), OutputError> {
+        self.note(stream, from, to, GapReason::Limit)
+    }
+
+    fn note(
+        &mut self,
+        stream: Stream,
+        from: u64,
+        to: u64,
+        reason: GapReason,
+    ) -> Result<(), OutputError> {
+        let path = self.dir.join(files::GAPS);
+        if self.gaps.is_none() {
+            self.gaps = Some(Arc::new(self.make(&path)?));
+        }
+        let file = Arc::clone(self.gaps.as_ref().expect("it was just made"));
+        (&*file)
+            .write_all(files::gap_line(stream, from, to, reason).as_bytes())
+            .map_err(|error| OutputError::file("write to", &path, error))?;
+        self.note_unsynced(path, &file);
+        Ok(())
+    }
+
+    /// Deletes a segment; returns the bytes that this frees.
+    pub(super) fn drop_segment(&mut self, stream: Stream, from: u64) -> Result<u64, OutputError> {
+        let path = files::segment(&self.dir, stream, from);
+        self.unsynced.retain(|(unsynced, _)| *unsynced != path);
+        let length = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        std::fs::remove_file(&path).map_err(|error| OutputError::file("delete", &path, error))?;
+        Ok(length)
+    }
+
+    /// Takes what a sync has to cover: files, and whether the directory belongs to them.
+    pub(super) fn take_unsynced(&mut self) -> (Vec<(PathBuf, Arc<File>)>, bool) {
+        (
+            std::mem::take(&mut self.unsynced),
+            std::mem::take(&mut self.new_names),
+        )
+    }
+
+    /// Returns the segment that bytes at `from` go into, beginning one where it is due.
+    fn segment(&mut self, stream: Stream, from: u64) -> Result<&mut Segment, OutputError> {
+        let at = stream.index();
+        let goes_on = self.open[at]
+            .as_ref()
+            .is_some_and(|open| open.to == from && open.to - open.from < self.segment_bytes);
+        if !goes_on {
+            let path = files::segment(&self.dir, stream, from);
+            let file = Arc::new(self.make(&path)?);
+            self.open[at] = Some(Segment {
+                from,
+                to: from,
+                path,
+                file,
+            });
+        }
+        Ok(self.open[at].as_mut().expect("a segment was just made"))
+    }
+
+    fn make(&mut self, path: &Path) -> Result<File, OutputError> {
+        if !self.dir.exists() {
+            files::make_dir(&self.dir)?;
+        }
+        let synced = self.dir.join(files::SYNCED);
+        if let Some(boot_id) = self.boot_id.filter(|_| !synced.exists()) {
+            // From here on a missing record means that the power was cut.
+            files::write_synced(&synced, boot_id, [0; 2])
+                .map_err(|error| OutputError::file("write", &synced, error))?;
+        }
+        self.new_names = true;
+        files::append_to(path).map_err(|error| OutputError::file("make", path, error))
+    }
+
+    fn note_unsynced(&mut self, path: PathBuf, file: &Arc<File>) {
+        if !self.unsynced.iter().any(|(unsynced, _)| *unsynced == path) {
+            self.unsynced.push((path, Arc::clone(file)));
+        }
+    }
+}

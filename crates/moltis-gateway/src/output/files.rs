@@ -1,0 +1,358 @@
+//! The files of a run's output: their names, what a look at them tells, and how they go.
+//!
+//! | name | what |
+//! |---|---|
+//! | `out-<offset>`, `err-<offset>` | a segment: the stream's bytes from this offset on, hexadecimal |
+//! | `gaps` | a line for each gap: `out 65536 131072 freed` |
+//! | `synced` | the boot in which both streams were last synced, and how far |
+//!
+//! A segment is only ever appended to, so after a crash of processes its length says how much there
+//! is. After a power cut a file may be shorter than it was, or end in zeros: what lies behind
+//! `synced` of another boot is cut off.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use moltis_proto::run::{GapReason, Stream};
+use moltis_proto::{BootId, RunId};
+use sha2::{Digest as _, Sha256};
+
+use super::memory::{Extent, OnDisk};
+use super::{OutputError, stream_name};
+
+/// Name of the file with the gaps.
+pub(super) const GAPS: &str = "gaps";
+
+/// Name of the file with how far both streams were synced.
+pub(super) const SYNCED: &str = "synced";
+
+/// Makes a directory that only its owner can enter.
+pub(super) fn make_dir(dir: &Path) -> Result<(), OutputError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| OutputError::file("make", dir, error))
+}
+
+/// Opens a file for appending, making it with mode 0600.
+pub(super) fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Returns the path of a segment.
+pub(super) fn segment(dir: &Path, stream: Stream, from: u64) -> PathBuf {
+    dir.join(format!("{}-{from:016x}", stream_name(stream)))
+}
+
+/// Returns the bytes of all segments below `dir`.
+pub(super) fn bytes_below(dir: &Path) -> Result<u64, OutputError> {
+    let mut bytes = 0;
+    for run in entries(dir)? {
+        if run.is_dir() {
+            bytes += bytes_in(&run)?;
+        }
+    }
+    Ok(bytes)
+}
+
+fn bytes_in(run: &Path) -> Result<u64, OutputError> {
+    let segments = entries(run)?
+        .into_iter()
+        .filter(|path| parse_segment(path).is_some());
+    segments.map(|path| length(&path)).sum()
+}
+
+/// Returns the ids of all runs that have a directory.
+pub(super) fn runs_below(dir: &Path) -> Result<Vec<RunId>, OutputError> {
+    let ids = entries(dir)?
+        .into_iter()
+        .filter_map(|path| path.file_name()?.to_str()?.parse().ok());
+    Ok(ids.collect())
+}
+
+/// Deletes a run's files; returns how many bytes that frees.
+pub(super) fn remove(run: &Path) -> Result<u64, OutputError> {
+    if !run.exists() {
+        return Ok(0);
+    }
+    let bytes = bytes_in(run)?;
+    std::fs::remove_dir_all(run).map_err(|error| OutputError::file("delete", run, error))?;
+    Ok(bytes)
+}
+
+/// Returns what lies on the disk of a run, indexed by [`Stream::index`], after cutting off what a
+/// power cut may have spoiled.
+pub(super) fn recover(
+    run: &Path,
+    boot_id: Option<BootId>,
+) -> Result<[Vec<Extent>; 2], OutputError> {
+    if !run.exists() {
+        return Ok(Default::default());
+    }
+    let gaps = gaps(run)?;
+    let kept = match (boot_id, synced(run)?) {
+        // Same boot: whatever write(2) has taken is there.
+        (Some(now), Some((then, _))) if now == then => [u64::MAX; 2],
+        (Some(_), Some((_, kept))) => kept,
+        // The record is made before the first segment: the power cut took it, and more with it.
+        (Some(_), None) => [0; 2],
+        (None, _) => [u64::MAX; 2],
+    };
+    let mut segments: [BTreeMap<u64, u64>; 2] = Default::default();
+    for path in entries(run)? {
+        let Some((stream, from)) = parse_segment(&path) else {
+            continue;
+        };
+        let kept = kept[stream.index()];
+        if from >= kept {
+            std::fs::remove_file(&path)
+                .map_err(|error| OutputError::file("delete", &path, error))?;
+            continue;
+        }
+        let mut bytes = length(&path)?;
+        if from + bytes > kept {
+            bytes = kept - from;
+            File::options()
+                .write(true)
+                .open(&path)
+                .and_then(|file| file.set_len(bytes))
+                .map_err(|error| OutputError::file("cut", &path, error))?;
+        }
+        segments[stream.index()].insert(from, bytes);
+    }
+    Ok(Stream::BOTH.map(|stream| {
+        let at = stream.index();
+        let gaps = gaps
+            .iter()
+            .filter(|gap| gap.0 == stream && gap.1 < kept[at]);
+        extents(&segments[at], gaps.map(|gap| (gap.1, gap.2, gap.3)))
+    }))
+}
+
+/// Puts segments and gaps in order. A hole that nothing explains was made by a power cut.
+fn extents(
+    segments: &BTreeMap<u64, u64>,
+    gaps: impl Iterator<Item = (u64, u64, GapReason)>,
+) -> Vec<Extent> {
+    let segments = segments.iter().filter(|(_, length)| **length > 0);
+    let segments = segments.map(|(from, length)| Extent {
+        from: *from,
+        to: from + length,
+        what: OnDisk::Segment,
+    });
+    let gaps = gaps.map(|(from, to, reason)| Extent {
+        from,
+        to,
+        what: OnDisk::Gap(reason),
+    });
+    let mut all: Vec<_> = segments.chain(gaps).collect();
+    // A segment that was to be given up and is still there comes before the gap that names it.
+    all.sort_by_key(|extent| (extent.from, extent.what != OnDisk::Segment));
+    let mut whole: Vec<Extent> = Vec::with_capacity(all.len());
+    for extent in all {
+        let end = whole.last().map_or(0, |last| last.to);
+        if extent.to <= end {
+            continue;
+        }
+        if extent.from > end {
+            whole.push(Extent {
+                from: end,
+                to: extent.from,
+                what: OnDisk::Gap(GapReason::PowerCut),
+            });
+        }
+        match extent.what {
+            // Bytes cannot begin anywhere else than where their file says.
+            OnDisk::Segment if extent.from < end => {}
+            _ => whole.push(Extent {
+                from: extent.from.max(end),
+                ..extent
+            }),
+        }
+    }
+    whole
+}
+
+fn parse_segment(path: &Path) -> Option<(Stream, u64)> {
+    let (name, from) = path.file_name()?.to_str()?.split_once('-')?;
+    let stream = parse_stream(name)?;
+    Some((stream, u64::from_str_radix(from, 16).ok()?))
+}
+
+fn parse_stream(name: &str) -> Option<Stream> {
+    Stream::BOTH
+        .into_iter()
+        .find(|stream| stream_name(*stream) == name)
+}
+
+/// Writes a gap as a line.
+pub(super) fn gap_line(stream: Stream, from: u64, to: u64, reason: GapReason) -> String {
+    let word = serde_json::to_string(&reason).expect("a variant without data is a word");
+    format!(
+        "{} {from} {to} {}\n",
+        stream_name(stream),
+        word.trim_matches('"')
+    )
+}
+
+type Gap = (Stream, u64, u64, GapReason);
+
+/// Reads the gaps. A last line without its end was being written when the process died: what it
+/// would have said is told again by the node.
+fn gaps(run: &Path) -> Result<Vec<Gap>, OutputError> {
+    let path = run.join(GAPS);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(OutputError::file("read", &path, error)),
+    };
+    let lines = text
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'));
+    Ok(lines.filter_map(parse_gap).collect())
+}
+
+fn parse_gap(line: &str) -> Option<Gap> {
+    let mut words = line.split_ascii_whitespace();
+    let stream = parse_stream(words.next()?)?;
+    let from = words.next()?.parse().ok()?;
+    let to = words.next()?.parse().ok()?;
+    let reason = serde_json::from_value(words.next()?.into()).ok()?;
+    (from < to && words.next().is_none()).then_some((stream, from, to, reason))
+}
+
+/// Returns the contents of `synced`.
+pub(super) fn synced_record(boot_id: BootId, synced: [u64; 2]) -> [u8; 48] {
+    let mut record = [0; 48];
+    record[..16].copy_from_slice(boot_id.as_bytes());
+    record[16..24].copy_from_slice(&synced[0].to_be_bytes());
+    record[24..32].copy_from_slice(&synced[1].to_be_bytes());
+    let check = Sha256::digest(&record[..32]);
+    record[32..].copy_from_slice(&check[..16]);
+    record
+}
+
+/// Writes `synced` anew. Whoever needs it on the disk syncs what is returned.
+pub(super) fn write_synced(path: &Path, boot_id: BootId, synced: [u64; 2]) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all_at(&synced_record(boot_id, synced), 0)?;
+    Ok(file)
+}
+
+/// Reads `synced`; `None` where it is missing or torn.
+fn synced(run: &Path) -> Result<Option<(BootId, [u64; 2])>, OutputError> {
+    let path = run.join(SYNCED);
+    let record = match std::fs::read(&path) {
+        Ok(record) => record,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(OutputError::file("read", &path, error)),
+    };
+    Ok(parse_synced(&record))
+}
+
+fn parse_synced(record: &[u8]) -> Option<(BootId, [u64; 2])> {
+    let (boot_id, rest) = record.split_first_chunk::<16>()?;
+    let (stdout, rest) = rest.split_first_chunk::<8>()?;
+    let (stderr, _) = rest.split_first_chunk::<8>()?;
+    let boot_id = BootId::from_bytes(*boot_id);
+    let synced = [u64::from_be_bytes(*stdout), u64::from_be_bytes(*stderr)];
+    (synced_record(boot_id, synced) == record).then_some((boot_id, synced))
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>, OutputError> {
+    std::fs::read_dir(dir)
+        .and_then(|entries| {
+            entries
+                .map(|entry| entry.map(|entry| entry.path()))
+                .collect()
+        })
+        .map_err(|error| OutputError::file("read", dir, error))
+}
+
+fn length(path: &Path) -> Result<u64, OutputError> {
+    std::fs::metadata(path)
+        .map(|metadata| metadata.len())
+        .map_err(|error| OutputError::file("look at", path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segments(all: &[(u64, u64)]) -> BTreeMap<u64, u64> {
+        all.iter().copied().collect()
+    }
+
+    #[test]
+    fn holes_that_nothing_explains_are_gaps_of_a_power_cut() {
+        let found = extents(
+            &segments(&[(0, 10), (30, 10), (60, 5)]),
+            [(40, 60, GapReason::Freed)].into_iter(),
+        );
+        let whats: Vec<_> = found.iter().map(|e| (e.from, e.to, e.what)).collect();
+        assert_eq!(
+            whats,
+            [
+                (0, 10, OnDisk::Segment),
+                (10, 30, OnDisk::Gap(GapReason::PowerCut)),
+                (30, 40, OnDisk::Segment),
+                (40, 60, OnDisk::Gap(GapReason::Freed)),
+                (60, 65, OnDisk::Segment),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_gap_line_survives_and_a_torn_one_is_nothing() {
+        let line = gap_line(Stream::Stderr, 5, 9, GapReason::DiskFull);
+        assert_eq!(line, "err 5 9 disk_full\n");
+        assert_eq!(
+            parse_gap(&line),
+            Some((Stream::Stderr, 5, 9, GapReason::DiskFull))
+        );
+        for bad in [
+            "",
+            "err",
+            "err 9 5 limit",
+            "err 5 9 why",
+            "nul 5 9 limit",
+            "err 5 9 limit x",
+        ] {
+            assert_eq!(parse_gap(bad), None, "{bad}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(GAPS), "out 1 2 limit\nout 3 4 limi").unwrap();
+        assert_eq!(
+            gaps(dir.path()).unwrap(),
+            [(Stream::Stdout, 1, 2, GapReason::Limit)]
+        );
+    }
+
+    #[test]
+    fn a_torn_record_of_a_sync_is_none() {
+        let boot_id = BootId::from_bytes([3; 16]);
+        let record = synced_record(boot_id, [5, 6]);
+        assert_eq!(parse_synced(&record), Some((boot_id, [5, 6])));
+        for length in 0..record.len() {
+            assert_eq!(parse_synced(&record[..length]), None);
+        }
+        for at in 0..record.len() {
+            let mut flipped = record;
+            flipped[at] ^= 1;
+            assert_eq!(parse_synced(&flipped), None);
+        }
+    }
+}

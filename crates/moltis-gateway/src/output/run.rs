@@ -1,0 +1,870 @@
+//! One run's output: one writer, any number of readers.
+
+use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use moltis_proto::run::{GapReason, Stream, Totals};
+use moltis_proto::{BootId, RunId};
+use tokio::sync::watch;
+
+use super::disk::Disk;
+use super::memory::{Extent, Found, Memory, OnDisk, ToWrite};
+use super::sync::Syncing;
+use super::writer::{Wait, Writing};
+use super::{Inner, LiveCount, OutputError, OutputLimits, OutputRead, Progress, Space, files};
+use crate::store::Heads;
+
+/// Unwritten bytes of one run, at the most: four windows of both streams together. What lies beyond
+/// was never allowed to be sent.
+const WAITING_MAX: usize = 8 * moltis_proto::limits::RUN_WINDOW_BYTES as usize;
+
+/// Bytes that one turn of the writing thread takes of one stream, so that many runs share it.
+const TURN_BYTES: usize = 4 * 1024 * 1024;
+
+/// Pieces that one turn takes.
+const TURN_PIECES: usize = 512;
+
+/// Output of one run. All methods but `read` and `synced` return at once.
+pub struct RunOutput {
+    run_id: RunId,
+    dir: PathBuf,
+    boot_id: Option<BootId>,
+    limits: OutputLimits,
+    memory: Mutex<[Memory; 2]>,
+    disk: Mutex<Disk>,
+    disk_bytes: AtomicU64,
+    progress: watch::Sender<Progress>,
+    /// In the writing thread's queue.
+    scheduled: AtomicBool,
+    /// The segment that was read last, for readers that lag.
+    reading: Mutex<Option<(PathBuf, Arc<File>)>>,
+    writing: Arc<Writing>,
+    syncing: Arc<Syncing>,
+    space: Arc<Space>,
+    live: LiveCount,
+}
+
+impl RunOutput {
+    pub(super) fn recover(outputs: &Inner, run_id: RunId) -> Result<Self, OutputError> {
+        let dir = outputs.dir.join(run_id.to_string());
+        let extents = files::recover(&dir, outputs.boot_id)?;
+        let mut disk = Disk::new(dir, outputs.boot_id, outputs.limits.segment_bytes);
+        for stream in Stream::BOTH {
+            let last = extents[stream.index()].last();
+            if let Some(last) = last.filter(|last| last.what == OnDisk::Segment) {
+                disk.go_on(stream, last.from, last.to)?;
+            }
+        }
+        Ok(Self::new(outputs, run_id, disk, extents))
+    }
+
+    pub(super) fn of_ended(
+        outputs: &Inner,
+        run_id: RunId,
+        totals: Totals,
+        heads: Heads,
+    ) -> Result<Self, OutputError> {
+        let dir = outputs.dir.join(run_id.to_string());
+        let extents = files::recover(&dir, outputs.boot_id)?;
+        let disk = Disk::new(dir, outputs.boot_id, outputs.limits.segment_bytes);
+        let run = Self::new(outputs, run_id, disk, extents);
+        {
+            let mut memory = run.memory();
+            for (stream, head) in Stream::BOTH.into_iter().zip([heads.stdout, heads.stderr]) {
+                if !head.is_empty() {
+                    memory[stream.index()] = Memory::with_head(&head);
+                }
+                memory[stream.index()].finish(totals.of(stream));
+            }
+        }
+        run.tell();
+        Ok(run)
+    }
+
+    fn new(outputs: &Inner, run_id: RunId, disk: Disk, extents: [Vec<Extent>; 2]) -> Self {
+        let bytes = extents
+            .iter()
+            .flatten()
+            .filter(|e| e.what == OnDisk::Segment);
+        let run = Self {
+            run_id,
+            dir: outputs.dir.join(run_id.to_string()),
+            boot_id: outputs.boot_id,
+            limits: outputs.limits,
+            disk: Mutex::new(disk),
+            disk_bytes: AtomicU64::new(bytes.map(|extent| extent.to - extent.from).sum()),
+            memory: Mutex::new(extents.map(Memory::with_extents)),
+            progress: watch::Sender::new(Progress::default()),
+            scheduled: AtomicBool::new(false),
+            reading: Mutex::new(None),
+            writing: Arc::clone(&outputs.writing),
+            syncing: Arc::clone(&outputs.syncing),
+            space: Arc::clone(&outputs.space),
+            live: outputs.count.one_more(),
+        };
+        run.tell();
+        run
+    }
+
+    /// Returns whose output this is.
+    pub fn run_id(&self) -> RunId {
+        self.run_id
+    }
+
+    /// Takes the next bytes of a stream. They are written by a thread; nothing waits here.
+    ///
+    /// # Errors
+    /// Where `offset` is not where the stream ends, or more waits for the disk than any window
+    /// allows.
+    pub fn append(
+        self: &Arc<Self>,
+        stream: Stream,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<(), OutputError> {
+        let filed = {
+            let mut memory = self.memory();
+            let waiting = memory[0].waiting() + memory[1].waiting();
+            if waiting > WAITING_MAX {
+                return Err(OutputError::Overrun {
+                    run_id: self.run_id,
+                    bytes: waiting,
+                });
+            }
+            let memory = &mut memory[stream.index()];
+            self.expect(memory.end(), offset)?;
+            memory.append(bytes);
+            memory.is_filed()
+        };
+        self.changed(filed);
+        Ok(())
+    }
+
+    /// Marks that the bytes from `from` up to `to` are gone.
+    ///
+    /// # Errors
+    /// Where `from` is not where the stream ends.
+    pub fn gap(
+        self: &Arc<Self>,
+        stream: Stream,
+        from: u64,
+        to: u64,
+        reason: GapReason,
+    ) -> Result<(), OutputError> {
+        {
+            let mut memory = self.memory();
+            let memory = &mut memory[stream.index()];
+            self.expect(memory.end(), from)?;
+            if to <= from {
+                return Ok(());
+            }
+            memory.gap(to, reason);
+        }
+        self.changed(true);
+        Ok(())
+    }
+
+    /// Says that nothing more comes. What `totals` name and was never brought reads as a gap.
+    pub fn finish(&self, totals: Totals) {
+        {
+            let mut memory = self.memory();
+            for stream in Stream::BOTH {
+                memory[stream.index()].finish(totals.of(stream));
+            }
+        }
+        self.tell();
+    }
+
+    /// Returns where a stream ends so far.
+    pub fn end(&self, stream: Stream) -> u64 {
+        self.memory()[stream.index()].end()
+    }
+
+    /// Returns the offset up to which a stream may be acknowledged.
+    pub fn stored(&self, stream: Stream) -> u64 {
+        self.memory()[stream.index()].stored()
+    }
+
+    /// Returns what of both streams goes into the run's row: each that made no file.
+    pub fn heads(&self) -> Heads {
+        let memory = self.memory();
+        let [stdout, stderr] = &*memory;
+        let head = |memory: &Memory| {
+            if memory.is_filed() {
+                Bytes::new()
+            } else {
+                memory.head()
+            }
+        };
+        Heads {
+            stdout: head(stdout),
+            stderr: head(stderr),
+        }
+    }
+
+    /// Tells how far both streams have come, whenever that changes.
+    pub fn subscribe(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// Waits until everything brought so far may be acknowledged.
+    pub async fn written(&self) {
+        let end = Stream::BOTH.map(|stream| self.end(stream));
+        self.subscribe()
+            .wait_for(|now| now.stored[0] >= end[0] && now.stored[1] >= end[1])
+            .await
+            .ok(); // `self` holds the sender
+    }
+
+    /// Waits until everything brought so far survives a power cut, as far as it lies in files. What
+    /// is in memory alone goes into the run's row.
+    ///
+    /// # Errors
+    /// Where the disk failed to keep it: the run must not be forgotten then.
+    pub async fn synced(self: &Arc<Self>) -> Result<(), OutputError> {
+        self.written().await;
+        self.syncing.sync(Arc::clone(self)).await
+    }
+
+    /// Returns at most `max` bytes of a stream from `offset` on, or what stands there instead.
+    ///
+    /// # Errors
+    /// Where a file cannot be read.
+    pub async fn read(
+        &self,
+        stream: Stream,
+        offset: u64,
+        max: usize,
+    ) -> Result<OutputRead, OutputError> {
+        let found = self.memory()[stream.index()].find(offset, max.max(1));
+        let (segment, to) = match found {
+            Found::Now(read) => return Ok(read),
+            Found::File { segment, to } => (segment, to),
+        };
+        let path = files::segment(&self.dir, stream, segment);
+        match self.read_file(path, offset - segment, to - offset).await {
+            // Given up in this moment: now the map says so.
+            Err(OutputError::File { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                match self.memory()[stream.index()].find(offset, max.max(1)) {
+                    Found::Now(read) => Ok(read),
+                    Found::File { to, .. } => Ok(OutputRead::Gap {
+                        from: offset,
+                        to,
+                        reason: GapReason::DiskFailed,
+                    }),
+                }
+            }
+            Ok(bytes) if bytes.is_empty() => Ok(OutputRead::Gap {
+                from: offset,
+                to,
+                reason: GapReason::DiskFailed,
+            }),
+            read => read.map(OutputRead::Bytes),
+        }
+    }
+
+    /// Returns what stands at `offset`, waiting for it where the stream has not come so far.
+    ///
+    /// # Errors
+    /// Where a file cannot be read.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when it is dropped.
+    pub async fn read_or_wait(
+        &self,
+        stream: Stream,
+        offset: u64,
+        max: usize,
+    ) -> Result<OutputRead, OutputError> {
+        let mut progress = self.subscribe();
+        loop {
+            match self.read(stream, offset, max).await? {
+                OutputRead::Wait => {
+                    progress.changed().await.ok(); // `self` holds the sender
+                }
+                read => return Ok(read),
+            }
+        }
+    }
+
+    async fn read_file(&self, path: PathBuf, at: u64, length: u64) -> Result<Bytes, OutputError> {
+        let cached = lock(&self.reading)
+            .as_ref()
+            .filter(|(reading, _)| *reading == path)
+            .map(|(_, file)| Arc::clone(file));
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let read = tokio::task::spawn_blocking(move || {
+            let read = || {
+                let file = match cached {
+                    Some(file) => file,
+                    None => Arc::new(File::open(&path)?),
+                };
+                let mut bytes = BytesMut::zeroed(length);
+                let mut filled = 0;
+                while filled < length {
+                    match file.read_at(&mut bytes[filled..], at + filled as u64)? {
+                        0 => break,
+                        read => filled += read,
+                    }
+                }
+                bytes.truncate(filled);
+                Ok((bytes.freeze(), file))
+            };
+            match read() {
+                Ok((bytes, file)) => Ok((bytes, path, file)),
+                Err(error) => Err(OutputError::file("read", &path, error)),
+            }
+        });
+        let (bytes, path, file) = read.await.map_err(|error| {
+            OutputError::file("read", &self.dir, std::io::Error::other(error))
+        })??;
+        *lock(&self.reading) = Some((path, file));
+        Ok(bytes)
+    }
+
+    fn expect(&self, expected: u64, found: u64) -> Result<(), OutputError> {
+        if expected == found {
+            return Ok(());
+        }
+        Err(OutputError::OutOfOrder {
+            run_id: self.run_id,
+            expected,
+            found,
+        })
+    }
+
+    fn changed(self: &Arc<Self>, filed: bool) {
+        self.tell();
+        if filed && self.schedule() {
+            self.writing.schedule(Arc::clone(self));
+        }
+    }
+
+    fn tell(&self) {
+        let progress = {
+            let memory = self.memory();
+            Progress {
+                end: [memory[0].end(), memory[1].end()],
+                stored: [memory[0].stored(), memory[1].stored()],
+                finished: memory[0].is_finished(),
+            }
+        };
+        self.progress.send_if_modified(|was| {
+            let changed = *was != progress;
+            *was = progress;
+            changed
+        });
+    }
+
+    /// Marks that this run is in the writing thread's queue; false where it was.
+    pub(super) fn schedule(&self) -> bool {
+        !self.scheduled.swap(true, Ordering::AcqRel)
+    }
+
+    /// One turn of the writing thread. Returns whether there is more to do.
+    pub(super) fn write_some(self: &Arc<Self>) -> Result<Wait, OutputError> {
+        self.scheduled.store(false, Ordering::Release);
+        let mut wait = Wait::Idle;
+        for stream in Stream::BOTH {
+            let next = self.memory()[stream.index()].next_to_write(TURN_BYTES, TURN_PIECES);
+            let Some(next) = next else { continue };
+            wait = Wait::More;
+            self.write(stream, next)?;
+        }
+        if wait == Wait::More {
+            self.give_up_some();
+            self.syncing.note(self);
+            self.tell();
+        }
+        Ok(wait)
+    }
+
+    fn write(&self, stream: Stream, next: ToWrite) -> Result<(), OutputError> {
+        let at = stream.index();
+        match next {
+            ToWrite::Gap { from, to, reason } => {
+                lock(&self.disk).note_gap(stream, from, to, reason)?;
+                self.memory()[at].noted(from, to, reason);
+            }
+            ToWrite::Bytes { from, pieces } => {
+                let wrote = lock(&self.disk).write(stream, from, pieces)?;
+                let length = wrote.to - from;
+                self.disk_bytes.fetch_add(length, Ordering::Relaxed);
+                self.space.more(length);
+                let recent = self.limits.recent_bytes.min(self.live.share());
+                let mut memory = self.memory();
+                memory[at].wrote(wrote.segment, wrote.to);
+                memory[at].trim(recent);
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes segments from the middle while there is too much.
+    fn give_up_some(&self) {
+        let kept = if self.space.is_over() {
+            3 * self.limits.segment_bytes
+        } else {
+            self.limits.run_bytes_max
+        };
+        while self.disk_bytes.load(Ordering::Relaxed) > kept {
+            let Some((stream, extent)) = self.to_give_up() else {
+                return;
+            };
+            let given_up = {
+                let mut disk = lock(&self.disk);
+                // First the mark, then the loss.
+                disk.note_lost(stream, extent.from, extent.to)
+                    .and_then(|()| disk.drop_segment(stream, extent.from))
+            };
+            match given_up {
+                Ok(bytes) => {
+                    self.memory()[stream.index()].dropped(extent.from);
+                    self.disk_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                    self.space.less(bytes);
+                }
+                Err(error) => {
+                    tracing::warn!(run.id = %self.run_id, %error, "cannot make room for output");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Returns the segment to delete next: of the stream that has more on the disk.
+    fn to_give_up(&self) -> Option<(Stream, Extent)> {
+        let memory = self.memory();
+        let bytes = |stream: &Stream| -> u64 {
+            let extents = memory[stream.index()].extents().iter();
+            let segments = extents.filter(|extent| extent.what == OnDisk::Segment);
+            segments.map(|extent| extent.to - extent.from).sum()
+        };
+        let mut streams = Stream::BOTH;
+        streams.sort_by_key(|stream| std::cmp::Reverse(bytes(stream)));
+        streams.into_iter().find_map(|stream| {
+            let extent = memory[stream.index()].segment_to_drop()?;
+            Some((stream, extent))
+        })
+    }
+
+    /// One turn of the syncing thread: all that was written when it began is on the disk when it
+    /// ends.
+    pub(super) fn sync_now(&self) -> Result<(), OutputError> {
+        let written = {
+            let memory = self.memory();
+            [memory[0].on_disk(), memory[1].on_disk()]
+        };
+        let (unsynced, new_names) = lock(&self.disk).take_unsynced();
+        if unsynced.is_empty() && !new_names {
+            return Ok(());
+        }
+        for (path, file) in unsynced {
+            file.sync_data()
+                .map_err(|error| OutputError::file("sync", &path, error))?;
+        }
+        if let Some(boot_id) = self.boot_id {
+            let path = self.dir.join(files::SYNCED);
+            files::write_synced(&path, boot_id, written)
+                .and_then(|file| file.sync_data())
+                .map_err(|error| OutputError::file("write", &path, error))?;
+        }
+        if new_names {
+            for dir in [Some(self.dir.as_path()), self.dir.parent()]
+                .into_iter()
+                .flatten()
+            {
+                File::open(dir)
+                    .and_then(|dir| dir.sync_all())
+                    .map_err(|error| OutputError::file("sync", dir, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> MutexGuard<'_, [Memory; 2]> {
+        lock(&self.memory)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for RunOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunOutput")
+            .field("run_id", &self.run_id)
+            .field("progress", &*self.progress.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::super::Outputs;
+    use super::*;
+
+    const KIB: usize = 1024;
+
+    fn limits() -> OutputLimits {
+        OutputLimits {
+            run_bytes_max: 640 * KIB as u64,
+            total_bytes_max: 1024 * KIB as u64,
+            segment_bytes: 128 * KIB as u64,
+            recent_bytes: 64 * KIB,
+        }
+    }
+
+    fn boot(number: u8) -> BootId {
+        BootId::from_bytes([number; 16])
+    }
+
+    fn id(number: u8) -> RunId {
+        RunId::from_bytes([number; 16])
+    }
+
+    /// The byte that belongs at an offset.
+    fn byte(offset: u64) -> u8 {
+        (offset % 251) as u8
+    }
+
+    fn bytes(from: u64, length: usize) -> Bytes {
+        (from..from + length as u64).map(byte).collect()
+    }
+
+    fn append(run: &Arc<RunOutput>, stream: Stream, length: usize) {
+        let end = run.end(stream);
+        run.append(stream, end, bytes(end, length)).unwrap();
+    }
+
+    /// Reads a whole stream: where bytes begin and end, and the gaps between.
+    async fn read_all(run: &RunOutput, stream: Stream) -> Vec<(u64, u64, Option<GapReason>)> {
+        let mut found: Vec<(u64, u64, Option<GapReason>)> = Vec::new();
+        let mut offset = 0;
+        loop {
+            let (to, reason) = match run.read(stream, offset, 50_000).await.unwrap() {
+                OutputRead::Bytes(read) => {
+                    assert_eq!(read, bytes(offset, read.len()), "at {offset}");
+                    (offset + read.len() as u64, None)
+                }
+                OutputRead::Gap { to, reason, .. } => (to, Some(reason)),
+                OutputRead::Wait | OutputRead::End => return found,
+            };
+            match found.last_mut() {
+                Some(last) if last.2 == reason => last.1 = to,
+                _ => found.push((offset, to, reason)),
+            }
+            offset = to;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_short_run_makes_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        append(&run, Stream::Stdout, 64 * KIB);
+        append(&run, Stream::Stderr, 10);
+        assert_eq!(run.stored(Stream::Stdout), 64 * KIB as u64);
+        run.synced().await.unwrap();
+        run.finish(Totals {
+            stdout: 64 * KIB as u64,
+            stderr: 10,
+        });
+        let heads = run.heads();
+        assert_eq!((heads.stdout.len(), heads.stderr.len()), (64 * KIB, 10));
+        assert_eq!(outputs.stored_runs().unwrap(), []);
+        let totals = Totals {
+            stdout: 64 * KIB as u64,
+            stderr: 10,
+        };
+        drop(run);
+        let ended = outputs.ended(id(1), totals, heads).unwrap();
+        let whole = (0, 64 * KIB as u64, None);
+        assert_eq!(read_all(&ended, Stream::Stdout).await, [whole]);
+        assert_eq!(
+            ended.read(Stream::Stderr, 10, 9).await.unwrap(),
+            OutputRead::End
+        );
+    }
+
+    #[tokio::test]
+    async fn a_long_run_lies_in_segments_that_only_the_owner_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        for _ in 0..8 {
+            append(&run, Stream::Stdout, 60 * KIB);
+            append(&run, Stream::Stderr, 100);
+            run.written().await;
+        }
+        assert_eq!(
+            read_all(&run, Stream::Stdout).await,
+            [(0, 480 * KIB as u64, None)]
+        );
+        let files = std::fs::read_dir(dir.path().join("outputs").join(id(1).to_string())).unwrap();
+        let mut segments = 0;
+        for file in files {
+            let file = file.unwrap();
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+            segments += usize::from(file.file_name().to_str().unwrap().starts_with("out-"));
+        }
+        assert!(segments > 2);
+        let heads = run.heads();
+        assert_eq!((heads.stdout.len(), heads.stderr.len()), (0, 800));
+        assert_eq!(outputs.bytes(), 480 * KIB as u64);
+        drop(run);
+        outputs.remove(id(1)).unwrap();
+        assert_eq!(
+            (outputs.bytes(), outputs.stored_runs().unwrap()),
+            (0, vec![])
+        );
+    }
+
+    #[tokio::test]
+    async fn bytes_out_of_order_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        append(&run, Stream::Stdout, 10);
+        for wrong in [0, 9, 11] {
+            let refused = run.append(Stream::Stdout, wrong, bytes(0, 1));
+            assert!(matches!(
+                refused,
+                Err(OutputError::OutOfOrder { expected: 10, .. })
+            ));
+            let refused = run.gap(Stream::Stdout, wrong, 100, GapReason::Freed);
+            assert!(matches!(
+                refused,
+                Err(OutputError::OutOfOrder { expected: 10, .. })
+            ));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_death_of_the_process_loses_nothing_that_was_stored_in_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        append(&run, Stream::Stdout, 60 * KIB);
+        append(&run, Stream::Stdout, 60 * KIB);
+        let end = run.end(Stream::Stdout);
+        run.gap(Stream::Stdout, end, end + 1000, GapReason::Limit)
+            .unwrap();
+        append(&run, Stream::Stdout, 7 * KIB);
+        append(&run, Stream::Stderr, 5);
+        run.written().await;
+        let stored = run.stored(Stream::Stdout);
+        let whole = read_all(&run, Stream::Stdout).await;
+        // Another process, as far as files can tell: nothing was synced, closed or told.
+        let reborn = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = reborn.run(id(1)).unwrap();
+        assert_eq!(run.stored(Stream::Stdout), stored);
+        assert_eq!(
+            run.stored(Stream::Stderr),
+            0,
+            "memory is gone, and the node still has it"
+        );
+        assert_eq!(read_all(&run, Stream::Stdout).await, whole);
+        append(&run, Stream::Stdout, 7 * KIB);
+        run.written().await;
+        assert_eq!(
+            read_all(&run, Stream::Stdout).await.last().unwrap().1,
+            stored + 7168
+        );
+    }
+
+    #[tokio::test]
+    async fn what_a_power_cut_may_have_spoiled_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        for _ in 0..4 {
+            append(&run, Stream::Stdout, 60 * KIB);
+        }
+        run.synced().await.unwrap();
+        let synced = run.stored(Stream::Stdout);
+        // Later bytes reached the file's length, but not its content.
+        let below = dir.path().join("outputs").join(id(1).to_string());
+        let last = files::segment(&below, Stream::Stdout, 128 * KIB as u64);
+        let mut file = files::append_to(&last).unwrap();
+        std::io::Write::write_all(&mut file, &[0; 5000]).unwrap();
+        std::fs::write(files::segment(&below, Stream::Stdout, 999_999), [0; 10]).unwrap();
+        let reborn = Outputs::open(dir.path(), Some(boot(2)), limits()).unwrap();
+        let run = reborn.run(id(1)).unwrap();
+        assert_eq!(run.stored(Stream::Stdout), synced);
+        assert_eq!(read_all(&run, Stream::Stdout).await, [(0, synced, None)]);
+        // What an ended run's row names beyond that is a gap, never silence.
+        drop(run);
+        let totals = Totals {
+            stdout: synced + 77,
+            stderr: 0,
+        };
+        let ended = reborn.ended(id(1), totals, Heads::default()).unwrap();
+        assert_eq!(
+            read_all(&ended, Stream::Stdout).await,
+            [
+                (0, synced, None),
+                (synced, synced + 77, Some(GapReason::PowerCut))
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn past_the_limit_the_beginning_and_the_newest_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        for _ in 0..50 {
+            append(&run, Stream::Stdout, 60 * KIB);
+            run.written().await;
+        }
+        run.synced().await.unwrap();
+        let found = read_all(&run, Stream::Stdout).await;
+        let end = 50 * 60 * KIB as u64;
+        let [
+            (0, first, None),
+            (gap, to, Some(GapReason::Limit)),
+            (from, last, None),
+        ] = found[..]
+        else {
+            panic!("{found:?}");
+        };
+        assert!(first >= 128 * KIB as u64 && first == gap && to == from && last == end);
+        assert!(outputs.bytes() <= limits().run_bytes_max + limits().segment_bytes);
+        let reborn = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        assert_eq!(
+            read_all(&reborn.run(id(1)).unwrap(), Stream::Stdout).await,
+            found
+        );
+        assert_eq!(reborn.bytes(), outputs.bytes());
+    }
+
+    #[tokio::test]
+    async fn past_the_total_limit_it_is_told_and_each_run_keeps_less() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let mut over = outputs.over_limit();
+        for number in 0..4 {
+            let run = outputs.run(id(number)).unwrap();
+            for _ in 0..9 {
+                append(&run, Stream::Stdout, 60 * KIB);
+                run.written().await;
+            }
+        }
+        assert!(*over.borrow_and_update());
+        let run = outputs.run(id(9)).unwrap();
+        for _ in 0..20 {
+            append(&run, Stream::Stdout, 60 * KIB);
+            run.written().await;
+        }
+        let found = read_all(&run, Stream::Stdout).await;
+        assert_eq!(found[1].2, Some(GapReason::Limit));
+        drop(run);
+        for number in [0, 1, 2, 3] {
+            outputs.remove(id(number)).unwrap();
+        }
+        assert!(!*over.borrow_and_update());
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_lags_gets_every_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), OutputLimits::default()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        let mut offset = 0;
+        for round in 0..40 {
+            append(&run, Stream::Stdout, 60 * KIB);
+            run.written().await;
+            if round % 10 == 0 {
+                offset = read_up_to_now(&run, offset).await;
+            }
+        }
+        run.finish(Totals {
+            stdout: run.end(Stream::Stdout),
+            stderr: 0,
+        });
+        assert_eq!(read_up_to_now(&run, offset).await, run.end(Stream::Stdout));
+    }
+
+    async fn read_up_to_now(run: &RunOutput, mut offset: u64) -> u64 {
+        loop {
+            match run.read(Stream::Stdout, offset, 30_000).await.unwrap() {
+                OutputRead::Bytes(read) => {
+                    assert_eq!(read, bytes(offset, read.len()));
+                    offset += read.len() as u64;
+                }
+                OutputRead::Gap { .. } => panic!("there is no gap"),
+                OutputRead::Wait | OutputRead::End => return offset,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_at_the_end_is_woken_by_bytes_and_by_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        let read = run.read_or_wait(Stream::Stdout, 0, 99);
+        let (read, ()) = tokio::join!(read, async { append(&run, Stream::Stdout, 5) });
+        assert_eq!(read.unwrap(), OutputRead::Bytes(bytes(0, 5)));
+        let read = run.read_or_wait(Stream::Stdout, 5, 99);
+        let finish = async {
+            run.finish(Totals {
+                stdout: 5,
+                stderr: 0,
+            });
+        };
+        let (read, ()) = tokio::join!(read, finish);
+        assert_eq!(read.unwrap(), OutputRead::End);
+    }
+
+    #[tokio::test]
+    async fn what_no_window_allows_is_refused_and_nothing_is_acknowledged_unwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        // A plain file where the run's directory belongs: nothing can be written, as on a full disk.
+        let below = dir.path().join("outputs").join(id(1).to_string());
+        std::fs::write(&below, "").unwrap();
+        let chunk = 60 * KIB;
+        let mut refused = None;
+        for _ in 0..1000 {
+            let end = run.end(Stream::Stdout);
+            if let Err(error) = run.append(Stream::Stdout, end, bytes(end, chunk)) {
+                refused = Some(error);
+                break;
+            }
+        }
+        assert!(
+            matches!(refused, Some(OutputError::Overrun { .. })),
+            "{refused:?}"
+        );
+        let mut trouble = outputs.trouble();
+        trouble.wait_for(Option::is_some).await.unwrap();
+        assert!(run.stored(Stream::Stdout) <= 64 * KIB as u64);
+        // The trouble passes: everything is there, in order, once.
+        std::fs::remove_file(&below).unwrap();
+        run.written().await;
+        trouble.wait_for(Option::is_none).await.unwrap();
+        run.synced().await.unwrap();
+        assert_eq!(run.stored(Stream::Stdout), run.end(Stream::Stdout));
+    }
+
+    #[tokio::test]
+    async fn two_who_ask_for_one_run_get_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let one = outputs.run(id(1)).unwrap();
+        assert!(Arc::ptr_eq(&one, &outputs.run(id(1)).unwrap()));
+    }
+}
