@@ -9,8 +9,11 @@
 //! [`serve`]. What happens behind `/ws` is not here.
 
 mod auth;
+mod caller;
+mod convert;
 mod envelope;
 mod error;
+mod extract;
 mod gate;
 mod health;
 mod host;
@@ -20,6 +23,7 @@ pub mod serve;
 #[cfg(test)]
 mod tests;
 mod throttle;
+mod tokens;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,8 +34,9 @@ use axum::http::Method;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, MethodRouter, on};
 
-use crate::principal::{Action, Principal};
-use futures_util::future::BoxFuture;
+use crate::clock::Clock;
+use crate::principal::Action;
+use crate::store::Store;
 use throttle::Throttle;
 
 pub use error::{ApiError, ApiResult};
@@ -49,6 +54,10 @@ fn table() -> Vec<Route> {
     vec![
         get("/", Action::Public, health::front_page),
         get("/healthz", Action::Public, health::healthz),
+        get("/readyz", Action::Public, health::readyz),
+        get("/api/v1/tokens", Action::AdminTokens, tokens::list),
+        post("/api/v1/tokens", Action::AdminTokens, tokens::create),
+        delete("/api/v1/tokens/{id}", Action::AdminTokens, tokens::revoke),
     ]
 }
 
@@ -72,6 +81,22 @@ where
     T: 'static,
 {
     route(Method::GET, path, action, handler)
+}
+
+fn post<H, T>(path: &'static str, action: Action, handler: H) -> Route
+where
+    H: Handler<T, ApiState>,
+    T: 'static,
+{
+    route(Method::POST, path, action, handler)
+}
+
+fn delete<H, T>(path: &'static str, action: Action, handler: H) -> Route
+where
+    H: Handler<T, ApiState>,
+    T: 'static,
+{
+    route(Method::DELETE, path, action, handler)
 }
 
 fn route<H, T>(method: Method, path: &'static str, action: Action, handler: H) -> Route
@@ -99,17 +124,14 @@ pub struct DoorConfig {
     pub owner_uid: u32,
 }
 
-/// Finds whom the SHA-256 of a token stands for; `None` when it is unknown, expired or revoked.
-pub type TokenLookup =
-    Box<dyn Fn([u8; 32]) -> BoxFuture<'static, ApiResult<Option<Principal>>> + Send + Sync>;
-
 /// What handlers work with. Cloning shares it.
 #[derive(Clone)]
 pub struct ApiState(Arc<Inner>);
 
 struct Inner {
-    config: DoorConfig,
-    tokens: TokenLookup,
+    door: DoorConfig,
+    store: Store,
+    clock: Clock,
     throttle: Mutex<Throttle>,
     /// Random for each process, so that ids of two gateways do not meet in one log.
     request_base: u64,
@@ -119,29 +141,34 @@ struct Inner {
 impl std::fmt::Debug for ApiState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ApiState")
-            .field("config", &self.0.config)
+            .field("door", &self.0.door)
             .finish_non_exhaustive()
     }
 }
 
 impl ApiState {
     /// Puts together what handlers need. `request_base` is random.
-    pub fn new(config: DoorConfig, tokens: TokenLookup, request_base: u64) -> Self {
+    pub fn new(door: DoorConfig, store: Store, clock: Clock, request_base: u64) -> Self {
         Self(Arc::new(Inner {
-            config,
-            tokens,
+            door,
+            store,
+            clock,
             throttle: Mutex::default(),
             request_base,
             requests: AtomicU64::new(0),
         }))
     }
 
-    async fn principal_of_token(&self, hash: [u8; 32]) -> ApiResult<Option<Principal>> {
-        (self.0.tokens)(hash).await
+    fn store(&self) -> &Store {
+        &self.0.store
     }
 
-    fn config(&self) -> &DoorConfig {
-        &self.0.config
+    fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    fn door(&self) -> &DoorConfig {
+        &self.0.door
     }
 
     fn throttle(&self) -> MutexGuard<'_, Throttle> {

@@ -1,12 +1,14 @@
 //! Who asks: a bearer token, or the socket's peer. Every guarded route passes through here once,
 //! with the action that it declares in the table of [`super`].
 
+use std::time::Duration;
+
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use sha2::{Digest as _, Sha256};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::ApiState;
@@ -16,6 +18,10 @@ use super::peer::Peer;
 use crate::api::problem::Code;
 use crate::api::tokens::TOKEN_PREFIX;
 use crate::principal::{Action, Denied, Principal, authorize};
+use crate::store::{TokenHash, TokenRecord};
+
+/// A token's last use is written down this often.
+const USE_NOTED_EVERY: Duration = Duration::from_mins(1);
 
 /// Lets a request through to its handler, which finds the [`Principal`] in its extensions.
 pub(super) async fn guard(
@@ -48,7 +54,7 @@ pub(super) async fn guard(
 /// What a request shows of who asks, before anybody is asked about it.
 enum Shown {
     User(Principal),
-    Token { hash: [u8; 32], peer: Peer },
+    Token { hash: TokenHash, peer: Peer },
 }
 
 /// Reads what is shown, or says what is missing.
@@ -59,7 +65,7 @@ fn read(state: &ApiState, request: &Request) -> ApiResult<Shown> {
     }
     match bearer(request.headers()) {
         Ok(Some(token)) => Ok(Shown::Token {
-            hash: Sha256::digest(token.as_bytes()).into(),
+            hash: TokenHash::of(token),
             peer,
         }),
         Ok(None) => Err(unauthenticated("this needs a token, and there is none")),
@@ -73,10 +79,14 @@ async fn identify(state: &ApiState, shown: Shown) -> ApiResult<Principal> {
         Shown::User(principal) => return Ok(principal),
         Shown::Token { hash, peer } => (hash, peer),
     };
-    match state.principal_of_token(hash).await? {
-        Some(principal) => Ok(principal),
+    let now = state.clock().now();
+    match state.store().token(hash).await? {
+        Some(token) if token.is_live(now) => {
+            note_use(state, &token, now).await;
+            Ok(token.into())
+        }
         // Unknown, expired and revoked are one answer: none of them tells a guess from a token.
-        None => Err(throttled(
+        Some(_) | None => Err(throttled(
             state,
             &peer,
             unauthenticated("this token is not known here, has expired, or was revoked"),
@@ -84,8 +94,21 @@ async fn identify(state: &ApiState, shown: Shown) -> ApiResult<Principal> {
     }
 }
 
+/// Keeps when a token was used, to the minute.
+async fn note_use(state: &ApiState, token: &TokenRecord, now: Timestamp) {
+    let fresh = token
+        .last_used_at
+        .is_some_and(|used| now.duration_since(used).unsigned_abs() < USE_NOTED_EVERY);
+    if fresh {
+        return;
+    }
+    if let Err(error) = state.store().touch_token(token.id, now).await {
+        tracing::debug!(%error, token.id = %token.id, "the use of a token is not noted");
+    }
+}
+
 fn of_user(state: &ApiState, uid: u32) -> ApiResult<Principal> {
-    let owner = state.config().owner_uid;
+    let owner = state.door().owner_uid;
     if uid == owner || uid == 0 {
         return Ok(Principal::Operator);
     }

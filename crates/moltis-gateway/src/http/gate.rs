@@ -52,7 +52,7 @@ fn check_transport(state: &ApiState, peer: &Peer) -> ApiResult<()> {
     let Some(local) = peer.local() else {
         return Ok(());
     };
-    if local.ip().to_canonical().is_loopback() || state.config().insecure_http {
+    if local.ip().to_canonical().is_loopback() || state.door().insecure_http {
         return Ok(());
     }
     let port = local.port();
@@ -76,7 +76,7 @@ fn check_host(state: &ApiState, peer: &Peer, request: &Request) -> ApiResult<()>
         ));
     };
     let host = host.to_str().unwrap_or("?");
-    let asked = Authority::parse(host).filter(|asked| state.config().hosts.allow(asked, peer));
+    let asked = Authority::parse(host).filter(|asked| state.door().hosts.allow(asked, peer));
     // A request line may name a host too; it then must be the same one.
     let line = request
         .uri()
@@ -104,7 +104,7 @@ fn check_origin(state: &ApiState, peer: &Peer, headers: &HeaderMap) -> ApiResult
             .to_str()
             .ok()
             .and_then(Authority::parse_origin)
-            .is_some_and(|origin| state.config().hosts.allow(&origin, peer));
+            .is_some_and(|origin| state.door().hosts.allow(&origin, peer));
         if !ours || origins.next().is_some() {
             return Err(cross());
         }

@@ -1,8 +1,9 @@
 //! Answers that need nobody's name: is it alive, is it ready, what is served here, and what is not.
 
-use axum::extract::OriginalUri;
-use axum::http::Method;
+use axum::extract::{OriginalUri, State};
+use axum::http::{Method, StatusCode};
 
+use super::ApiState;
 use super::error::ApiError;
 use crate::api::Health;
 use crate::api::problem::Code;
@@ -13,6 +14,16 @@ pub(super) async fn healthz() -> axum::Json<Health> {
         ok: true,
         problem: None,
     })
+}
+
+/// `/readyz`: it can do its work.
+pub(super) async fn readyz(State(state): State<ApiState>) -> (StatusCode, axum::Json<Health>) {
+    let (status, problem) = match state.store().ready().await {
+        Ok(()) => (StatusCode::OK, None),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, Some(error.to_string())),
+    };
+    let ok = problem.is_none();
+    (status, axum::Json(Health { ok, problem }))
 }
 
 /// `/`: what is served here.

@@ -16,6 +16,7 @@ use super::*;
 /// Two listeners, TCP and Unix, on one router.
 struct Door {
     address: SocketAddr,
+    clock: Clock,
     dir: tempfile::TempDir,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -29,9 +30,10 @@ impl Door {
             insecure_http: false,
             owner_uid: rustix::process::geteuid().as_raw(),
         };
-        let state = ApiState::new(config, Box::new(|_| Box::pin(async { Ok(None) })), 0);
-        let router = router(state);
         let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).await.unwrap();
+        let clock = Clock::manual("2026-01-02T03:04:05Z".parse().unwrap());
+        let router = router(ApiState::new(config, store, clock.clone(), 0));
         let tcp = Listener::tcp(bind.parse().unwrap()).unwrap();
         let address = tcp.address().unwrap();
         let unix = Listener::unix(&dir.path().join("g.sock")).await.unwrap();
@@ -41,6 +43,7 @@ impl Door {
         }
         Self {
             address,
+            clock,
             dir,
             stop,
             tasks,
@@ -58,6 +61,23 @@ impl Door {
 
     fn socket(&self) -> std::path::PathBuf {
         self.dir.path().join("g.sock")
+    }
+
+    /// Makes a token at the Unix socket.
+    async fn token(&self, name: &str, scope: &str) -> String {
+        let body = format!(r#"{{"name":"{name}","scopes":["{scope}"],"expires_in_seconds":60}}"#);
+        let headers = ["host: localhost", "content-type: application/json"];
+        let answer = self
+            .unix(&send("POST", "/api/v1/tokens", &headers, &body))
+            .await;
+        assert_eq!(status(&answer), 201, "{answer}");
+        json(&answer)["token"].as_str().unwrap().to_owned()
+    }
+
+    async fn with_token(&self, token: &str, method: &str, path: &str) -> String {
+        let bearer = format!("authorization: Bearer {token}");
+        self.tcp(&request(method, path, &["host: localhost", &bearer]))
+            .await
     }
 
     async fn shut(self) {
@@ -79,11 +99,24 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str
 }
 
 fn request(method: &str, path: &str, headers: &[&str]) -> String {
-    let headers: String = headers
-        .iter()
-        .map(|header| format!("{header}\r\n"))
-        .collect();
-    format!("{method} {path} HTTP/1.1\r\n{headers}connection: close\r\n\r\n")
+    send(method, path, headers, "")
+}
+
+fn send(method: &str, path: &str, headers: &[&str], body: &str) -> String {
+    let head = [
+        format!("{method} {path} HTTP/1.1"),
+        "connection: close".to_owned(),
+    ]
+    .into_iter()
+    .chain(headers.iter().map(|&header| header.to_owned()))
+    .chain([format!("content-length: {}", body.len())]);
+    let head: Vec<String> = head.collect();
+    format!("{}\r\n\r\n{body}", head.join("\r\n"))
+}
+
+fn json(answer: &str) -> serde_json::Value {
+    let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
+    serde_json::from_str(body).unwrap_or_else(|_| panic!("no JSON in {answer:?}"))
 }
 
 fn status(answer: &str) -> u16 {
@@ -204,9 +237,10 @@ async fn a_head_that_is_too_long_is_refused() {
     door.shut().await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_head_that_never_ends_is_given_up() {
     let door = Door::open(&[], "127.0.0.1:0").await;
+    tokio::time::pause();
     let started = tokio::time::Instant::now();
     let answer = door.tcp("GET / HTTP/1.1\r\nhost: localhost\r\n").await;
     assert!(answer.is_empty() || status(&answer) == 408, "{answer}");
@@ -264,4 +298,199 @@ fn lan_address() -> Option<std::net::IpAddr> {
     socket.connect("192.0.2.1:9").ok()?;
     let ip = socket.local_addr().ok()?.ip();
     (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
+}
+
+#[tokio::test]
+async fn a_token_works_until_it_expires_or_is_revoked_and_nowhere_else() {
+    let door = Door::open(&[], "127.0.0.1:0").await;
+    let tokens = "/api/v1/tokens";
+    let token = door.token("ci", "tokens:admin").await;
+    let answer = door.with_token(&token, "GET", tokens).await;
+    assert_eq!(status(&answer), 200, "{answer}");
+    let id = json(&answer)["items"][0]["id"].as_str().unwrap().to_owned();
+    let other = Door::open(&[], "127.0.0.1:0").await;
+    assert_eq!(
+        code(&other.with_token(&token, "GET", tokens).await),
+        "unauthenticated"
+    );
+    other.shut().await;
+    let brief = door.token("brief", "tokens:admin").await;
+    door.clock.set("2026-01-02T03:05:05Z".parse().unwrap());
+    let answer = door.with_token(&brief, "GET", tokens).await;
+    assert_eq!(code(&answer), "unauthenticated", "it expired");
+    assert!(answer.contains("www-authenticate: Bearer"), "{answer}");
+    door.clock.set("2026-01-02T03:04:05Z".parse().unwrap());
+    let revoke = request("DELETE", &format!("{tokens}/{id}"), &["host: localhost"]);
+    assert_eq!(status(&door.unix(&revoke).await), 204);
+    assert_eq!(code(&door.unix(&revoke).await), "not_found");
+    assert_eq!(
+        code(&door.with_token(&token, "GET", tokens).await),
+        "unauthenticated"
+    );
+    assert_eq!(
+        code(
+            &door
+                .tcp(&request("GET", tokens, &["host: localhost"]))
+                .await
+        ),
+        "unauthenticated"
+    );
+    door.shut().await;
+}
+
+#[tokio::test]
+async fn a_token_may_only_do_and_give_away_what_it_may_itself() {
+    let door = Door::open(&[], "127.0.0.1:0").await;
+    let reader = door.token("reader", "runs:read").await;
+    let answer = door.with_token(&reader, "GET", "/api/v1/tokens").await;
+    assert_eq!(code(&answer), "scope_missing");
+    assert!(answer.contains("tokens:admin"), "{answer}");
+    let maker = door.token("maker", "tokens:admin").await;
+    let bearer = format!("authorization: Bearer {maker}");
+    let headers = ["host: localhost", "content-type: application/json", &bearer];
+    let body = r#"{"name":"more","scopes":["tokens:admin","runs:write"]}"#;
+    let answer = door
+        .tcp(&send("POST", "/api/v1/tokens", &headers, body))
+        .await;
+    assert_eq!(code(&answer), "scope_missing");
+    door.shut().await;
+}
+
+#[tokio::test]
+async fn guesses_are_throttled_and_a_good_token_passes_all_the_same() {
+    let door = Door::open(&[], "127.0.0.1:0").await;
+    let good = door.token("good", "tokens:admin").await;
+    let mut last = String::new();
+    for n in 0..11 {
+        last = door
+            .with_token(&format!("moltis_{n}"), "GET", "/api/v1/tokens")
+            .await;
+    }
+    assert_eq!(code(&last), "too_many");
+    assert!(last.contains("retry-after: "), "{last}");
+    assert_eq!(
+        status(&door.with_token(&good, "GET", "/api/v1/tokens").await),
+        200
+    );
+    door.shut().await;
+}
+
+#[tokio::test]
+async fn a_header_that_is_no_token_is_named() {
+    let door = Door::open(&[], "127.0.0.1:0").await;
+    for header in [
+        "authorization: Basic bW9sdGlz",
+        "authorization: Bearer",
+        "authorization: Bearer abc",
+        "authorization: moltis_abc",
+    ] {
+        let answer = door
+            .tcp(&request(
+                "GET",
+                "/api/v1/tokens",
+                &["host: localhost", header],
+            ))
+            .await;
+        assert_eq!(code(&answer), "unauthenticated", "{header}");
+        assert!(answer.contains("Bearer moltis_"), "{answer}");
+    }
+    door.shut().await;
+}
+
+#[tokio::test]
+async fn bad_bodies_are_named() {
+    let door = Door::open(&[], "127.0.0.1:0").await;
+    let ok = r#"{"name":"a","scopes":["runs:read"]}"#;
+    let json_type = "content-type: application/json";
+    let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(2 * 1024 * 1024));
+    for (media, body, expected, words) in [
+        (json_type, "{", "bad_request", "not JSON"),
+        (json_type, "[]", "invalid", "expected an object"),
+        (json_type, "7", "invalid", "invalid type: integer `7`"),
+        (
+            json_type,
+            &format!("{ok} {ok}"),
+            "bad_request",
+            "not one JSON value",
+        ),
+        (json_type, "", "invalid", "missing field `name`"),
+        (
+            json_type,
+            r#"{"name":"a","scopes":[],"colour":1}"#,
+            "invalid",
+            "unknown field `colour`",
+        ),
+        (
+            json_type,
+            r#"{"name":7,"scopes":[]}"#,
+            "invalid",
+            "`name`: invalid type: integer `7`",
+        ),
+        (
+            json_type,
+            r#"{"name":"a","scopes":["all"]}"#,
+            "invalid",
+            "`scopes[0]`: unknown variant `all`",
+        ),
+        (
+            json_type,
+            r#"{"name":"a","scopes":[]}"#,
+            "invalid",
+            "at least one",
+        ),
+        (
+            json_type,
+            r#"{"name":"a\n","scopes":["runs:read"]}"#,
+            "201",
+            "",
+        ),
+        (
+            json_type,
+            r#"{"name":"a\u202eb","scopes":["runs:read"]}"#,
+            "invalid",
+            "visible",
+        ),
+        (
+            json_type,
+            r#"{"name":"b","scopes":["runs:read"],"expires_in_seconds":-1}"#,
+            "invalid",
+            "`expires_in_seconds`: invalid value: integer `-1`",
+        ),
+        (
+            json_type,
+            r#"{"name":"b","scopes":["runs:read"],"expires_in_seconds":0}"#,
+            "invalid",
+            "not between 1 and",
+        ),
+        (json_type, &long, "too_large", "2097"),
+        (
+            "content-type: text/plain",
+            ok,
+            "unsupported_media_type",
+            "application/json",
+        ),
+        (
+            "x-none: 1",
+            ok,
+            "unsupported_media_type",
+            "application/json",
+        ),
+    ] {
+        let headers = ["host: localhost", media];
+        let answer = door
+            .unix(&send("POST", "/api/v1/tokens", &headers, body))
+            .await;
+        let short: String = body.chars().take(80).collect();
+        if let Ok(expected) = expected.parse::<u16>() {
+            assert_eq!(status(&answer), expected, "{short}");
+            continue;
+        }
+        assert_eq!(code(&answer), expected, "{short}: {answer}");
+        assert!(
+            answer.contains(&words.replace('"', "\\\"")),
+            "{short}: {answer}"
+        );
+        assert!(answer.len() < 4096, "an echo is cut");
+    }
+    door.shut().await;
 }

@@ -1,0 +1,53 @@
+//! Who sent the request that a handler works on: what the guard found out, ready for the record.
+
+use axum::extract::{ConnectInfo, FromRequestParts};
+use axum::http::request::Parts;
+
+use super::error::ApiError;
+use super::peer::Peer;
+use crate::audit::Actor;
+use crate::principal::Principal;
+
+/// A caller that passed the guard.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    /// Who.
+    pub(super) who: Principal,
+    /// From where.
+    pub(super) peer: Peer,
+}
+
+impl Caller {
+    /// Returns the caller as the audit log names it.
+    pub(super) fn actor(&self) -> Actor {
+        let source = match self.peer {
+            Peer::Tcp { .. } => self.peer.ip().map(|ip| ip.to_string()),
+            Peer::Unix { .. } => Some("socket".to_owned()),
+            Peer::Unknown => None,
+        };
+        Actor {
+            name: self.who.to_string(),
+            source,
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        // Only a route that is public by mistake has none: then nobody is better than anybody.
+        let who = parts
+            .extensions
+            .get::<Principal>()
+            .cloned()
+            .ok_or_else(|| {
+                ApiError::internal("tell who asks", "a public route asks for its caller")
+            })?;
+        let peer = parts.extensions.get::<ConnectInfo<Peer>>();
+        Ok(Self {
+            who,
+            peer: peer.map_or(Peer::Unknown, |ConnectInfo(peer)| *peer),
+        })
+    }
+}

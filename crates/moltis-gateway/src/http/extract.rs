@@ -1,0 +1,153 @@
+//! What a handler takes from a request: a JSON body, raw bytes, a query, a path. Each says what is
+//! wrong with it by name.
+
+use std::time::Duration;
+
+use axum::RequestPartsExt as _;
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::HeaderMap;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use serde::de::DeserializeOwned;
+
+use super::error::ApiError;
+use crate::api::problem::Code;
+
+/// Bytes of a body. A longer one is answered 413.
+pub(crate) const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes of a body that is too long that are read before the connection is cut.
+const DISCARDED_BYTES_MAX: usize = 8 * BODY_BYTES_MAX;
+
+/// How long a body may take to arrive.
+const BODY_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// A JSON body. An empty one reads as `{}`, so that a type without required fields needs none.
+#[derive(Debug)]
+pub(crate) struct Json<T>(pub(crate) T);
+
+/// The one variable part of a path.
+#[derive(Debug)]
+pub(crate) struct Id(pub(crate) String);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let bytes = collect(body).await?;
+        if bytes.is_empty() {
+            return parse(b"{}").map(Self);
+        }
+        let json = |media: &str| media == "application/json" || media.ends_with("+json");
+        if !media_type(&parts.headers).is_some_and(|media| json(&media)) {
+            return Err(
+                ApiError::new(Code::UnsupportedMediaType, "this route reads JSON")
+                    .hint("send `content-type: application/json`"),
+            );
+        }
+        parse(&bytes).map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let Path(id) = parts.extract::<Path<String>>().await.map_err(|_| {
+            ApiError::new(
+                Code::BadRequest,
+                "the path is not UTF-8 behind its percent signs",
+            )
+        })?;
+        Ok(Self(id))
+    }
+}
+
+/// Reads a whole body within its limits. What is too long is read on for a while and thrown away:
+/// a sender that is cut off while it writes never sees why.
+async fn collect(mut body: Body) -> Result<Bytes, ApiError> {
+    let mut bytes = BytesMut::new();
+    let mut length = 0;
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else {
+                continue;
+            };
+            length += data.len();
+            if length <= BODY_BYTES_MAX {
+                bytes.extend_from_slice(&data);
+            } else if length > DISCARDED_BYTES_MAX {
+                break;
+            }
+        }
+        Ok::<_, axum::Error>(())
+    };
+    match tokio::time::timeout(BODY_TIME_MAX, read).await {
+        Ok(Ok(())) if length <= BODY_BYTES_MAX => Ok(bytes.freeze()),
+        Ok(Ok(())) => {
+            let more = if length > DISCARDED_BYTES_MAX {
+                "more than "
+            } else {
+                ""
+            };
+            Err(ApiError::new(
+                Code::TooLarge,
+                format!("the body has {more}{length} bytes: at most {BODY_BYTES_MAX} are read"),
+            )
+            .hint("send long input to the command's stdin, in pieces"))
+        }
+        Ok(Err(error)) => {
+            Err(ApiError::new(Code::BadRequest, "the body ended too early").because(error))
+        }
+        Err(_) => Err(ApiError::new(
+            Code::BadRequest,
+            format!(
+                "the body did not arrive within {} s",
+                BODY_TIME_MAX.as_secs()
+            ),
+        )),
+    }
+}
+
+/// Parses JSON. What is no JSON is a bad request; JSON that does not fit is invalid, and the
+/// answer names the field.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // serde reads a list as a struct too, field by field; nobody means that.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(ApiError::invalid(
+            "the body is a JSON array: expected an object",
+        ));
+    }
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        if inner.is_data() {
+            let place = if path == "." {
+                String::new()
+            } else {
+                format!("`{path}`: ")
+            };
+            ApiError::invalid(format!("{place}{inner}"))
+        } else {
+            ApiError::new(Code::BadRequest, format!("the body is not JSON: {inner}"))
+        }
+    })?;
+    reader.end().map_err(|error| {
+        ApiError::new(
+            Code::BadRequest,
+            format!("the body is not one JSON value: {error}"),
+        )
+    })?;
+    Ok(value)
+}
+
+fn media_type(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(CONTENT_TYPE)?.to_str().unwrap_or("?");
+    let media = value.split(';').next().unwrap_or_default();
+    Some(media.trim().to_ascii_lowercase())
+}
