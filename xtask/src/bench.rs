@@ -108,7 +108,7 @@ fn as_release(words: &[String]) -> anyhow::Result<()> {
 }
 
 fn measure(size: &Size, report: &mut Report) -> anyhow::Result<()> {
-    let binary = workspace::binary("release");
+    let binary = fs::canonicalize(workspace::binary("release"))?;
     describe_machine(report)?;
     let ssh = Ssh::start(&CIPHERS)?;
     if let Some(doubt) = ssh.doubt() {

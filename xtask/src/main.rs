@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 mod bench;
 mod deny;
+mod floors;
 mod needs;
 mod process;
 mod quickstart;

@@ -40,6 +40,11 @@ const NEEDS: &[Need] = &[
         why: "the bench's client of OpenSSH's mux socket is proved against a real server",
     },
     Need {
+        program: "ps",
+        package: "procps",
+        why: "what a quickstart leaves running is looked for",
+    },
+    Need {
         program: "git",
         package: "git",
         why: "cargo-deny fetches its advisories with it",

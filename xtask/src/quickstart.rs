@@ -33,12 +33,7 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
         _ => bail!("`cargo xtask quickstart` takes `--once` or nothing"),
     };
     stop::listen()?;
-    let ended = show(once);
-    if stop::asked() && !once {
-        say::line("\nEverything it made is gone.");
-        return Ok(());
-    }
-    ended
+    show(once)
 }
 
 fn show(once: bool) -> anyhow::Result<()> {

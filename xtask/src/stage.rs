@@ -3,6 +3,7 @@
 //! Both run in a throwaway home, the node behind a [`Relay`] that can cut its connection. Dropping the
 //! stage ends every process of it, keepers and their commands included, and removes the home.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -341,5 +342,7 @@ pub(crate) fn build(profile: &str) -> anyhow::Result<PathBuf> {
         cargo.arg("--release");
     }
     process::run(&mut cargo, Duration::from_hours(1))?;
-    Ok(workspace::binary(profile))
+    // The keeper is known by this path, and the system tells it without symbolic links.
+    let binary = workspace::binary(profile);
+    fs::canonicalize(&binary).with_context(|| format!("looking for {}", binary.display()))
 }

@@ -12,12 +12,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 static ASKED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// From now on the first signal asks us to stop, and a second one ends us at once.
+/// From now on a signal asks us to stop. Everything that waits looks at the flag, and the way out is
+/// bounded, so a second signal changes nothing: what we made would be left behind.
 pub(crate) fn listen() -> anyhow::Result<()> {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // In this order: the first signal finds the flag unset and only sets it.
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&ASKED))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&ASKED)))
+        signal_hook::flag::register(signal, Arc::clone(&ASKED))
             .with_context(|| format!("cannot listen for signal {signal}"))?;
     }
     Ok(())

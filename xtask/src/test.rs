@@ -104,6 +104,11 @@ const PARTS: &[Part] = &[
         about: "floors, front pages, links, migrations",
         run: tidies,
     },
+    Part {
+        name: "readme",
+        about: "the README's first command, word for word in an empty home",
+        run: readme,
+    },
 ];
 
 /// What became of a part.
@@ -238,6 +243,9 @@ fn clippy() -> anyhow::Result<Vec<Untested>> {
     Ok(Vec::new())
 }
 
+/// The name, or the end of it, of the test that is a part of its own: it builds, so it runs alone.
+const README_TEST: &str = "word_for_word_in_an_empty_home";
+
 fn tests() -> anyhow::Result<Vec<Untested>> {
     let list = workspace::target().join("not-tested.txt");
     fs::write(&list, "").with_context(|| format!("writing {}", list.display()))?;
@@ -255,6 +263,7 @@ fn tests() -> anyhow::Result<Vec<Untested>> {
         command.args(["test", "--locked", "--workspace", "--no-fail-fast"]);
         command.args(["--lib", "--bins", "--tests"]);
     }
+    command.args(["--", "--skip", README_TEST]);
     process::run(&mut command, Duration::from_mins(45))?;
     let mut lines: Vec<_> = fs::read_to_string(&list)?
         .lines()
@@ -280,6 +289,21 @@ fn doc() -> anyhow::Result<Vec<Untested>> {
 
 fn tidies() -> anyhow::Result<Vec<Untested>> {
     tidy::check()?;
+    Ok(Vec::new())
+}
+
+fn readme() -> anyhow::Result<Vec<Untested>> {
+    let mut command = workspace::cargo();
+    command.args([
+        "test",
+        "--locked",
+        "--workspace",
+        "--test",
+        "readme",
+        "--quiet",
+    ]);
+    command.args(["--", "--nocapture", README_TEST]);
+    process::run(&mut command, Duration::from_mins(30))?;
     Ok(Vec::new())
 }
 

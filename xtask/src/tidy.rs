@@ -9,10 +9,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use crate::say;
 use crate::workspace::ROOT;
+use crate::{floors, say};
 
-mod floors;
 mod links;
 mod migrations;
 

@@ -61,19 +61,24 @@ impl<S: Read + Write> Client<S> {
         Ok((status, json))
     }
 
-    /// Sends a GET and returns a reader of the answer's body.
+    /// Sends a request and returns a reader of the answer's body.
     ///
     /// # Errors
     ///
-    /// When the status is not 200.
-    pub(super) fn stream(&mut self, path: &str) -> anyhow::Result<Body<'_, S>> {
-        self.send("GET", path, "")?;
+    /// When the status is not one of success.
+    pub(super) fn stream(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> anyhow::Result<Body<'_, S>> {
+        self.send(method, path, body)?;
         let (status, length) = self.head()?;
         let mut body = self.body(&length);
-        if status != 200 {
+        if !matches!(status, 200 | 201) {
             let mut text = String::new();
             body.read_to_string(&mut text)?;
-            bail!("GET {path} is answered with {status}: {text}");
+            bail!("{method} {path} is answered with {status}: {text}");
         }
         Ok(body)
     }
@@ -234,7 +239,7 @@ mod tests {
         );
         let mut text = String::new();
         client
-            .stream("/")
+            .stream("GET", "/", "")
             .unwrap()
             .read_to_string(&mut text)
             .unwrap();
@@ -251,7 +256,7 @@ mod tests {
         let mut text = String::new();
         assert!(
             client
-                .stream("/")
+                .stream("GET", "/", "")
                 .unwrap()
                 .read_to_string(&mut text)
                 .is_err()

@@ -49,11 +49,8 @@ impl Api {
     pub(super) fn follow(&self, node: &str, command: &str) -> anyhow::Result<u64> {
         let mut client = Client::connect(&self.socket)?;
         let body = json!({ "node": node, "command": command });
-        let (status, run) = client.call("POST", "/api/v1/runs", &body)?;
-        let Some(id) = run["id"].as_str().filter(|_| status == 201) else {
-            bail!("the run is answered with {status}: {run}");
-        };
-        let mut frames = client.stream(&format!("/api/v1/runs/{id}/follow?stdout=0&stderr=0"))?;
+        let path = "/api/v1/runs?follow=true";
+        let mut frames = client.stream("POST", path, &body.to_string())?;
         count(&mut frames)
     }
 }

@@ -72,7 +72,7 @@ const IMPURE: &[&str] = &[
 const LIMIT: Duration = Duration::from_mins(2);
 
 /// Returns a complaint for every import that goes up or sideways, and for every crate without a floor.
-pub(super) fn complaints() -> anyhow::Result<Vec<String>> {
+pub(crate) fn complaints() -> anyhow::Result<Vec<String>> {
     Ok(judge(&metadata()?))
 }
 
@@ -111,7 +111,7 @@ fn judge(metadata: &Value) -> Vec<String> {
 }
 
 /// Returns a complaint for everything in proto's tree that is not pure.
-pub(super) fn impurities() -> anyhow::Result<Vec<String>> {
+pub(crate) fn impurities() -> anyhow::Result<Vec<String>> {
     let mut cargo = workspace::cargo();
     cargo.args([
         "tree",
@@ -133,7 +133,7 @@ pub(super) fn impurities() -> anyhow::Result<Vec<String>> {
 }
 
 /// Returns a complaint for every row of the workspace's table of versions that no crate uses.
-pub(super) fn unused_dependencies() -> anyhow::Result<Vec<String>> {
+pub(crate) fn unused_dependencies() -> anyhow::Result<Vec<String>> {
     let root = workspace::ROOT.join("Cargo.toml");
     let table =
         std::fs::read_to_string(&root).with_context(|| format!("reading {}", root.display()))?;
