@@ -7,11 +7,255 @@
 //! [`moltis_proto::message`] there, framed as [`wire`] says. When the client on that socket goes,
 //! the runs go on; the next client resumes where the last one stopped.
 //!
-//! Clients use [`connect`].
+//! Two ways in: [`serve`] is the process `moltis keeper`; [`Keeper::spawn_in_process`] puts a
+//! keeper into an embedder's program or a test, where its runs end with the program. Clients use
+//! [`connect`].
+//!
+//! To read it, follow a run: [`wire`] and `client` (frames), `desk` (what a message does), `spawn`
+//! and `program` (from a spec to a child), `run` (pipes, outbox, spool), `ending` (how it stops),
+//! `journal` and `recover` (what outlives this process), and `core`, the loop around them.
 
+mod client;
 pub mod config;
 pub mod connect;
+mod core;
+mod desk;
+mod door;
+mod ending;
+mod journal;
+mod ops;
+mod pipes;
+mod process;
+mod program;
+mod recover;
+mod run;
+mod spawn;
+mod spool;
+mod used;
 pub mod wire;
 
-pub use config::{KeeperConfig, Policy, Rules, RulesSource};
-pub use connect::{KeeperStream, Starter};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use moltis_proto::JournalId;
+use rustix::fs::{FlockOperation, flock};
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::core::{Core, Own};
+use self::door::Door;
+use self::journal::Journal;
+use self::recover::Estate;
+
+pub use self::config::{KeeperConfig, Policy, Rules, RulesError, RulesSource};
+pub use self::connect::{KeeperStream, Starter};
+pub use self::journal::JournalError;
+
+/// Bytes that a socket's address may have (unix(7): 108 with its closing zero).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Bytes that wait between a keeper in this process and its client.
+const DUPLEX_BYTES: usize = 256 * 1024;
+
+/// Why a keeper cannot begin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeeperError {
+    /// Its directory cannot be used.
+    #[error("the keeper's directory `{}` cannot be used", dir.display())]
+    Directory {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Its socket would have too long a path.
+    #[error("the keeper's socket `{}` has a path of {} bytes: at most {SOCKET_PATH_BYTES_MAX} work, so use a home with a shorter path", path.display(), path.as_os_str().len())]
+    SocketPath {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Its socket cannot be opened.
+    #[error("the keeper's socket `{}` cannot be opened", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Its journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The system gives no random numbers.
+    #[error("the system gives no random numbers: {0}")]
+    Random(getrandom::Error),
+}
+
+/// Why a keeper's process came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// It was asked to stop, or had nothing to do for long.
+    Left,
+    /// A keeper of the same version serves this directory already.
+    Another,
+}
+
+/// Serves a directory as a process of its own, on a Unix socket, until `stop` or until there is
+/// nothing to do for long. Takes over the journals of dead keepers first.
+///
+/// It changes the process that it runs in: a session of its own, more descriptors, and orphans of
+/// its children become its children.
+///
+/// # Errors
+/// [`KeeperError`]; nothing was served then.
+pub async fn serve(config: KeeperConfig, stop: CancellationToken) -> Result<Served, KeeperError> {
+    rustix::process::setsid().ok(); // whoever leads a group already has one of its own
+    let starting = StartLock::take(&config.dir)?;
+    let estate = inherit(&config)?;
+    if estate.living.contains(&config.version) {
+        return Ok(Served::Another);
+    }
+    let own = Own {
+        descriptors: process::Descriptors::raise(),
+        adopts_orphans: process::adopt_orphans(),
+    };
+    let journal = new_journal(&config)?;
+    let socket = config.dir.join(format!("k{}.sock", journal.id()));
+    delete_dead_sockets(&config.dir, &estate);
+    if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        journal.delete();
+        return Err(KeeperError::SocketPath { path: socket });
+    }
+    let door = Door::open(&socket).map_err(|source| KeeperError::Socket {
+        path: socket,
+        source,
+    })?;
+    drop(starting);
+    let core = begin(config, Some(own), journal, estate);
+    core.run(door, stop).await;
+    Ok(Served::Left)
+}
+
+/// A keeper inside this program.
+#[derive(Debug)]
+pub struct Keeper {
+    clients: mpsc::Sender<DuplexStream>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Keeper {
+    /// Puts a keeper into the runtime of the caller. Its runs end with it: when it is dropped or
+    /// shut down. It does not change the process around it, so children that leave their process
+    /// group and lose their parents are not found.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub fn spawn_in_process(config: KeeperConfig) -> Result<Self, KeeperError> {
+        let starting = StartLock::take(&config.dir)?;
+        let estate = inherit(&config)?;
+        let journal = new_journal(&config)?;
+        drop(starting);
+        let (clients, arriving) = mpsc::channel(4);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let core = begin(config, None, journal, estate);
+        tasks.spawn(core.run(Door::Memory(arriving), stop.clone()));
+        tasks.close();
+        Ok(Self {
+            clients,
+            stop,
+            tasks,
+        })
+    }
+
+    /// Returns a connection to it, as its socket would give one. The newest that attaches is its
+    /// client.
+    ///
+    /// # Errors
+    /// The keeper has left.
+    pub async fn connect(&self) -> io::Result<KeeperStream> {
+        let (near, far) = tokio::io::duplex(DUPLEX_BYTES);
+        self.clients
+            .send(far)
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+        Ok(near.into())
+    }
+
+    /// Ends every run, then the keeper.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the keeper goes on leaving.
+    pub async fn shut_down(&self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Held while a keeper begins, so that two that begin at once see each other.
+struct StartLock {
+    _file: File,
+}
+
+impl StartLock {
+    fn take(dir: &Path) -> Result<Self, KeeperError> {
+        let wrong = |source| KeeperError::Directory {
+            dir: dir.to_owned(),
+            source,
+        };
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(wrong)?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(dir.join("keepers.lock"))
+            .map_err(wrong)?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|error| wrong(error.into()))?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn inherit(config: &KeeperConfig) -> Result<Estate, KeeperError> {
+    recover::take_over_all(&config.dir, config.boot_id).map_err(|source| KeeperError::Directory {
+        dir: config.dir.clone(),
+        source,
+    })
+}
+
+fn new_journal(config: &KeeperConfig) -> Result<Journal, KeeperError> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(KeeperError::Random)?;
+    let id = JournalId::from_bytes(id);
+    Ok(Journal::create(
+        &config.dir,
+        id,
+        config.boot_id,
+        &config.version,
+    )?)
+}
+
+fn begin(config: KeeperConfig, own: Option<Own>, journal: Journal, estate: Estate) -> Core {
+    let mut journals = vec![journal];
+    journals.extend(estate.journals);
+    Core::new(config, own, journals, estate.runs)
+}
+
+/// Takes away the sockets of the keepers whose journals we hold now.
+fn delete_dead_sockets(dir: &Path, estate: &Estate) {
+    for journal in &estate.journals {
+        fs::remove_file(dir.join(format!("k{}.sock", journal.id()))).ok(); // most were taken away
+    }
+}

@@ -93,9 +93,16 @@ impl StdinReceiver {
         closed
     }
 
-    /// Another connection, with this window; whatever it has not been told is told again.
+    /// Another connection, with this window. It knows what was taken; that the end is closed it is
+    /// told again, where it could ever have been open.
     pub fn set_window(&mut self, window_bytes: u32) {
-        self.window_bytes = u64::from(window_bytes);
+        if self.window_bytes > 0 {
+            self.window_bytes = u64::from(window_bytes).max(1);
+            self.told = StdinState {
+                offset: self.taken,
+                closed: false,
+            };
+        }
     }
 
     /// Bytes from the sender. What is there already is skipped; nothing is kept of a message that
@@ -268,6 +275,20 @@ mod tests {
                 closed: true
             })
         );
+    }
+
+    #[test]
+    fn another_connection_is_told_that_the_end_is_closed() {
+        let mut receiver = receiver();
+        receiver.handle_stdin(0, text("ab"), true).unwrap();
+        receiver.handle_taken(2);
+        receiver.handle_closed();
+        assert!(receiver.poll_ack().is_some());
+        receiver.set_window(8);
+        assert_eq!(receiver.poll_ack().map(|ack| ack.closed), Some(true));
+        let mut never_open = StdinReceiver::closed();
+        never_open.set_window(8);
+        assert_eq!(never_open.poll_ack(), None);
     }
 
     #[test]

@@ -1,0 +1,149 @@
+//! The one client of a keeper: what it is to be sent, in which order, and what it has sent.
+//!
+//! Control first, then runs in turn. Frames are made only when the socket has taken most of what
+//! was made before, so control waits behind little.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+
+use bytes::{Bytes, BytesMut};
+use moltis_proto::message::Windows;
+use moltis_proto::run::turn::Turn;
+use moltis_proto::{FromKeeper, RunId, ToKeeper};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+
+use super::connect::KeeperStream;
+use super::ops::Attached;
+use super::wire::{self, WireError};
+
+/// Bytes that wait in front of the socket before more frames are made.
+const OUTGOING_BYTES: usize = 192 * 1024;
+/// Pieces handed to the system at once.
+const PIECES: usize = 16;
+/// Control messages that wait: above this the client is not read from.
+const CONTROL_MAX: usize = 1024;
+/// Bytes read from the client at once.
+const READ_BYTES: usize = 64 * 1024;
+
+/// What a client's socket did.
+#[derive(Debug)]
+pub(super) enum Io {
+    /// Bytes came, or with 0 the end.
+    Read(io::Result<usize>),
+    /// Bytes went.
+    Written(io::Result<usize>),
+}
+
+/// The client that said `Attach` last.
+#[derive(Debug)]
+pub(super) struct Client {
+    reader: ReadHalf<KeeperStream>,
+    writer: WriteHalf<KeeperStream>,
+    incoming: BytesMut,
+    outgoing: VecDeque<Bytes>,
+    outgoing_bytes: usize,
+    control: VecDeque<FromKeeper>,
+    pub(super) turn: Turn<RunId>,
+    pub(super) windows: Windows,
+}
+
+impl Client {
+    pub(super) fn new(attached: Attached) -> Self {
+        let (reader, writer) = tokio::io::split(attached.stream);
+        Self {
+            reader,
+            writer,
+            incoming: attached.behind,
+            outgoing: VecDeque::new(),
+            outgoing_bytes: 0,
+            control: VecDeque::new(),
+            turn: Turn::new(attached.windows.connection_bytes),
+            windows: attached.windows,
+        }
+    }
+
+    /// Puts a message in front of all output.
+    pub(super) fn tell(&mut self, message: FromKeeper) {
+        self.control.push_back(message);
+    }
+
+    /// Returns the next message of the client that is there as a whole.
+    pub(super) fn poll_message(&mut self) -> Result<Option<ToKeeper>, WireError> {
+        if !self.takes_messages() {
+            return Ok(None);
+        }
+        let frame = wire::take_frame(&mut self.incoming)?;
+        frame.map(|frame| wire::decode(&frame)).transpose()
+    }
+
+    /// Returns whether more frames should be made.
+    pub(super) fn wants_frames(&self) -> bool {
+        self.outgoing_bytes < OUTGOING_BYTES
+    }
+
+    /// Makes frames of the control messages that wait.
+    pub(super) fn stage_control(&mut self) -> Result<(), WireError> {
+        if self.control.is_empty() || !self.wants_frames() {
+            return Ok(());
+        }
+        let mut frames = Vec::with_capacity(256);
+        while frames.len() < OUTGOING_BYTES
+            && let Some(message) = self.control.pop_front()
+        {
+            wire::encode_into(&message, &mut frames)?;
+        }
+        self.push(frames.into());
+        Ok(())
+    }
+
+    /// Puts a piece of a frame behind what waits for the socket.
+    pub(super) fn push(&mut self, piece: Bytes) {
+        self.outgoing_bytes += piece.len();
+        self.outgoing.push_back(piece);
+    }
+
+    /// Returns whether nothing waits for the socket.
+    pub(super) fn is_drained(&self) -> bool {
+        self.outgoing.is_empty() && self.control.is_empty() && self.turn.is_empty()
+    }
+
+    /// Waits for the socket to bring or to take something.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing was read or written then.
+    pub(super) async fn io(&mut self) -> Io {
+        let reads = self.takes_messages();
+        let mut pieces = [IoSlice::new(&[]); PIECES];
+        for (slot, piece) in pieces.iter_mut().zip(&self.outgoing) {
+            *slot = IoSlice::new(piece);
+        }
+        let count = self.outgoing.len().min(PIECES);
+        if self.incoming.capacity() - self.incoming.len() < READ_BYTES / 4 {
+            self.incoming.reserve(READ_BYTES);
+        }
+        tokio::select! {
+            written = self.writer.write_vectored(&pieces[..count]), if count > 0 => {
+                Io::Written(written)
+            }
+            read = self.reader.read_buf(&mut self.incoming), if reads => Io::Read(read),
+            else => std::future::pending().await,
+        }
+    }
+
+    /// The socket took so many bytes.
+    pub(super) fn handle_written(&mut self, mut bytes: usize) {
+        self.outgoing_bytes -= bytes;
+        while let Some(piece) = self.outgoing.front_mut() {
+            if piece.len() > bytes {
+                bytes::Buf::advance(piece, bytes);
+                break;
+            }
+            bytes -= piece.len();
+            self.outgoing.pop_front();
+        }
+    }
+
+    fn takes_messages(&self) -> bool {
+        self.control.len() < CONTROL_MAX
+    }
+}

@@ -1,0 +1,605 @@
+//! The keeper's one task: it owns every run, waits for anything to happen, and lets the machines
+//! decide.
+//!
+//! A turn of the loop: settle the runs to which something happened, make frames for the client,
+//! wait. What the client says is answered in [`super::desk`].
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use moltis_proto::limits;
+use moltis_proto::run::outbox::Transmit;
+use moltis_proto::run::turn::Offer;
+use moltis_proto::run::{Outcome, Totals};
+use moltis_proto::{BootId, FromKeeper, RunId};
+use rustix::process::Pid;
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Client, Io};
+use super::config::{KeeperConfig, RulesSource};
+use super::door::Door;
+use super::ending::Due;
+use super::journal::{Journal, Record};
+use super::ops::{Attached, Event, Ops};
+use super::process::{self, Descriptors};
+use super::run::Run;
+use super::used::UsedIds;
+use super::wire;
+
+/// Bytes of output in memory, all runs together. Above it, runs that nobody follows go to their
+/// spools, and the others read on only while they hold little.
+const MEMORY_BYTES_MAX: u64 = 48 * 1024 * 1024;
+/// What each run may hold above that: more than the acknowledged bytes that it keeps.
+const SHARE_BYTES: u64 = 4 * limits::KEPT_BELOW_ACK_BYTES;
+/// Clients that have not said `Attach` yet. One more is turned away.
+const STRANGERS_MAX: usize = 16;
+/// How often adopted orphans are looked after while there may be any.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long a keeper that leaves waits for its client and its disk.
+const LEAVE_TIME: Duration = Duration::from_secs(5);
+
+/// What only a process of its own does, and no guest in somebody's program.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Own {
+    pub(super) descriptors: Descriptors,
+    pub(super) adopts_orphans: bool,
+}
+
+/// A keeper at work.
+pub(super) struct Core {
+    pub(super) dir: PathBuf,
+    pub(super) rules: Box<dyn RulesSource>,
+    pub(super) boot_id: BootId,
+    pub(super) own: Option<Own>,
+    /// Our own journal, then those of dead keepers.
+    pub(super) journals: Vec<Journal>,
+    pub(super) runs: HashMap<RunId, Run>,
+    pub(super) used: UsedIds,
+    pub(super) ops: Ops,
+    pub(super) client: Option<Client>,
+    pub(super) leaving: bool,
+    leave_after: Duration,
+    idle_since: Instant,
+    leave_by: Option<Instant>,
+    /// The children that are runs, by process id.
+    pub(super) leaders: HashSet<Pid>,
+    dirty: Vec<RunId>,
+    timers: BTreeSet<(Instant, RunId)>,
+    memory_bytes: u64,
+    strangers: usize,
+    sweep_at: Option<Instant>,
+}
+
+/// What ended a wait.
+enum Wake {
+    Stop,
+    Frames,
+    Client(Io),
+    Event(Event),
+    Door(super::connect::KeeperStream),
+    Time,
+}
+
+/// Returns now, by the clock that tests pause.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Core {
+    pub(super) fn new(
+        config: KeeperConfig,
+        own: Option<Own>,
+        journals: Vec<Journal>,
+        runs: Vec<Run>,
+    ) -> Self {
+        Self {
+            dir: config.dir,
+            rules: config.rules,
+            boot_id: config.boot_id,
+            own,
+            journals,
+            runs: runs.into_iter().map(|run| (run.id, run)).collect(),
+            used: UsedIds::default(),
+            ops: Ops::default(),
+            client: None,
+            leaving: false,
+            leave_after: config.leave_after,
+            idle_since: now(),
+            leave_by: None,
+            leaders: HashSet::new(),
+            dirty: Vec::new(),
+            timers: BTreeSet::new(),
+            memory_bytes: 0,
+            strangers: 0,
+            sweep_at: None,
+        }
+    }
+
+    /// Keeps runs until it is asked to stop, or has nothing to do for long.
+    pub(super) async fn run(mut self, mut door: Door, stop: CancellationToken) {
+        loop {
+            self.settle();
+            let has_frames = self.stage();
+            if self.is_over() {
+                break;
+            }
+            match self.wait(&mut door, &stop, has_frames).await {
+                Wake::Stop => self.leave(),
+                Wake::Frames => {}
+                Wake::Client(io) => self.handle_io(io),
+                Wake::Event(event) => self.handle_event(event),
+                Wake::Door(stream) => {
+                    if self.strangers < STRANGERS_MAX {
+                        self.strangers += 1;
+                        self.ops.receive(stream);
+                    }
+                }
+                Wake::Time => self.handle_time(),
+            }
+        }
+        door.close();
+        for journal in &self.journals {
+            if journal.is_empty() {
+                journal.delete();
+            }
+        }
+    }
+
+    async fn wait(&mut self, door: &mut Door, stop: &CancellationToken, has_frames: bool) -> Wake {
+        let deadline = self.deadline();
+        let leaving = self.leaving;
+        let Self { client, ops, .. } = self;
+        let client_io = async {
+            match client {
+                Some(client) => client.io().await,
+                None => std::future::pending().await,
+            }
+        };
+        let anything = async {
+            tokio::select! {
+                io = client_io => Wake::Client(io),
+                event = ops.next() => Wake::Event(event),
+                stream = door.next() => Wake::Door(stream),
+                () = sleep_until(deadline) => Wake::Time,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled(), if !leaving => Wake::Stop,
+            wake = anything => wake,
+            () = std::future::ready(()), if has_frames => Wake::Frames,
+        }
+    }
+
+    // Before each wait.
+
+    /// Lets every run to which something happened start what it needs.
+    fn settle(&mut self) {
+        let now = now();
+        for id in std::mem::take(&mut self.dirty) {
+            self.settle_run(id, now);
+        }
+    }
+
+    fn settle_run(&mut self, id: RunId, now: Instant) {
+        let Some(run) = self.runs.get_mut(&id) else {
+            return;
+        };
+        run.is_dirty = false;
+        let is_complete = run.is_output_complete();
+        if is_complete && let Some(life) = &mut run.life {
+            let leader = life.leader();
+            let adopted = || adopted(self.own, &self.leaders);
+            if let Some(ending) = life.poll_ending(now, &adopted) {
+                self.leaders.remove(&leader);
+                let totals = run.outbox.totals();
+                note_ending(&mut self.journals, run, &ending, totals);
+                run.finish(ending);
+            }
+        }
+        let memory_bytes = run.outbox.memory_bytes();
+        self.memory_bytes = self.memory_bytes - run.memory_bytes + memory_bytes;
+        run.memory_bytes = memory_bytes;
+        let is_crowded = self.memory_bytes > MEMORY_BYTES_MAX;
+        if is_crowded && !run.outbox.is_followed() {
+            run.outbox.spill(now);
+        }
+        let may_read = !is_crowded || !run.outbox.is_followed() || memory_bytes < SHARE_BYTES;
+        run.settle(may_read, &mut self.ops);
+        let timer = run.poll_timeout();
+        if timer != run.timer {
+            if let Some(old) = run.timer {
+                self.timers.remove(&(old, id));
+            }
+            self.timers.extend(timer.map(|at| (at, id)));
+            run.timer = timer;
+        }
+        if let Some(client) = &mut self.client
+            && run.outbox.is_followed()
+        {
+            if let Some(state) = run.stdin.poll_ack() {
+                client.tell(FromKeeper::StdinAck {
+                    run_id: id,
+                    offset: state.offset,
+                    closed: state.closed,
+                });
+            }
+            if run.outbox.has_transmit() {
+                client.turn.add(id);
+            }
+        }
+    }
+
+    /// Takes what the client said and makes frames for it. Returns whether it has said more.
+    fn stage(&mut self) -> bool {
+        let has_more = self.hear();
+        if self.stage_frames().is_err() {
+            self.detach("a message to it does not fit a frame");
+        }
+        has_more
+    }
+
+    fn stage_frames(&mut self) -> Result<(), wire::WireError> {
+        let Some(client) = &mut self.client else {
+            return Ok(());
+        };
+        client.stage_control()?;
+        let now = now();
+        let (runs, dirty) = (&mut self.runs, &mut self.dirty);
+        while client.wants_frames() {
+            let frame = client.turn.poll(|id, credit| {
+                let Some(run) = runs.get_mut(&id) else {
+                    return Offer::Nothing;
+                };
+                mark_dirty(run, dirty);
+                match run.outbox.poll_transmit(credit, now) {
+                    Some(frame) => Offer::Frame {
+                        bytes: match &frame {
+                            Transmit::Output { bytes, .. } => bytes.len(),
+                            Transmit::Gap { .. } | Transmit::Ended { .. } => 0,
+                        },
+                        frame: (id, frame),
+                        more: run.outbox.has_transmit(),
+                    },
+                    None if run.outbox.wants_credit() => Offer::WantsCredit,
+                    None => Offer::Nothing,
+                }
+            });
+            let Some((id, frame)) = frame else {
+                break;
+            };
+            push_frame(client, id, frame)?;
+        }
+        if !dirty.is_empty() {
+            self.settle();
+        }
+        Ok(())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let timer = self.timers.first().map(|(at, _)| *at);
+        let idle = (self.runs.is_empty() && self.client.is_none())
+            .then(|| self.idle_since + self.leave_after);
+        let times = [timer, idle, self.leave_by, self.sweep_at];
+        times.into_iter().flatten().min()
+    }
+
+    // What has happened.
+
+    fn handle_event(&mut self, event: Event) {
+        let now = now();
+        match event {
+            Event::Exited { run_id } => {
+                let adopted = || adopted(self.own, &self.leaders);
+                if let Some(run) = self.runs.get_mut(&run_id)
+                    && let Some(life) = &mut run.life
+                {
+                    life.handle_exited(now, &adopted);
+                    mark_dirty(run, &mut self.dirty);
+                }
+                if self.own.is_some_and(|own| own.adopts_orphans) {
+                    self.sweep_at.get_or_insert(now + SWEEP_EVERY);
+                }
+            }
+            Event::Read {
+                run_id,
+                stream,
+                source,
+                read,
+            } => self.with(run_id, |run| run.handle_read(stream, source, read, now)),
+            Event::Wrote {
+                run_id,
+                sink,
+                written,
+            } => self.with(run_id, |run| run.handle_wrote(sink, &written)),
+            Event::Closed { run_id } => self.with(run_id, Run::close_sink),
+            Event::Spooled {
+                run_id,
+                stream,
+                mut spool,
+                done,
+            } => {
+                if self.runs.contains_key(&run_id) {
+                    self.with(run_id, |run| run.handle_spooled(stream, spool, done, now));
+                } else {
+                    // The run was forgotten meanwhile.
+                    spool.delete();
+                }
+            }
+            Event::Deleted => {}
+            Event::Attached(attached) => {
+                self.strangers -= 1;
+                self.attach(*attached);
+            }
+            Event::Gone => self.strangers -= 1,
+        }
+    }
+
+    fn handle_io(&mut self, io: Io) {
+        match io {
+            Io::Written(Ok(bytes)) if bytes > 0 => {
+                if let Some(client) = &mut self.client {
+                    client.handle_written(bytes);
+                }
+            }
+            Io::Read(Ok(bytes)) if bytes > 0 => {}
+            Io::Read(Ok(_)) => self.detach("it has closed"),
+            Io::Read(Err(error)) | Io::Written(Err(error)) => self.detach(&error.to_string()),
+            Io::Written(Ok(_)) => self.detach("it takes nothing"),
+        }
+    }
+
+    fn handle_time(&mut self) {
+        let now = now();
+        while let Some((at, id)) = self.timers.first().copied() {
+            if at > now {
+                break;
+            }
+            self.timers.pop_first();
+            let adopted = || adopted(self.own, &self.leaders);
+            let Some(run) = self.runs.get_mut(&id) else {
+                continue;
+            };
+            run.timer = None;
+            run.outbox.handle_timeout(now);
+            let due = run
+                .life
+                .as_mut()
+                .map(|life| life.handle_timeout(now, &adopted));
+            if due == Some(Due::StopReading) {
+                run.stop_waiting_for_output();
+            }
+            mark_dirty(run, &mut self.dirty);
+        }
+        if self.sweep_at.is_some_and(|at| at <= now) {
+            let orphans = adopted(self.own, &self.leaders).unwrap_or_default();
+            let again = !orphans.is_empty() || !self.leaders.is_empty();
+            self.sweep_at = again.then_some(now + SWEEP_EVERY);
+        }
+        let idles = self.runs.is_empty() && self.client.is_none();
+        if idles && now >= self.idle_since + self.leave_after {
+            self.leaving = true;
+        }
+    }
+
+    /// Makes this the client; an older one is let go.
+    fn attach(&mut self, attached: Attached) {
+        if !are_sound(&attached.windows) {
+            tracing::warn!("a client asks for windows that cannot work");
+            return;
+        }
+        self.detach("a newer one has attached");
+        let mut client = Client::new(attached);
+        for run in self.runs.values_mut() {
+            run.take_windows(&client.windows);
+        }
+        self.list_runs(&mut client);
+        self.client = Some(client);
+    }
+
+    /// Tells a client everything that is here, page by page.
+    fn list_runs(&self, client: &mut Client) {
+        let journals: Vec<_> = self.journals.iter().map(Journal::id).collect();
+        let summaries: Vec<_> = self.runs.values().map(Run::summary).collect();
+        let mut pages = summaries.chunks(limits::RUNS_PAGE_MAX).peekable();
+        loop {
+            let page = pages.next().unwrap_or_default();
+            let last = pages.peek().is_none();
+            client.tell(FromKeeper::Runs {
+                boot_id: self.boot_id,
+                journals: journals.clone(),
+                runs: page.to_vec(),
+                last,
+            });
+            if last {
+                break;
+            }
+        }
+    }
+
+    pub(super) fn detach(&mut self, why: &str) {
+        if self.client.take().is_none() {
+            return;
+        }
+        tracing::debug!("the client is gone: {why}");
+        let now = now();
+        self.idle_since = now;
+        for run in self.runs.values_mut() {
+            run.outbox.handle_detached(now);
+            mark_dirty(run, &mut self.dirty);
+        }
+    }
+
+    // Going.
+
+    /// Begins to leave: every run is ended, nothing new is taken.
+    pub(super) fn leave(&mut self) {
+        self.leaving = true;
+        let now = now();
+        for run in self.runs.values_mut() {
+            if let Some(life) = &mut run.life {
+                let adopted = || adopted(self.own, &self.leaders);
+                life.end(Outcome::Cancelled, limits::GRACE, now, &adopted);
+            }
+            mark_dirty(run, &mut self.dirty);
+        }
+    }
+
+    /// Returns whether a keeper that leaves may go: all runs are over, and the client and the disk
+    /// have what they can have.
+    fn is_over(&mut self) -> bool {
+        if !self.leaving || self.runs.values().any(|run| run.life.is_some()) {
+            return false;
+        }
+        let now = now();
+        if self.leave_by.is_none() {
+            self.leave_by = Some(now + LEAVE_TIME);
+            for run in self.runs.values_mut() {
+                run.outbox.spill(now);
+                mark_dirty(run, &mut self.dirty);
+            }
+            self.settle();
+        }
+        let is_late = self.leave_by.is_some_and(|at| at <= now);
+        let is_told = self.client.as_ref().is_none_or(Client::is_drained);
+        is_late || (is_told && !self.runs.values().any(Run::is_spooling))
+    }
+
+    // Helpers.
+
+    /// Does something to a run, if it is still here, and has it settled.
+    pub(super) fn with(&mut self, id: RunId, change: impl FnOnce(&mut Run)) {
+        if let Some(run) = self.runs.get_mut(&id) {
+            change(run);
+            mark_dirty(run, &mut self.dirty);
+        }
+    }
+
+    /// Adds a run that has just begun or ended.
+    pub(super) fn insert(&mut self, run: Run) {
+        let id = run.id;
+        self.leaders
+            .extend(run.life.as_ref().map(|life| life.leader()));
+        self.runs.insert(id, run);
+        self.with(id, |_| {});
+    }
+
+    /// Lets go of a run that is over.
+    pub(super) fn remove(&mut self, id: RunId) -> Option<Run> {
+        let mut run = self.runs.remove(&id)?;
+        if let Some(at) = run.timer {
+            self.timers.remove(&(at, id));
+        }
+        self.memory_bytes -= run.memory_bytes;
+        self.idle_since = now();
+        let freed = run.outbox.handle_detached(self.idle_since);
+        if let Some(client) = &mut self.client {
+            client.turn.remove(id);
+            client.turn.handle_freed(freed);
+        }
+        Some(run)
+    }
+
+    /// Ends a run at somebody's wish.
+    pub(super) fn cancel(&mut self, id: RunId, grace: Duration) {
+        let adopted = || adopted(self.own, &self.leaders);
+        if let Some(run) = self.runs.get_mut(&id)
+            && let Some(life) = &mut run.life
+        {
+            life.end(Outcome::Cancelled, grace, now(), &adopted);
+            mark_dirty(run, &mut self.dirty);
+        }
+    }
+}
+
+/// Finds the orphans that this process has adopted, once a moment; reaps those that have ended.
+fn adopted(own: Option<Own>, leaders: &HashSet<Pid>) -> Option<Vec<Pid>> {
+    if !own?.adopts_orphans {
+        return None;
+    }
+    process::orphans(|pid| leaders.contains(&pid))
+}
+
+fn mark_dirty(run: &mut Run, dirty: &mut Vec<RunId>) {
+    if !std::mem::replace(&mut run.is_dirty, true) {
+        dirty.push(run.id);
+    }
+}
+
+fn note_ending(
+    journals: &mut [Journal],
+    run: &Run,
+    ending: &moltis_proto::run::Ending,
+    totals: Totals,
+) {
+    let record = Record::Ended {
+        run_id: run.id,
+        ending: std::borrow::Cow::Borrowed(ending),
+        totals,
+    };
+    let journal = journals
+        .iter_mut()
+        .find(|journal| journal.id() == run.journal);
+    if let Some(Err(error)) = journal.map(|journal| journal.append(&record)) {
+        tracing::error!(run.id = %run.id, error = %error, "an ending is kept in memory only");
+    }
+}
+
+/// Puts a run's message into frames; the bytes of its output are shared, not copied.
+fn push_frame(client: &mut Client, run_id: RunId, frame: Transmit) -> Result<(), wire::WireError> {
+    let mut head = Vec::with_capacity(64);
+    match frame {
+        Transmit::Output {
+            stream,
+            offset,
+            bytes,
+        } => {
+            wire::output_header_into(run_id, stream, offset, bytes.len(), &mut head)?;
+            client.push(head.into());
+            client.push(bytes);
+            return Ok(());
+        }
+        Transmit::Gap {
+            stream,
+            from,
+            to,
+            reason,
+        } => {
+            let message = FromKeeper::Gap {
+                run_id,
+                stream,
+                from,
+                to,
+                reason,
+            };
+            wire::encode_into(&message, &mut head)?;
+        }
+        Transmit::Ended { ending, totals } => {
+            let message = FromKeeper::Ended {
+                run_id,
+                ending: Box::new(ending),
+                totals,
+            };
+            wire::encode_into(&message, &mut head)?;
+        }
+    }
+    client.push(head.into());
+    Ok(())
+}
+
+/// A window below four chunks, or a chunk that does not fit a frame, cannot work.
+fn are_sound(windows: &moltis_proto::message::Windows) -> bool {
+    let chunk = windows.chunk_bytes_max;
+    (1..=limits::CHUNK_BYTES_MAX).contains(&(chunk as usize))
+        && windows.run_bytes / 4 >= chunk
+        && windows.connection_bytes >= windows.run_bytes
+        && windows.stdin_bytes > 0
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

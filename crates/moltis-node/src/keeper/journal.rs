@@ -1,0 +1,380 @@
+//! The journal of a keeper: which runs it took, which have ended and how, which are forgotten.
+//!
+//! `k<id>.journal` is locked by the keeper that writes it, so whoever gets the lock knows that its
+//! keeper is dead. A record is appended by one write(2) and never synced: it has to survive the
+//! keeper, not the machine; another boot ends every run anyway. Each record is a length, a CRC-32
+//! and a postcard body; what follows the last good one is the end of a keeper that died writing.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use moltis_proto::key::Digest;
+use moltis_proto::run::{Ending, RunSpec, Totals};
+use moltis_proto::{BootId, JournalId, RunId};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+/// The first bytes of every journal.
+const MAGIC: &[u8] = b"moltis keeper journal 1\n";
+/// Bytes of a record's length and checksum.
+const HEAD_BYTES: usize = 8;
+/// Bytes of a record's body at the most: a spec fills a frame, and some more.
+const BODY_BYTES_MAX: usize = 128 * 1024;
+/// A journal above this, most of it about forgotten runs, is written anew.
+const COMPACT_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Why a journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the keeper's journal `{}` cannot be {verb}", path.display())]
+pub struct JournalError {
+    path: PathBuf,
+    verb: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+/// One line of a journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Record<'a> {
+    /// The first record: whose journal this is.
+    Opened {
+        journal_id: JournalId,
+        boot_id: BootId,
+        version: Cow<'a, str>,
+    },
+    /// A run was taken. Written before its child is spawned.
+    Accepted {
+        run_id: RunId,
+        digest: Digest,
+        spec: Cow<'a, RunSpec>,
+    },
+    /// Its child exists.
+    Started { run_id: RunId, pid: u32 },
+    /// It is over.
+    Ended {
+        run_id: RunId,
+        ending: Cow<'a, Ending>,
+        totals: Totals,
+    },
+    /// The gateway has all of it.
+    Forgotten { run_id: RunId },
+}
+
+impl Record<'_> {
+    fn run_id(&self) -> Option<RunId> {
+        match self {
+            Self::Opened { .. } => None,
+            Self::Accepted { run_id, .. }
+            | Self::Started { run_id, .. }
+            | Self::Ended { run_id, .. }
+            | Self::Forgotten { run_id } => Some(*run_id),
+        }
+    }
+}
+
+/// A run as a journal tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Past {
+    pub(super) digest: Digest,
+    pub(super) pid: Option<u32>,
+    pub(super) ended: Option<(Ending, Totals)>,
+}
+
+/// What stands in the journal of a dead keeper.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) journal: Journal,
+    pub(super) boot_id: BootId,
+    /// The runs that are not forgotten.
+    pub(super) runs: HashMap<RunId, Past>,
+}
+
+/// A journal that this process has locked.
+#[derive(Debug)]
+pub(super) struct Journal {
+    id: JournalId,
+    path: PathBuf,
+    file: File,
+    length: u64,
+    /// Where the records of the runs lie that are not forgotten.
+    live: HashMap<RunId, Vec<(u64, usize)>>,
+    /// The record that opens it, whole.
+    opening: Vec<u8>,
+}
+
+impl Journal {
+    /// Makes a new journal in `dir` and locks it.
+    pub(super) fn create(
+        dir: &Path,
+        id: JournalId,
+        boot_id: BootId,
+        version: &str,
+    ) -> Result<Self, JournalError> {
+        let path = path_of(dir, id);
+        let mut opening = MAGIC.to_vec();
+        let record = Record::Opened {
+            journal_id: id,
+            boot_id,
+            version: Cow::Borrowed(version),
+        };
+        encode_into(&record, &mut opening).map_err(|source| wrong(&path, "written", source))?;
+        let file = write_new(&path, &opening)?;
+        Ok(Self {
+            id,
+            path,
+            file,
+            length: opening.len() as u64,
+            live: HashMap::new(),
+            opening,
+        })
+    }
+
+    /// Takes over the journal of a dead keeper: `None` when its keeper lives, or when it is none.
+    pub(super) fn take_over(path: &Path) -> Result<Option<Found>, JournalError> {
+        let opened = OpenOptions::new().read(true).write(true).open(path);
+        let mut file = opened.map_err(|source| wrong(path, "opened", source))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(wrong(path, "locked", error.into())),
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)
+            .map_err(|source| wrong(path, "read", source))?;
+        let Some((opened, opening_to)) = bytes
+            .strip_prefix(MAGIC)
+            .and_then(|_| decode(&bytes, MAGIC.len()))
+        else {
+            return Ok(None);
+        };
+        let Record::Opened {
+            journal_id,
+            boot_id,
+            ..
+        } = opened
+        else {
+            return Ok(None);
+        };
+        let mut found = Found {
+            journal: Self {
+                id: journal_id,
+                path: path.to_owned(),
+                file,
+                length: opening_to as u64,
+                live: HashMap::new(),
+                opening: bytes[..opening_to].to_vec(),
+            },
+            boot_id,
+            runs: HashMap::new(),
+        };
+        found.replay(&bytes);
+        // What is behind the last good record would hide what we append.
+        let length = found.journal.length;
+        found
+            .journal
+            .file
+            .set_len(length)
+            .map_err(|source| wrong(path, "cut to its last good record", source))?;
+        Ok(Some(found))
+    }
+
+    pub(super) fn id(&self) -> JournalId {
+        self.id
+    }
+
+    /// Returns whether no run stands in it that is not forgotten.
+    pub(super) fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// Appends one record with one write(2). What a failed write left behind is cut off again.
+    pub(super) fn append(&mut self, record: &Record<'_>) -> Result<(), JournalError> {
+        let mut bytes = Vec::with_capacity(256);
+        encode_into(record, &mut bytes).map_err(|source| wrong(&self.path, "written", source))?;
+        if let Err(source) = self.file.write_all_at(&bytes, self.length) {
+            self.file.set_len(self.length).ok(); // the next append overwrites it anyway
+            return Err(wrong(&self.path, "written", source));
+        }
+        self.note(record, self.length, bytes.len());
+        self.length += bytes.len() as u64;
+        if self.length > COMPACT_BYTES && self.length > 2 * self.live_bytes() {
+            self.compact()?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the file: nothing in it is needed any more.
+    pub(super) fn delete(&self) {
+        fs::remove_file(&self.path).ok(); // a journal without runs is harmless
+    }
+
+    fn note(&mut self, record: &Record<'_>, position: u64, length: usize) {
+        let Some(run_id) = record.run_id() else {
+            return;
+        };
+        if matches!(record, Record::Forgotten { .. }) {
+            self.live.remove(&run_id);
+        } else {
+            self.live
+                .entry(run_id)
+                .or_default()
+                .push((position, length));
+        }
+    }
+
+    fn live_bytes(&self) -> u64 {
+        let records = self.live.values().flatten();
+        records.map(|(_, length)| *length as u64).sum::<u64>() + self.opening.len() as u64
+    }
+
+    /// Writes the records that still matter into a new file and puts it in the place of this one.
+    fn compact(&mut self) -> Result<(), JournalError> {
+        let failed = |source| wrong(&self.path, "written anew", source);
+        let mut bytes = self.opening.clone();
+        let mut live = HashMap::with_capacity(self.live.len());
+        for (run_id, records) in &self.live {
+            let mut moved = Vec::with_capacity(records.len());
+            for (position, length) in records {
+                let start = bytes.len();
+                bytes.resize(start + length, 0);
+                self.file
+                    .read_exact_at(&mut bytes[start..], *position)
+                    .map_err(failed)?;
+                moved.push((start as u64, *length));
+            }
+            live.insert(*run_id, moved);
+        }
+        let new = self.path.with_extension("journal-new");
+        fs::remove_file(&new).ok(); // left by a keeper that died here, or not there at all
+        let file = write_new(&new, &bytes)?;
+        fs::rename(&new, &self.path).map_err(failed)?;
+        self.file = file;
+        self.length = bytes.len() as u64;
+        self.live = live;
+        Ok(())
+    }
+}
+
+impl Found {
+    /// Reads record after record, as far as they are good.
+    fn replay(&mut self, bytes: &[u8]) {
+        let mut position = self.journal.opening.len();
+        while let Some((record, to)) = decode(bytes, position) {
+            self.journal.note(&record, position as u64, to - position);
+            match record {
+                Record::Opened { .. } => {}
+                Record::Accepted { run_id, digest, .. } => {
+                    let past = Past {
+                        digest,
+                        pid: None,
+                        ended: None,
+                    };
+                    self.runs.insert(run_id, past);
+                }
+                Record::Started { run_id, pid } => {
+                    if let Some(past) = self.runs.get_mut(&run_id) {
+                        past.pid = Some(pid);
+                    }
+                }
+                Record::Ended {
+                    run_id,
+                    ending,
+                    totals,
+                } => {
+                    if let Some(past) = self.runs.get_mut(&run_id) {
+                        past.ended = Some((ending.into_owned(), totals));
+                    }
+                }
+                Record::Forgotten { run_id } => {
+                    self.runs.remove(&run_id);
+                }
+            }
+            position = to;
+        }
+        self.journal.length = position as u64;
+    }
+}
+
+/// Returns the journals in `dir`, whoever writes them.
+pub(super) fn all(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "journal")
+        {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Returns what a journal says about its keeper, without taking it over; `None` when it is none.
+pub(super) fn version_of(path: &Path) -> Option<String> {
+    let mut bytes = vec![0; 1024];
+    let file = File::open(path).ok()?;
+    let length = file.read_at(&mut bytes, 0).ok()?;
+    bytes.truncate(length);
+    bytes.strip_prefix(MAGIC)?;
+    match decode(&bytes, MAGIC.len())?.0 {
+        Record::Opened { version, .. } => Some(version.into_owned()),
+        _ => None,
+    }
+}
+
+fn path_of(dir: &Path, id: JournalId) -> PathBuf {
+    dir.join(format!("k{id}.journal"))
+}
+
+/// Makes a file of our own, locks it, and gives it its first bytes.
+fn write_new(path: &Path, bytes: &[u8]) -> Result<File, JournalError> {
+    let made = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    let mut file = made.map_err(|source| wrong(path, "made", source))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|error| wrong(path, "locked", error.into()))?;
+    file.write_all(bytes)
+        .map_err(|source| wrong(path, "written", source))?;
+    Ok(file)
+}
+
+fn encode_into(record: &Record<'_>, out: &mut Vec<u8>) -> io::Result<()> {
+    let body = postcard::to_stdvec(record).map_err(io::Error::other)?;
+    let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+    out.extend_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(&crc32fast::hash(&body).to_be_bytes());
+    out.extend_from_slice(&body);
+    Ok(())
+}
+
+/// Reads the record at `position`; `None` when there is no good one.
+fn decode(bytes: &[u8], position: usize) -> Option<(Record<'static>, usize)> {
+    let rest = bytes.get(position..)?;
+    let length = u32::from_be_bytes(*rest.first_chunk()?) as usize;
+    let crc = u32::from_be_bytes(*rest.get(4..)?.first_chunk()?);
+    let body = rest.get(HEAD_BYTES..HEAD_BYTES.checked_add(length)?)?;
+    if length > BODY_BYTES_MAX || crc32fast::hash(body) != crc {
+        return None;
+    }
+    let (record, rest) = postcard::take_from_bytes(body).ok()?;
+    rest.is_empty()
+        .then_some((record, position + HEAD_BYTES + length))
+}
+
+fn wrong(path: &Path, verb: &'static str, source: io::Error) -> JournalError {
+    JournalError {
+        path: path.to_owned(),
+        verb,
+        source,
+    }
+}

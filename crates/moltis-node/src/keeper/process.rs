@@ -1,0 +1,105 @@
+//! Processes of this machine: signals to groups, waiting without reaping, and what a child inherits.
+//!
+//! What only Linux can do stands in `process/linux.rs`; `process/other.rs` has the same functions
+//! and says what it cannot know.
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(not(target_os = "linux"))]
+mod other;
+
+use std::time::Duration;
+
+use moltis_proto::run::ExitStatus;
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit, kill_process,
+    kill_process_group, setrlimit, test_kill_process_group,
+};
+
+#[cfg(target_os = "linux")]
+pub(super) use self::linux::{Exit, Mark, adopt_orphans, escaped, orphans, spawn_marked};
+#[cfg(not(target_os = "linux"))]
+pub(super) use self::other::{Exit, Mark, adopt_orphans, escaped, orphans, spawn_marked};
+
+/// How often an exit is looked for where the system cannot tell.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Sends a signal to a process group. One that is gone already is what we wanted.
+pub(super) fn signal_group(leader: Pid, signal: Signal) {
+    kill_process_group(leader, signal).ok();
+}
+
+/// Sends a signal to one process. One that is gone already is what we wanted.
+pub(super) fn signal_one(pid: Pid, signal: Signal) {
+    kill_process(pid, signal).ok();
+}
+
+/// Returns whether a process group has members. A leader that was not reaped is one.
+pub(super) fn group_lives(leader: Pid) -> bool {
+    test_kill_process_group(leader).is_ok()
+}
+
+/// Returns the signal of this number, where it is one with a name.
+pub(super) fn signal_of(number: i32) -> Option<Signal> {
+    Signal::from_named_raw(number)
+}
+
+/// Returns whether this child of ours has ended. It stays a zombie, so its number, which is its
+/// group's, cannot be given to anybody else before we reap it.
+fn has_ended(pid: Pid) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(rustix::process::waitid(WaitId::Pid(pid), options), Ok(None))
+}
+
+/// Returns what the kernel says about the end of a child of ours, which stays a zombie.
+pub(super) fn status_of(pid: Pid) -> Option<ExitStatus> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let status = rustix::process::waitid(WaitId::Pid(pid), options).ok()??;
+    let code = status.exit_status().map(ExitStatus::Code);
+    code.or_else(|| status.terminating_signal().map(ExitStatus::Signal))
+}
+
+/// Waits until a child of ours has ended, by looking.
+async fn ended_by_looking(pid: Pid) {
+    while !has_ended(pid) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// How many descriptors this process may open, and what a child of it shall inherit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Descriptors {
+    ours: Rlimit,
+    childs: Rlimit,
+}
+
+impl Descriptors {
+    /// Raises our own limit as far as the system lets us: a keeper holds three for each run.
+    pub(super) fn raise() -> Self {
+        let found = getrlimit(Resource::Nofile);
+        let raised = Rlimit {
+            current: found.maximum,
+            maximum: found.maximum,
+        };
+        let ours = match setrlimit(Resource::Nofile, raised) {
+            Ok(()) => raised,
+            Err(_) => found,
+        };
+        Self {
+            ours,
+            childs: found,
+        }
+    }
+
+    /// Spawns a child that inherits the limit which we found, not the one that we raised:
+    /// programs that use select(2) break above 1,024.
+    pub(super) fn spawn<T>(self, spawn: impl FnOnce() -> T) -> T {
+        if self.ours == self.childs {
+            return spawn();
+        }
+        setrlimit(Resource::Nofile, self.childs).ok();
+        let spawned = spawn();
+        setrlimit(Resource::Nofile, self.ours).ok();
+        spawned
+    }
+}

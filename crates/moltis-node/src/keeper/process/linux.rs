@@ -1,0 +1,169 @@
+//! What Linux knows about processes: descriptors for them, who descends from whom, and orphans.
+//!
+//! A child that calls setsid(2) leaves its process group, and one whose parent has ended is nobody's
+//! child any more. Both stay ours: the keeper is their subreaper, so orphans become its children,
+//! and every run carries a mark that all its descendants inherit.
+
+use std::fs;
+
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, WaitId, WaitIdOptions, getpid, getrlimit, pidfd_open,
+    set_child_subreaper, setrlimit, waitid,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// The mark of one run: a soft `RLIMIT_RTTIME` that no process can reach (73,000 years of real-time
+/// computing at the least). Limits are inherited across fork(2), exec(2) and setsid(2), and
+/// /proc tells them; an environment variable would do the same, but children are promised an
+/// environment with nothing of ours in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::keeper) struct Mark(u64);
+
+impl Mark {
+    /// Makes a mark of a random number; `None` where the machine cannot carry one.
+    pub(in crate::keeper) fn new(random: u64) -> Option<Self> {
+        let free = getrlimit(Resource::Rttime).maximum.is_none();
+        (free && cfg!(target_pointer_width = "64")).then_some(Self(random >> 2 | 1 << 61))
+    }
+}
+
+/// Runs `spawn` so that what it spawns carries the mark.
+pub(in crate::keeper) fn spawn_marked<T>(mark: Option<Mark>, spawn: impl FnOnce() -> T) -> T {
+    let Some(Mark(number)) = mark else {
+        return spawn();
+    };
+    let found = getrlimit(Resource::Rttime);
+    let marked = Rlimit {
+        current: Some(number),
+        maximum: found.maximum,
+    };
+    setrlimit(Resource::Rttime, marked).ok();
+    let spawned = spawn();
+    setrlimit(Resource::Rttime, found).ok();
+    spawned
+}
+
+/// Waits for the end of one child, without reaping it.
+#[derive(Debug)]
+pub(in crate::keeper) struct Exit {
+    pid: Pid,
+    /// Absent before Linux 5.3, and where a sandbox does not let us.
+    fd: Option<AsyncFd<std::os::fd::OwnedFd>>,
+}
+
+impl Exit {
+    /// Watches a child that was not reaped.
+    pub(in crate::keeper) fn of(pid: Pid) -> Self {
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe, for types that lie about their descriptor: this one owns it"
+        )]
+        let watch = |fd| AsyncFd::with_interest(fd, Interest::READABLE).ok();
+        let fd = pidfd_open(pid, PidfdFlags::empty()).ok().and_then(watch);
+        Self { pid, fd }
+    }
+
+    /// Returns when the child has ended.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(in crate::keeper) async fn ended(&self) {
+        if let Some(fd) = &self.fd
+            && fd.readable().await.is_ok()
+        {
+            return;
+        }
+        super::ended_by_looking(self.pid).await;
+    }
+}
+
+/// Makes orphans of our children ours. Returns whether the system does so.
+pub(in crate::keeper) fn adopt_orphans() -> bool {
+    set_child_subreaper(Some(getpid())).is_ok()
+}
+
+/// Returns every living process of a run that is not in the group of its leader, and whether the
+/// search saw all there are.
+///
+/// Those that descend from the leader are found while it lives; those whose parents have ended are
+/// among our own children (`adopted`) and known by their mark.
+pub(in crate::keeper) fn escaped(
+    leader: Pid,
+    mark: Option<Mark>,
+    adopted: Option<&[Pid]>,
+) -> (Vec<Pid>, bool) {
+    let mut found = Vec::new();
+    let mut roots = vec![leader];
+    let sees_all = mark.is_some() && adopted.is_some();
+    for orphan in adopted.unwrap_or_default() {
+        if mark.is_some() && mark_of(*orphan) == mark && !is_zombie(*orphan) {
+            found.push(*orphan);
+            roots.push(*orphan);
+        }
+    }
+    while let Some(root) = roots.pop() {
+        for child in children_of(root) {
+            if !found.contains(&child) {
+                roots.push(child);
+                found.push(child);
+            }
+        }
+    }
+    found.retain(|pid| !is_zombie(*pid));
+    (found, sees_all)
+}
+
+/// Reaps those of our children that are nobody's run (`is_ours` tells) and have ended. Returns the
+/// ones that live on; `None` where the system does not tell who our children are.
+pub(in crate::keeper) fn orphans(is_ours: impl Fn(Pid) -> bool) -> Option<Vec<Pid>> {
+    let mut living = Vec::new();
+    if fs::metadata("/proc/self/task").is_err() {
+        return None;
+    }
+    for pid in children_of(getpid()) {
+        if is_ours(pid) {
+            continue;
+        }
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        if let Ok(None) = waitid(WaitId::Pid(pid), options) {
+            living.push(pid);
+        }
+    }
+    Some(living)
+}
+
+/// Returns the children of a process, as the kernel lists them for each of its threads.
+fn children_of(pid: Pid) -> Vec<Pid> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let mut children = Vec::new();
+    for thread in threads.flatten() {
+        let Ok(list) = fs::read_to_string(thread.path().join("children")) else {
+            continue;
+        };
+        let pids = list.split_ascii_whitespace().flat_map(str::parse);
+        children.extend(pids.filter_map(Pid::from_raw));
+    }
+    children
+}
+
+/// Returns the mark that a process carries.
+fn mark_of(pid: Pid) -> Option<Mark> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max realtime timeout"))?;
+    line.split_ascii_whitespace().next()?.parse().ok().map(Mark)
+}
+
+/// Returns whether a process has ended and waits to be reaped, or is gone.
+fn is_zombie(pid: Pid) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    // `pid (name) state …`, where the name may hold anything, parentheses too.
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes());
+    matches!(state, Some([b'Z' | b'X', ..]) | None)
+}

@@ -1,0 +1,230 @@
+//! From the command of a request to a file that can be executed, or the reason why there is none.
+//!
+//! The program is looked up here and not by the child, so that the owner's list is compared with
+//! the file that will really run, and so that "not found", "not executable" and "no such
+//! directory" are told apart.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use moltis_proto::run::{Command, Reason};
+use rustix::fs::Access;
+
+use super::config::Policy;
+
+/// Why a command does not start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StartFailure {
+    pub(super) reason: Option<Reason>,
+    pub(super) detail: String,
+}
+
+impl StartFailure {
+    pub(super) fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason: Some(reason),
+            detail: detail.into(),
+        }
+    }
+}
+
+/// A file to execute, and the argument vector that it gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Program {
+    /// Absolute path.
+    pub(super) file: PathBuf,
+    /// The whole vector, the word that was asked for first. Never empty.
+    pub(super) argv: Vec<String>,
+}
+
+impl Program {
+    /// Finds the program of a command, by this PATH and from this directory.
+    pub(super) fn find(command: &Command, path: &str, cwd: &Path) -> Result<Self, StartFailure> {
+        match command {
+            Command::Shell(line) => Ok(Self {
+                file: PathBuf::from("/bin/sh"),
+                argv: vec!["sh".to_owned(), "-c".to_owned(), line.clone()],
+            }),
+            Command::Argv(argv) => Ok(Self {
+                file: look_up(argv.first().map_or("", String::as_str), path, cwd)?,
+                argv: argv.clone(),
+            }),
+        }
+    }
+}
+
+/// Returns whether the owner lets this command run. `program` is what it was found to be.
+pub(super) fn is_allowed(
+    policy: &Policy,
+    command: &Command,
+    program: Option<&Program>,
+    path: &str,
+    cwd: &Path,
+) -> bool {
+    match (policy, command) {
+        (Policy::Full, _) => true,
+        (Policy::AllowList(rules), Command::Argv(argv)) => rules.iter().any(|rule| {
+            program.is_some_and(|program| rule_matches(rule, argv, &program.file, path, cwd))
+        }),
+        (Policy::Off, _) | (Policy::AllowList(_), Command::Shell(_)) => false,
+    }
+}
+
+fn rule_matches(rule: &[String], argv: &[String], file: &Path, path: &str, cwd: &Path) -> bool {
+    let (Some((word, rest)), Some((_, given))) = (rule.split_first(), argv.split_first()) else {
+        return false;
+    };
+    let arguments_match = match rest.split_last() {
+        Some((last, fixed)) if last == "..." => given.starts_with(fixed),
+        _ => rest == given,
+    };
+    arguments_match && look_up(word, path, cwd).is_ok_and(|allowed| allowed == file)
+}
+
+/// Finds the file of a word: a path as it stands, a name in the directories of PATH.
+fn look_up(word: &str, path: &str, cwd: &Path) -> Result<PathBuf, StartFailure> {
+    let not_found = |detail: String| StartFailure::new(Reason::NotFound, detail);
+    if word.is_empty() {
+        return Err(not_found("the name of the program is empty".to_owned()));
+    }
+    if word.contains('/') {
+        let file = cwd.join(word);
+        return match check(&file) {
+            Ok(()) => Ok(file),
+            Err(Unusable::Absent) => Err(not_found(format!("`{}` does not exist", file.display()))),
+            Err(Unusable::Because(why)) => Err(not_executable(&file, why)),
+        };
+    }
+    let mut refused = None;
+    for directory in path.split(':') {
+        let file = cwd.join(directory).join(word);
+        match check(&file) {
+            Ok(()) => return Ok(file),
+            Err(Unusable::Absent) => {}
+            Err(Unusable::Because(why)) => {
+                refused.get_or_insert_with(|| not_executable(&file, why));
+            }
+        }
+    }
+    Err(refused.unwrap_or_else(|| not_found(format!("`{word}` is in no directory of PATH={path}"))))
+}
+
+enum Unusable {
+    Absent,
+    Because(&'static str),
+}
+
+fn check(file: &Path) -> Result<(), Unusable> {
+    match fs::metadata(file) {
+        Ok(found) if found.is_dir() => Err(Unusable::Because("is a directory")),
+        Ok(_) if rustix::fs::access(file, Access::EXEC_OK).is_err() => {
+            Err(Unusable::Because("may not be executed"))
+        }
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(Unusable::Because(
+            "is in a directory that may not be searched",
+        )),
+        Err(_) => Err(Unusable::Absent),
+    }
+}
+
+fn not_executable(file: &Path, why: &str) -> StartFailure {
+    StartFailure::new(Reason::NotExecutable, format!("`{}` {why}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn argv(words: &[&str]) -> Command {
+        Command::Argv(words.iter().map(|&word| word.to_owned()).collect())
+    }
+
+    /// A directory with `good`, `flat` (not executable) and `folder`.
+    fn directory() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, mode) in [("good", 0o755), ("flat", 0o644)] {
+            fs::write(dir.path().join(name), "#!/bin/sh\n").unwrap();
+            fs::set_permissions(dir.path().join(name), PermissionsExt::from_mode(mode)).unwrap();
+        }
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        dir
+    }
+
+    #[test]
+    fn what_cannot_run_says_why() {
+        let dir = directory();
+        let path = format!("/nowhere:{}", dir.path().display());
+        for (word, expected) in [
+            ("good", None),
+            ("./good", None),
+            ("flat", Some(Reason::NotExecutable)),
+            ("./flat", Some(Reason::NotExecutable)),
+            ("./folder", Some(Reason::NotExecutable)),
+            ("good/x", Some(Reason::NotFound)),
+            ("absent", Some(Reason::NotFound)),
+            ("./absent", Some(Reason::NotFound)),
+            ("", Some(Reason::NotFound)),
+        ] {
+            let found = Program::find(&argv(&[word]), &path, dir.path());
+            assert_eq!(
+                found.err().and_then(|error| error.reason),
+                expected,
+                "{word}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_list_names_whole_vectors_and_the_file_behind_the_word() {
+        let dir = directory();
+        let path = dir.path().to_str().unwrap();
+        let list = |rule: &[&str]| {
+            Policy::AllowList(vec![rule.iter().map(|&word| word.to_owned()).collect()])
+        };
+        let good = dir.path().join("good").display().to_string();
+        for (rule, words, expected) in [
+            (vec!["good", "-a"], vec!["good", "-a"], true),
+            (vec![good.as_str(), "-a"], vec!["good", "-a"], true),
+            (vec!["good", "-a"], vec![good.as_str(), "-a"], true),
+            (vec!["good", "-a"], vec!["good"], false),
+            (vec!["good"], vec!["good", "-a"], false),
+            (vec!["good", "..."], vec!["good", "-a", "-b"], true),
+            (vec!["good", "..."], vec!["good"], true),
+            (vec!["good", "-a", "..."], vec!["good", "-b"], false),
+            (vec!["good", "...", "-a"], vec!["good", "x", "-a"], false),
+            (vec!["/usr/bin/good"], vec!["good"], false),
+        ] {
+            let command = argv(&words);
+            let program = Program::find(&command, path, dir.path()).ok();
+            let allowed = is_allowed(&list(&rule), &command, program.as_ref(), path, dir.path());
+            assert_eq!(allowed, expected, "{rule:?} {words:?}");
+        }
+        let line = Command::Shell("good".to_owned());
+        let program = Program::find(&line, path, dir.path()).ok();
+        assert!(!is_allowed(
+            &list(&["..."]),
+            &line,
+            program.as_ref(),
+            path,
+            dir.path()
+        ));
+        assert!(is_allowed(
+            &Policy::Full,
+            &line,
+            program.as_ref(),
+            path,
+            dir.path()
+        ));
+        assert!(!is_allowed(
+            &Policy::Off,
+            &line,
+            program.as_ref(),
+            path,
+            dir.path()
+        ));
+    }
+}

@@ -1,0 +1,149 @@
+//! What a keeper does about its dead predecessors: their journals become its own, their running
+//! runs end as `lost`, and whatever output they had spooled is delivered.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use moltis_proto::run::outbox::{Outbox, OutboxLimits, Recovered};
+use moltis_proto::run::{Ending, Outcome, Reason, Stream, Totals};
+use moltis_proto::{BootId, RunId};
+
+use super::journal::{self, Found, Journal, Past, Record};
+use super::run::Run;
+use super::spool::Spool;
+
+/// What was found in a directory.
+#[derive(Debug, Default)]
+pub(super) struct Estate {
+    /// The journals of the dead.
+    pub(super) journals: Vec<Journal>,
+    /// Their runs, all of them over.
+    pub(super) runs: Vec<Run>,
+    /// The versions of the keepers that live.
+    pub(super) living: Vec<String>,
+}
+
+/// Takes over every journal in `dir` whose keeper is dead. One that cannot be read is left alone
+/// and reported: a keeper that does not start would help nobody.
+pub(super) fn take_over_all(dir: &Path, boot_id: BootId) -> io::Result<Estate> {
+    let mut estate = Estate::default();
+    for path in journal::all(dir)? {
+        match Journal::take_over(&path) {
+            Ok(Some(found)) => estate.inherit(dir, found, boot_id),
+            Ok(None) => estate.living.extend(journal::version_of(&path)),
+            Err(error) => tracing::error!(error = %error, "a dead keeper's runs are lost"),
+        }
+    }
+    if estate.living.is_empty() {
+        delete_strays(dir, &estate.runs);
+    }
+    Ok(estate)
+}
+
+impl Estate {
+    fn inherit(&mut self, dir: &Path, found: Found, boot_id: BootId) {
+        let Found {
+            mut journal,
+            boot_id: then,
+            runs,
+        } = found;
+        for (id, past) in runs {
+            self.runs
+                .push(revive(dir, &mut journal, id, past, then == boot_id));
+        }
+        if journal.is_empty() {
+            journal.delete();
+        }
+        self.journals.push(journal);
+    }
+}
+
+/// Makes a run of what is left of it.
+fn revive(dir: &Path, journal: &mut Journal, id: RunId, past: Past, same_boot: bool) -> Run {
+    let mut spools = Stream::BOTH.map(|stream| Spool::new(dir, id, stream));
+    let headers = spools.each_mut().map(Spool::header);
+    let totals = past.ended.as_ref().map(|(_, totals)| *totals);
+    let streams = Stream::BOTH.map(|stream| Recovered {
+        header: headers[stream.index()],
+        total: totals.map(|totals| totals.of(stream)),
+    });
+    let is_known = past.ended.is_some();
+    let ending = match past.ended {
+        Some((ending, _)) => ending,
+        None => lost(past.pid, same_boot),
+    };
+    let outbox = Outbox::recovered(OutboxLimits::default(), streams, ending.clone());
+    if !is_known {
+        let record = Record::Ended {
+            run_id: id,
+            ending: Cow::Owned(ending),
+            totals: Totals::default(),
+        };
+        // The totals of a lost run are what its spools have; whoever reads them again knows.
+        if same_boot && let Err(error) = note_lost(journal, &record, &outbox) {
+            tracing::warn!(run.id = %id, error = %error, "a lost run will be found again");
+        }
+    }
+    Run::over((id, past.digest, journal.id()), outbox, spools)
+}
+
+fn note_lost(
+    journal: &mut Journal,
+    record: &Record<'_>,
+    outbox: &Outbox,
+) -> Result<(), journal::JournalError> {
+    let Record::Ended { run_id, ending, .. } = record else {
+        return Ok(());
+    };
+    journal.append(&Record::Ended {
+        run_id: *run_id,
+        ending: ending.clone(),
+        totals: outbox.totals(),
+    })
+}
+
+fn lost(pid: Option<u32>, same_boot: bool) -> Ending {
+    let (reason, detail) = match (same_boot, pid) {
+        (false, _) => (
+            Reason::NodeRebooted,
+            "the machine was started anew".to_owned(),
+        ),
+        (true, Some(pid)) => (
+            Reason::KeeperDied,
+            format!("the keeper of this run died; process {pid} may still live"),
+        ),
+        (true, None) => (
+            Reason::KeeperDied,
+            "the keeper of this run died while it started it".to_owned(),
+        ),
+    };
+    Ending {
+        outcome: Outcome::Lost,
+        reason: Some(reason),
+        status: None,
+        detail,
+        duration_ms: 0,
+        descendants_may_survive: same_boot,
+    }
+}
+
+/// Deletes spools that belong to no run. Only where no other keeper lives, whose they could be.
+fn delete_strays(dir: &Path, runs: &[Run]) {
+    let known: HashSet<RunId> = runs.iter().map(|run| run.id).collect();
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let is_spool = path
+            .extension()
+            .is_some_and(|extension| extension == "out" || extension == "err");
+        let id = path.file_stem().and_then(|stem| stem.to_str());
+        let id = id.and_then(|stem| stem.parse::<RunId>().ok());
+        if is_spool && id.is_some_and(|id| !known.contains(&id)) {
+            fs::remove_file(path).ok(); // tried again by the next keeper
+        }
+    }
+}

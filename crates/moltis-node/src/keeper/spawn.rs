@@ -1,0 +1,282 @@
+//! From a spec to a child process: checked against the owner's rules, then spawned in a group of
+//! its own, with an environment that we built and three descriptors.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use moltis_proto::limits::GRACE_MAX;
+use moltis_proto::run::{Command as Wanted, Reason, RunSpec, StdinMode, Tty};
+use moltis_proto::{RunRefusal, env};
+use rustix::fs::Access;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Pid;
+
+use super::config::Rules;
+use super::pipes::{Sink, Source, Terminal};
+use super::process::{Descriptors, Mark, spawn_marked};
+use super::program::{Program, StartFailure, is_allowed};
+
+/// Everything that is decided before a child is spawned.
+#[derive(Debug)]
+pub(super) struct Plan {
+    program: Program,
+    cwd: PathBuf,
+    env: BTreeMap<String, String>,
+    stdin: StdinMode,
+    tty: Option<Tty>,
+    /// The longest time that it gets.
+    pub(super) timeout: Option<Duration>,
+    /// Between TERM and KILL when that time is over.
+    pub(super) grace: Duration,
+}
+
+/// Why there is no plan.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NoPlan {
+    /// The owner, or the protocol, says no.
+    Refused(RunRefusal),
+    /// It may run, but cannot.
+    Failed(StartFailure),
+}
+
+/// A child, and our ends of its descriptors.
+#[derive(Debug)]
+pub(super) struct Spawned {
+    pub(super) child: Child,
+    pub(super) pid: Pid,
+    pub(super) stdin: Option<Sink>,
+    pub(super) stdout: Source,
+    pub(super) stderr: Option<Source>,
+    pub(super) terminal: Option<Terminal>,
+}
+
+/// What a child inherits beside its plan.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Inheritance {
+    pub(super) descriptors: Option<Descriptors>,
+    pub(super) mark: Option<Mark>,
+}
+
+impl Plan {
+    /// Checks a spec against the rules of this machine, in the order in which a person would ask.
+    pub(super) fn new(spec: &RunSpec, rules: &Rules) -> Result<Self, NoPlan> {
+        if !is_sound(spec) {
+            return Err(NoPlan::Refused(RunRefusal::Invalid));
+        }
+        let mut asked = spec.env.clone();
+        if let Some(tty) = &spec.tty {
+            asked.insert("TERM".to_owned(), tty.term.clone());
+        }
+        if env::check(&asked, &rules.env_allow).is_err() {
+            return Err(NoPlan::Refused(RunRefusal::EnvNotAllowed));
+        }
+        let timeout = timeout_of(spec, rules).map_err(NoPlan::Refused)?;
+        let mut env = rules.base_env.clone();
+        env.extend(asked);
+        let path = env.get("PATH").map_or("", String::as_str);
+        let cwd = spec
+            .cwd
+            .as_ref()
+            .map_or_else(|| rules.working_dir.clone(), PathBuf::from);
+        let found = Program::find(&spec.command, path, &cwd);
+        let allowed = is_allowed(
+            &rules.policy,
+            &spec.command,
+            found.as_ref().ok(),
+            path,
+            &cwd,
+        );
+        if !allowed {
+            return Err(NoPlan::Refused(RunRefusal::Policy));
+        }
+        check_directory(&cwd).map_err(NoPlan::Failed)?;
+        Ok(Self {
+            program: found.map_err(NoPlan::Failed)?,
+            cwd,
+            env,
+            stdin: spec.stdin,
+            tty: spec.tty.clone(),
+            timeout,
+            grace: Duration::from_millis(spec.grace_ms),
+        })
+    }
+
+    /// Spawns the child. Must be called inside a tokio runtime, which its pipes belong to.
+    pub(super) fn spawn(&self, inherits: Inheritance) -> Result<Spawned, StartFailure> {
+        let spawned = match self.spawn_file(&self.program, inherits) {
+            // A script without a first line `#!…`: shells and execvp(3) run it as /bin/sh does.
+            Err(error)
+                if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) =>
+            {
+                self.spawn_file(&self.as_script(), inherits)
+            }
+            spawned => spawned,
+        };
+        spawned.map_err(|error| self.failure(&error))
+    }
+
+    fn spawn_file(&self, program: &Program, inherits: Inheritance) -> io::Result<Spawned> {
+        match &self.tty {
+            Some(tty) => self.spawn_on_terminal(program, tty, inherits),
+            None => self.spawn_on_pipes(program, inherits),
+        }
+    }
+
+    fn spawn_on_pipes(&self, program: &Program, inherits: Inheritance) -> io::Result<Spawned> {
+        let (stdout, childs_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (stderr, childs_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (childs_stdin, stdin) = match self.stdin {
+            StdinMode::Empty => (Stdio::null(), None),
+            StdinMode::Open => {
+                let (childs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
+                (childs.into(), Some(Sink::pipe(ours)?))
+            }
+        };
+        let mut command = Command::new(&program.file);
+        if let Some((word, arguments)) = program.argv.split_first() {
+            command.arg0(word).args(arguments);
+        }
+        command
+            .env_clear()
+            .envs(&self.env)
+            .current_dir(&self.cwd)
+            .process_group(0)
+            .stdin(childs_stdin)
+            .stdout(childs_stdout)
+            .stderr(childs_stderr);
+        let child = inherits.spawn(|| command.spawn())?;
+        Ok(Spawned {
+            pid: Pid::from_child(&child),
+            child,
+            stdin,
+            stdout: Source::pipe(stdout)?,
+            stderr: Some(Source::pipe(stderr)?),
+            terminal: None,
+        })
+    }
+
+    /// The child leads a session, and so a group, whose terminal we hold the other end of.
+    fn spawn_on_terminal(
+        &self,
+        program: &Program,
+        tty: &Tty,
+        inherits: Inheritance,
+    ) -> io::Result<Spawned> {
+        let (ours, childs) = pty_process::blocking::open().map_err(io::Error::other)?;
+        let size = pty_process::Size::new(tty.size.rows, tty.size.cols);
+        ours.resize(size).map_err(io::Error::other)?;
+        let mut command = pty_process::blocking::Command::new(&program.file);
+        if let Some((word, arguments)) = program.argv.split_first() {
+            command = command.arg0(word).args(arguments);
+        }
+        if self.stdin == StdinMode::Empty {
+            command = command.stdin(Stdio::null());
+        }
+        let command = command.env_clear().envs(&self.env).current_dir(&self.cwd);
+        let spawned = inherits.spawn(|| command.spawn(childs));
+        let child = spawned.map_err(|error| match error {
+            pty_process::Error::Io(error) => error,
+            pty_process::Error::Rustix(error) => error.into(),
+            other => io::Error::other(other),
+        })?;
+        let terminal = Terminal::new(OwnedFd::from(ours))?;
+        let stdin = (self.stdin == StdinMode::Open).then(|| Sink::terminal(terminal.clone()));
+        Ok(Spawned {
+            pid: Pid::from_child(&child),
+            child,
+            stdin,
+            stdout: Source::terminal(terminal.clone()),
+            stderr: None,
+            terminal: Some(terminal),
+        })
+    }
+
+    fn as_script(&self) -> Program {
+        let mut argv = vec!["sh".to_owned(), self.program.file.display().to_string()];
+        argv.extend(self.program.argv.iter().skip(1).cloned());
+        Program {
+            file: PathBuf::from("/bin/sh"),
+            argv,
+        }
+    }
+
+    /// Tells apart what the system says about a file that was there a moment ago.
+    fn failure(&self, error: &io::Error) -> StartFailure {
+        let file = self.program.file.display();
+        match error.kind() {
+            io::ErrorKind::NotFound => StartFailure::new(
+                Reason::NotExecutable,
+                format!("`{file}` names an interpreter that does not exist"),
+            ),
+            io::ErrorKind::PermissionDenied => StartFailure::new(
+                Reason::NotExecutable,
+                format!("`{file}` may not be executed: {error}"),
+            ),
+            _ => StartFailure {
+                reason: None,
+                detail: format!("`{file}` could not be started: {error}"),
+            },
+        }
+    }
+}
+
+impl Inheritance {
+    fn spawn<T>(self, spawn: impl FnOnce() -> T) -> T {
+        spawn_marked(self.mark, || match self.descriptors {
+            Some(descriptors) => descriptors.spawn(spawn),
+            None => spawn(),
+        })
+    }
+}
+
+/// Returns the time of a run, or the refusal that names the longest.
+fn timeout_of(spec: &RunSpec, rules: &Rules) -> Result<Option<Duration>, RunRefusal> {
+    let Some(asked_ms) = spec.timeout_ms else {
+        let has_none = spec.tty.is_some();
+        return Ok(rules.timeout_default.filter(|_| !has_none));
+    };
+    let asked = Duration::from_millis(asked_ms);
+    match rules.timeout_max {
+        Some(longest) if asked > longest => Err(RunRefusal::TimeoutTooLong {
+            longest_ms: u64::try_from(longest.as_millis()).unwrap_or(u64::MAX),
+        }),
+        _ => Ok(Some(asked)),
+    }
+}
+
+/// Checks the bounds that the types of a spec do not hold.
+fn is_sound(spec: &RunSpec) -> bool {
+    let words_are = match &spec.command {
+        Wanted::Argv(argv) => !argv.is_empty() && !argv.iter().any(|word| word.contains('\0')),
+        Wanted::Shell(line) => !line.contains('\0'),
+    };
+    let cwd_is = spec
+        .cwd
+        .as_ref()
+        .is_none_or(|cwd| cwd.starts_with('/') && !cwd.contains('\0'));
+    words_are
+        && cwd_is
+        && spec.timeout_ms != Some(0)
+        && Duration::from_millis(spec.grace_ms) <= GRACE_MAX
+}
+
+fn check_directory(cwd: &std::path::Path) -> Result<(), StartFailure> {
+    let wrong = |why: &str| {
+        Err(StartFailure::new(
+            Reason::WorkingDir,
+            format!("the working directory `{}` {why}", cwd.display()),
+        ))
+    };
+    match std::fs::metadata(cwd) {
+        Ok(found) if !found.is_dir() => wrong("is not a directory"),
+        Ok(_) if rustix::fs::access(cwd, Access::EXEC_OK).is_err() => wrong("may not be entered"),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => wrong("does not exist"),
+        Err(error) => wrong(&format!("cannot be entered: {error}")),
+    }
+}

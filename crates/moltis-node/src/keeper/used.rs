@@ -1,0 +1,59 @@
+//! The ids that no run may have again: forgotten ones, and those that were refused.
+//!
+//! Kept in memory for the life of a keeper, the newest [`USED_MAX`] of them: at two thousand runs a
+//! second that is more than the half minute in which a `Start` may be repeated.
+
+use std::collections::{HashMap, VecDeque};
+
+use moltis_proto::{RunId, RunRefusal};
+
+/// Ids that are remembered: about 6 MiB when all are taken.
+const USED_MAX: usize = 100_000;
+
+/// Ids that are used up, and what to answer to whoever wants one again.
+#[derive(Debug, Default)]
+pub(super) struct UsedIds {
+    refusals: HashMap<RunId, RunRefusal>,
+    order: VecDeque<RunId>,
+}
+
+impl UsedIds {
+    /// Returns what to answer to a `Start` with this id; `None` when it is free.
+    pub(super) fn refusal(&self, id: RunId) -> Option<RunRefusal> {
+        self.refusals.get(&id).copied()
+    }
+
+    /// Remembers that this id is used up.
+    pub(super) fn insert(&mut self, id: RunId, refusal: RunRefusal) {
+        if self.refusals.insert(id, refusal).is_none() {
+            self.order.push_back(id);
+        }
+        if self.order.len() > USED_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.refusals.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_ids_give_way_and_the_newest_stay() {
+        let id = |number: usize| {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&(number as u64).to_be_bytes());
+            RunId::from_bytes(bytes)
+        };
+        let mut used = UsedIds::default();
+        for number in 0..USED_MAX + 10 {
+            used.insert(id(number), RunRefusal::Forgotten);
+            used.insert(id(number), RunRefusal::Forgotten);
+        }
+        assert_eq!(used.refusal(id(9)), None);
+        assert_eq!(used.refusal(id(10)), Some(RunRefusal::Forgotten));
+        assert_eq!(used.refusals.len(), USED_MAX);
+    }
+}

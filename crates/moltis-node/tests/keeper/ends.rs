@@ -1,0 +1,260 @@
+//! How runs end: by themselves, not at all, by a signal, by their time, by a wish.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use moltis_proto::ToKeeper;
+use moltis_proto::run::{ExitStatus, Outcome, Reason};
+
+use crate::client::{argv, id, shell};
+use crate::fixture::{Inside, Outside, gone, is_alive};
+
+#[tokio::test]
+async fn a_command_ends_with_its_code_and_both_outputs() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    let run = client
+        .run(id(1), shell("echo out; echo err >&2; exit 7"))
+        .await;
+    assert_eq!(
+        (run.stdout(), run.stderr()),
+        ("out\n".to_owned(), "err\n".to_owned())
+    );
+    assert_eq!(run.ending().outcome, Outcome::Exited);
+    assert_eq!(run.ending().status, Some(ExitStatus::Code(7)));
+    assert!(!run.ending().descendants_may_survive);
+    assert!(run.pid.is_some());
+}
+
+#[tokio::test]
+async fn a_command_that_a_signal_ends_says_which() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    let run = client.run(id(1), shell("kill -9 $$")).await;
+    assert_eq!(run.ending().outcome, Outcome::Signaled);
+    assert_eq!(run.ending().status, Some(ExitStatus::Signal(9)));
+    client
+        .start(id(2), shell("echo ready; exec sleep 60"))
+        .await;
+    client.until(id(2), |run| !run.bytes[0].is_empty()).await;
+    client
+        .say(ToKeeper::Signal {
+            run_id: id(2),
+            signal: 2,
+        })
+        .await;
+    let run = client.finish(id(2)).await;
+    assert_eq!(run.ending().outcome, Outcome::Signaled);
+    assert_eq!(run.ending().status, Some(ExitStatus::Signal(2)));
+}
+
+#[tokio::test]
+async fn what_cannot_start_says_why() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    let dir = keeper.dir.path();
+    let flat = dir.join("flat");
+    std::fs::write(&flat, "no program").unwrap();
+    let script = dir.join("script");
+    std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&script, mode).unwrap();
+    let cases = [
+        (argv(&["no-such-program"]), Reason::NotFound),
+        (argv(&["/no/such/program"]), Reason::NotFound),
+        (argv(&[flat.to_str().unwrap()]), Reason::NotExecutable),
+        (argv(&[script.to_str().unwrap()]), Reason::NotExecutable),
+        (argv(&["/tmp"]), Reason::NotExecutable),
+        (in_directory("/no/such/directory"), Reason::WorkingDir),
+        (in_directory(flat.to_str().unwrap()), Reason::WorkingDir),
+    ];
+    for (number, (spec, reason)) in (1..).zip(cases) {
+        let run = client.run(id(number), spec).await;
+        assert_eq!(
+            run.ending().outcome,
+            Outcome::FailedToStart,
+            "case {number}"
+        );
+        assert_eq!(run.ending().reason, Some(reason), "case {number}");
+        assert!(!run.ending().detail.is_empty());
+        assert_eq!(run.pid, None);
+    }
+}
+
+fn in_directory(cwd: &str) -> moltis_proto::run::RunSpec {
+    let mut spec = shell("pwd");
+    spec.cwd = Some(cwd.to_owned());
+    spec
+}
+
+#[tokio::test]
+async fn a_script_without_a_first_line_runs_as_in_a_shell() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    let script = keeper.dir.path().join("script");
+    std::fs::write(&script, "echo \"$1 $#\"\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&script, mode).unwrap();
+    let run = client
+        .run(id(1), argv(&[script.to_str().unwrap(), "a", "b"]))
+        .await;
+    assert_eq!(run.stdout(), "a 2\n");
+}
+
+#[tokio::test]
+async fn at_its_time_the_whole_group_is_gone_and_the_output_stays() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    let mut spec =
+        shell("trap '' TERM; (trap '' TERM; echo $BASHPID; sleep 60) & echo before; sleep 60");
+    spec.timeout_ms = Some(100);
+    spec.grace_ms = 100;
+    let began = Instant::now();
+    let run = client.run(id(1), spec).await;
+    assert!(began.elapsed() < Duration::from_secs(2));
+    assert_eq!(run.ending().outcome, Outcome::TimedOut);
+    assert_eq!(run.ending().status, Some(ExitStatus::Signal(9)));
+    assert!(run.stdout().contains("before"));
+    assert!(run.ending().duration_ms >= 200);
+}
+
+#[tokio::test]
+async fn a_cancelled_command_that_ignores_sigterm_is_killed_after_the_grace() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    client
+        .start(
+            id(1),
+            shell("trap '' TERM; echo ready; while :; do sleep 60; done"),
+        )
+        .await;
+    client.until(id(1), |run| !run.bytes[0].is_empty()).await;
+    let began = Instant::now();
+    client.cancel(id(1), 200).await;
+    let run = client.finish(id(1)).await;
+    assert!(began.elapsed() >= Duration::from_millis(200));
+    assert_eq!(run.ending().outcome, Outcome::Cancelled);
+    assert_eq!(run.ending().status, Some(ExitStatus::Signal(9)));
+}
+
+#[tokio::test]
+async fn a_cancelled_command_may_say_its_last_words() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    let line = "trap 'echo last words; exit 3' TERM; echo ready; while :; do sleep 0.01; done";
+    client.start(id(1), shell(line)).await;
+    client.until(id(1), |run| !run.bytes[0].is_empty()).await;
+    client.cancel(id(1), 10_000).await;
+    let run = client.finish(id(1)).await;
+    assert_eq!(run.stdout(), "ready\nlast words\n");
+    assert_eq!(run.ending().outcome, Outcome::Cancelled);
+    assert_eq!(run.ending().status, Some(ExitStatus::Code(3)));
+}
+
+#[tokio::test]
+async fn a_grandchild_that_holds_the_pipe_delays_the_end_by_two_seconds_at_most() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    let began = Instant::now();
+    let run = client.run(id(1), shell("sleep 5 & echo done")).await;
+    let took = began.elapsed();
+    assert!(
+        took >= Duration::from_millis(1_900) && took < Duration::from_millis(2_700),
+        "{took:?}"
+    );
+    assert_eq!(run.stdout(), "done\n");
+    assert_eq!(run.ending().outcome, Outcome::Exited);
+    assert!(run.ending().descendants_may_survive);
+}
+
+#[tokio::test]
+async fn a_grandchild_that_prints_for_ever_delays_the_end_no_longer() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    client.keeps = false;
+    let began = Instant::now();
+    client.run(id(1), shell("yes & exit 4")).await;
+    assert!(began.elapsed() < Duration::from_secs(4));
+    let ending = client.runs[&id(1)].ending();
+    assert_eq!(ending.status, Some(ExitStatus::Code(4)));
+}
+
+#[tokio::test]
+async fn a_background_child_without_the_pipe_delays_nothing_and_lives_on() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    let began = Instant::now();
+    let run = client
+        .run(id(1), shell("sleep 60 >/dev/null 2>&1 & echo $!"))
+        .await;
+    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(run.ending().descendants_may_survive);
+    let pid: u32 = run.stdout().trim().parse().unwrap();
+    assert!(is_alive(pid));
+    kill(pid);
+}
+
+#[tokio::test]
+async fn children_that_escape_by_setsid_are_found_when_a_run_is_cancelled() {
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    // One whose parent lives, one whose parent is gone, and one behind it that also ignores TERM.
+    let line = "setsid sh -c 'echo $$; exec sleep 60' & \
+                (setsid sh -c 'echo $$; trap \"\" TERM; (sleep 60 & echo $!; wait)' >&1 &) ; \
+                sleep 60";
+    client.start(id(1), shell(line)).await;
+    // Another run's escaped child is not touched.
+    client
+        .start(
+            id(2),
+            shell("(setsid sleep 60 >/dev/null 2>&1 & echo $!); sleep 60"),
+        )
+        .await;
+    client
+        .until(id(1), |run| run.stdout().lines().count() == 3)
+        .await;
+    client
+        .until(id(2), |run| run.stdout().lines().count() == 1)
+        .await;
+    client.cancel(id(1), 100).await;
+    let run = client.finish(id(1)).await;
+    assert_eq!(run.ending().outcome, Outcome::Cancelled);
+    assert!(!run.ending().descendants_may_survive, "{:?}", run.ending());
+    for pid in run.stdout().lines() {
+        gone(pid.parse().unwrap()).await;
+    }
+    let other: u32 = client.runs[&id(2)].stdout().trim().parse().unwrap();
+    assert!(is_alive(other));
+    client.cancel(id(2), 100).await;
+    client.finish(id(2)).await;
+    gone(other).await;
+}
+
+#[tokio::test]
+async fn orphans_that_end_are_reaped() {
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    client
+        .run(id(1), shell("(setsid sleep 0.1 >/dev/null 2>&1 &); exit 0"))
+        .await;
+    let zombies = || {
+        let children = format!("/proc/{0}/task/{0}/children", keeper.pid());
+        std::fs::read_to_string(children)
+            .unwrap()
+            .split_whitespace()
+            .count()
+    };
+    let began = Instant::now();
+    while zombies() > 0 {
+        assert!(began.elapsed() < Duration::from_secs(15));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn kill(pid: u32) {
+    std::process::Command::new("kill")
+        .arg(pid.to_string())
+        .status()
+        .unwrap();
+}
