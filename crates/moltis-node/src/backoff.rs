@@ -103,7 +103,7 @@ mod tests {
         let short = backoff.handle_lost(u32::MAX, start + Duration::from_secs(59));
         assert_eq!(short, BACKOFF_MAX);
         backoff.handle_connected(start);
-        let healthy = backoff.handle_lost(u32::MAX, start + Duration::from_secs(60));
+        let healthy = backoff.handle_lost(u32::MAX, start + Duration::from_mins(1));
         assert_eq!(healthy, BACKOFF_MIN);
     }
 }

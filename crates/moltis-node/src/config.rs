@@ -6,6 +6,7 @@
 //! business.
 
 mod file;
+mod rules;
 mod words;
 
 use std::collections::BTreeSet;
@@ -18,6 +19,7 @@ use moltis_proto::{Labels, NodeName, env};
 use serde::{Deserialize, Serialize};
 
 pub use self::file::{ConfigFile, ConfigFileError, Stamp};
+pub use self::rules::NodeRules;
 use crate::url::GatewayUrl;
 
 /// Longest time of a command where nothing else is said, in seconds.

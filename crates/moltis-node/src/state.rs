@@ -245,7 +245,7 @@ mod tests {
         let report = read_state(&path).unwrap().unwrap();
         assert_eq!(report.pid, std::process::id());
         assert!(report.last_error.unwrap().len() <= ERROR_BYTES_MAX);
-        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let now = UNIX_EPOCH + Duration::from_hours(500_000);
         state.connected("ws://h:1/ws", now).unwrap();
         let report = read_state(&path).unwrap().unwrap();
         assert_eq!(report.connected_since, Some(1_800_000_000));

@@ -23,28 +23,24 @@ fn json_bytes(sample: &Sample) -> usize {
 
 /// Returns false when there is nothing left to shorten.
 fn shorten_longest(sample: &mut Sample) -> bool {
-    let models = sample
-        .providers
-        .iter_mut()
-        .map(|provider| &mut provider.models)
-        .max_by_key(|models| models.len())
-        .filter(|models| models.len() > sample.gpus.len().max(sample.runtimes.len()));
-    if let Some(models) = models {
-        models.truncate(shorter(models.len()));
-    } else if sample.gpus.len() >= sample.runtimes.len() && !sample.gpus.is_empty() {
-        sample.gpus.truncate(shorter(sample.gpus.len()));
-    } else if !sample.runtimes.is_empty() {
-        sample.runtimes.truncate(shorter(sample.runtimes.len()));
-    } else {
-        let before = sample.providers.len();
-        sample.providers.pop();
-        return before > 0;
+    let models = sample.providers.iter().map(|it| it.models.len()).max();
+    let longest = [
+        models.unwrap_or(0),
+        sample.providers.len(),
+        sample.gpus.len(),
+        sample.runtimes.len(),
+    ]
+    .into_iter()
+    .max()
+    .unwrap_or(0);
+    let kept = (longest * 9 / 10).min(longest.saturating_sub(1));
+    for provider in &mut sample.providers {
+        provider.models.truncate(kept);
     }
-    true
-}
-
-fn shorter(len: usize) -> usize {
-    (len * 9 / 10).min(len - 1)
+    sample.providers.truncate(kept);
+    sample.gpus.truncate(kept);
+    sample.runtimes.truncate(kept);
+    longest > 0
 }
 
 #[cfg(test)]

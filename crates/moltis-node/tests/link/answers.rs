@@ -148,7 +148,7 @@ async fn a_busy_gateway_is_asked_again_when_it_said() {
     let url = format!("ws://{}/ws", listener.local_addr().unwrap());
     let mut node = TestNode::add(config(url.parse().unwrap()));
     let (mut stream, _) = listener.accept().await.unwrap();
-    stream.read(&mut [0; 4096]).await.unwrap();
+    assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
     let answer = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 3\r\ncontent-length: 0\r\n\r\n";
     stream.write_all(answer).await.unwrap();
     let (error, retry_in) = node.disconnected().await;

@@ -24,11 +24,12 @@ async fn carry(near: TcpStream, far: TcpStream, bytes_max: usize) {
             let room = bytes.len().min(left);
             match far_read.read(&mut bytes[..room]).await {
                 Ok(0) | Err(_) => return,
-                Ok(len) if near_write.write_all(&bytes[..len]).await.is_err() => {
-                    let _gone = len;
-                    return;
+                Ok(len) => {
+                    if near_write.write_all(&bytes[..len]).await.is_err() {
+                        return;
+                    }
+                    left -= len;
                 }
-                Ok(len) => left -= len,
             }
         }
     };

@@ -9,9 +9,7 @@ use moltis_proto::{FromKeeper, JournalId, ToGateway, ToKeeper, ToNode};
 
 use crate::gateway::TestGateway;
 use crate::node::{TestNode, config};
-use crate::session::{output, run, start};
-
-static CHUNK: &[u8] = &[0; 60_000];
+use crate::session::{CHUNK, output, run, start};
 
 fn summary(number: u8, journal: u8) -> RunSummary {
     RunSummary {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::gateway::{TestGateway, accepted_with, pending};
 use crate::node::{TestNode, config};
-use crate::session::{output, start};
+use crate::session::{CHUNK, output, start};
 
 #[tokio::test]
 async fn a_half_open_connection_is_pinged_and_given_up_in_45_seconds() {
@@ -197,10 +197,9 @@ async fn control_goes_before_output() {
     let mut node = TestNode::run(config(gateway.url()));
     let (mut peer, mut keeper) = tokio::join!(gateway.admit(), node.idle_keeper());
     peer.hear().await;
-    let chunk: &'static [u8] = &[0; 60_000];
     let mut fill = std::pin::pin!(async {
         for number in 0u64.. {
-            keeper.say(output(1, number * 60_000, chunk)).await;
+            keeper.say(output(1, number * 60_000, CHUNK)).await;
         }
     });
     // The gateway lets output pile up, asks, and then reads: its answer is behind what the kernels

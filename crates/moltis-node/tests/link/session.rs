@@ -8,6 +8,9 @@ use moltis_proto::{FromKeeper, Payload, RunId, Subprotocol, ToGateway, ToKeeper,
 use crate::gateway::TestGateway;
 use crate::node::{TestNode, config};
 
+/// Some output: a long frame.
+pub(crate) static CHUNK: &[u8] = &[0xa5; 60_000];
+
 pub(crate) fn run(number: u8) -> RunId {
     RunId::from_bytes([number; 16])
 }
@@ -49,9 +52,11 @@ async fn check_frames_pass(offer: Subprotocol) {
     );
     peer.say(ToNode::Run(start(1))).await;
     assert_eq!(keeper.hear().await, start(1));
-    let bytes: &'static [u8] = &[0xa5; 40_000];
-    keeper.say(output(1, 0, bytes)).await;
-    assert_eq!(peer.hear().await, ToGateway::Run(output(1, 0, bytes)));
+    keeper.say(output(1, 0, &CHUNK[..40_000])).await;
+    assert_eq!(
+        peer.hear().await,
+        ToGateway::Run(output(1, 0, &CHUNK[..40_000]))
+    );
     peer.say(ToNode::Ping { number: 42 }).await;
     assert_eq!(peer.hear().await, ToGateway::Pong { number: 42 });
     let (heard, ()) = tokio::join!(peer.hear(), node.stop());
