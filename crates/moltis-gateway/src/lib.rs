@@ -7,6 +7,7 @@ pub mod clock;
 pub mod events;
 pub mod http;
 pub mod output;
+pub mod pairing;
 pub mod principal;
 pub mod store;
 pub mod tasks;

@@ -59,9 +59,8 @@ impl RunKey {
     /// cut to 16 bytes. Known without a look at the store, so a repeated request meets the same id
     /// at the keeper even if the row was lost.
     pub fn run_id(&self) -> RunId {
-        const LABEL: &[u8; 32] = b"moltis run id 1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
         let mut hash = sha2::Sha256::new();
-        hash.update(LABEL);
+        hash.update(moltis_proto::label::RUN_ID);
         hash.update(&self.principal);
         hash.update([0]);
         hash.update(&self.key);
