@@ -40,7 +40,8 @@ pub use self::nodes::{Claims, NodeRecord, Sighting};
 use self::open::Files;
 pub use self::pairings::{Answer, KeyMismatch, PairingRequest};
 pub use self::runs::{
-    Ended, Heads, NewRun, RunCreation, RunFilter, RunKey, RunPage, RunRecord, RunStage, Target,
+    Ended, Heads, NewRun, RunCreation, RunFilter, RunKey, RunPage, RunRecord, RunStage, Started,
+    Target,
 };
 use self::sync::Syncer;
 pub use self::sync::Written;
@@ -129,6 +130,14 @@ impl Store {
     /// Dropping it lets go of the waiting only.
     pub async fn synced(&self, ticket: Written) -> Result<(), StoreError> {
         self.0.syncer.synced(ticket).await
+    }
+
+    /// Waits until all that is written by now survives a power cut.
+    ///
+    /// # Errors
+    /// As [`Store::synced`].
+    pub async fn synced_so_far(&self) -> Result<(), StoreError> {
+        self.synced(self.0.syncer.so_far()).await
     }
 
     /// Returns why the store takes no writes any more; `None` while it does.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use moltis_proto::run::{GapReason, Stream, Totals};
 use moltis_proto::{BootId, RunId};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::disk::Disk;
 use super::memory::{Extent, Found, Memory, OnDisk, ToWrite};
@@ -39,6 +39,8 @@ pub struct RunOutput {
     disk: Mutex<Disk>,
     disk_bytes: AtomicU64,
     progress: watch::Sender<Progress>,
+    /// Rung when the writing thread has stored something.
+    stored_bell: Mutex<Option<Arc<Notify>>>,
     /// In the writing thread's queue.
     scheduled: AtomicBool,
     /// The segment that was read last, for readers that lag.
@@ -100,6 +102,7 @@ impl RunOutput {
             disk_bytes: AtomicU64::new(bytes.map(|extent| extent.to - extent.from).sum()),
             memory: Mutex::new(extents.map(Memory::with_extents)),
             progress: watch::Sender::new(Progress::default()),
+            stored_bell: Mutex::new(None),
             scheduled: AtomicBool::new(false),
             reading: Mutex::new(None),
             writing: Arc::clone(&outputs.writing),
@@ -210,6 +213,12 @@ impl RunOutput {
     /// Tells how far both streams have come, whenever that changes.
     pub fn subscribe(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
+    }
+
+    /// Has this bell rung whenever the writing thread has stored something, instead of the one
+    /// before: a session has one for all of its runs.
+    pub fn wake(&self, bell: Arc<Notify>) {
+        *lock(&self.stored_bell) = Some(bell);
     }
 
     /// Waits until everything brought so far may be acknowledged.
@@ -382,6 +391,9 @@ impl RunOutput {
             self.give_up_some();
             self.syncing.note(self);
             self.tell();
+            if let Some(bell) = &*lock(&self.stored_bell) {
+                bell.notify_one();
+            }
         }
         Ok(wait)
     }

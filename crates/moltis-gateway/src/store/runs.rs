@@ -131,8 +131,19 @@ pub struct Ended {
     pub totals: Totals,
     /// What of that goes into the row.
     pub heads: Heads,
+    /// When its machine said that it runs, where the row may not say so yet.
+    pub started: Option<Started>,
     /// Now.
     pub at: Timestamp,
+}
+
+/// When a run has started, and as what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// When its machine said so.
+    pub at: Timestamp,
+    /// Its process there.
+    pub pid: Option<u32>,
 }
 
 /// A run, as it stands in the store.
@@ -503,6 +514,19 @@ impl Store {
         rows.iter().map(record).collect()
     }
 
+    /// Returns all runs that are not over, oldest first.
+    ///
+    /// # Errors
+    /// Where the database cannot be read.
+    pub async fn all_open_runs(&self) -> Result<Vec<RunRecord>, StoreError> {
+        let mut reader = self.reader().await?;
+        let rows = sqlx::query("SELECT * FROM runs WHERE state <> 'ended' ORDER BY seq")
+            .fetch_all(&mut *reader)
+            .await
+            .map_err(|error| self.failed("list all open runs", error))?;
+        rows.iter().map(record).collect()
+    }
+
     /// Returns a page of runs, newest first.
     ///
     /// # Errors
@@ -687,6 +711,7 @@ fn end(id: RunId, ended: Ended) -> Fold {
         ending,
         totals,
         heads,
+        started,
         at,
     } = ended;
     let outcome = row::word(&ending.outcome);
@@ -708,6 +733,11 @@ fn end(id: RunId, ended: Ended) -> Fold {
         ending.descendants_may_survive.into(),
         integer(totals.stdout).into(),
         integer(totals.stderr).into(),
+        started.map(|started| started.at.as_millisecond()).into(),
+        started
+            .and_then(|started| started.pid)
+            .map(i64::from)
+            .into(),
         id.as_bytes().into(),
     ];
     let audit = Some(Entry::new(
@@ -724,7 +754,8 @@ fn end(id: RunId, ended: Ended) -> Fold {
             text: fold_text!(
                 "UPDATE runs SET state = 'ended', ended_at = ?, outcome = ?, reason = ?, \
                  exit_code = ?, signal = ?, detail = ?, duration_ms = ?, survivors = ?, \
-                 stdout_bytes = ?, stderr_bytes = ? WHERE id = ? AND state <> 'ended'",
+                 stdout_bytes = ?, stderr_bytes = ?, started_at = coalesce(started_at, ?), \
+                 pid = coalesce(pid, ?) WHERE id = ? AND state <> 'ended'",
                 audited
             ),
             values,
@@ -737,7 +768,8 @@ fn end(id: RunId, ended: Ended) -> Fold {
         text: fold_text!(
             "UPDATE runs SET state = 'ended', ended_at = ?, outcome = ?, reason = ?, \
              exit_code = ?, signal = ?, detail = ?, duration_ms = ?, survivors = ?, \
-             stdout_bytes = ?, stderr_bytes = ? WHERE id = ? AND state <> 'ended'",
+             stdout_bytes = ?, stderr_bytes = ?, started_at = coalesce(started_at, ?), \
+                 pid = coalesce(pid, ?) WHERE id = ? AND state <> 'ended'",
             audited,
             "INSERT INTO run_heads (seq, stdout, stderr) \
              SELECT seq, ?, ? FROM runs WHERE changes() > 0 AND id = ?;"
@@ -852,6 +884,7 @@ mod tests {
                 stdout: Bytes::from_static(stdout),
                 stderr: Bytes::new(),
             },
+            started: None,
             at: at(100),
         }
     }

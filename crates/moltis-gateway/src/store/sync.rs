@@ -90,6 +90,11 @@ impl Syncer {
         Written(self.shared.written.fetch_add(1, Ordering::SeqCst) + 1)
     }
 
+    /// Stands for all that is committed so far.
+    pub(super) fn so_far(&self) -> Written {
+        Written(self.shared.written.load(Ordering::SeqCst))
+    }
+
     /// Returns why nothing may be written any more.
     pub(super) fn failure(&self) -> Option<StoreError> {
         let failed = self.done.borrow().failed.clone()?;

@@ -1,0 +1,88 @@
+//! Every knob of a gateway: what it is, its unit, its default.
+//!
+//! Whoever embeds a gateway fills a [`GatewayConfig`]; the command line makes it from flags and
+//! `moltis.toml`. Nothing here reads a file or the environment.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use moltis_proto::handshake::SessionLimits;
+use moltis_proto::limits;
+use moltis_proto::message::Windows;
+
+use crate::admission::AdmissionConfig;
+use crate::output::OutputLimits;
+
+/// How a gateway is to be.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct GatewayConfig {
+    /// Directory of everything it keeps: `gateway.db`, `gateway_key`, `outputs/`. Made with mode
+    /// 0700 where it is missing.
+    pub dir: PathBuf,
+    /// What the site may be asked for beside loopback and the addresses that it listens on.
+    pub hosts: Vec<String>,
+    /// Serve everything, not nodes alone, without TLS on addresses that are not loopback.
+    pub insecure_http: bool,
+    /// Runs and their output.
+    pub runs: RunsConfig,
+    /// Strangers at the door.
+    pub admission: AdmissionConfig,
+    /// How much may be under way from one node without an acknowledgement.
+    pub windows: Windows,
+    /// What is expected of a connected node.
+    pub session: SessionLimits,
+    /// How long [`Gateway::shutdown`](crate::Gateway::shutdown) may take: 10 s.
+    pub shutdown_grace: Duration,
+}
+
+/// Runs and their output.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RunsConfig {
+    /// The route of a request that names none: `local`, `node:<id or name>`, `ssh:<label>`. The
+    /// default is `local`.
+    pub default_route: String,
+    /// The time of a run on `local` that names none and has no terminal: 300 s. `None` is no limit.
+    pub local_timeout: Option<Duration>,
+    /// Days that an ended run is kept: 30.
+    pub keep_days: u32,
+    /// How much output is kept.
+    pub output: OutputLimits,
+}
+
+impl GatewayConfig {
+    /// A gateway that keeps everything in `dir`, and else is as by default.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            hosts: Vec::new(),
+            insecure_http: false,
+            runs: RunsConfig::default(),
+            admission: AdmissionConfig::default(),
+            windows: STANDARD_WINDOWS,
+            session: SessionLimits::STANDARD,
+            shutdown_grace: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Default for RunsConfig {
+    fn default() -> Self {
+        Self {
+            default_route: "local".to_owned(),
+            local_timeout: Some(Duration::from_mins(5)),
+            keep_days: 30,
+            output: OutputLimits::default(),
+        }
+    }
+}
+
+/// The windows of `moltis_proto::limits`, for postcard.
+pub const STANDARD_WINDOWS: Windows = Windows {
+    run_bytes: limits::RUN_WINDOW_BYTES,
+    connection_bytes: limits::CONNECTION_WINDOW_BYTES,
+    stdin_bytes: limits::STDIN_WINDOW_BYTES,
+    #[expect(clippy::cast_possible_truncation, reason = "a chunk is 60 KiB")]
+    chunk_bytes_max: limits::CHUNK_BYTES_MAX as u32,
+};

@@ -1,0 +1,698 @@
+//! The dispatcher: from a request to a route, a row, a run, and a handle for the asker.
+//!
+//! [`Runs`] is the door. A request is routed ([`route`]), becomes a spec ([`request`]), is written
+//! down, and only then sent: there is never a `Start` without a row. What goes on while it runs is
+//! the [`pump`]'s, at the connection of its place; how it ends is [`ending`]'s. A run belongs to no
+//! connection and to no asker: both come and go.
+
+mod ending;
+mod error;
+mod handle;
+pub(crate) mod live;
+pub(crate) mod pump;
+pub mod request;
+pub mod route;
+mod shared;
+mod stdin;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use moltis_proto::limits::{GRACE, GRACE_MAX};
+use moltis_proto::run::{RunSpec, StdinMode, TtySize};
+use moltis_proto::{DeviceId, RunId};
+use tokio::sync::watch;
+
+pub use error::{ReadError, RunError, StartError};
+pub use handle::{EVENT_BYTES_MAX, Follow, KEEP_ALIVE, RunEvent, RunHandle};
+pub use request::{RunRequest, SpecError, StdinSource};
+pub use route::{Candidate, Directory, Route, RouteError};
+pub(crate) use shared::{Shared, Unknown};
+pub use stdin::StdinError;
+
+use crate::audit::Actor;
+use crate::local::Local;
+use crate::principal::Principal;
+use crate::session::seat::{Command, Ready, Seat};
+use crate::store::{
+    NewRun, NodeRecord, RunCreation, RunFilter, RunKey, RunPage, RunRecord, RunStage, Target,
+};
+use live::{Creation, LiveRun, SIGNALS_MAX};
+use request::PlaceRules;
+
+/// How long a start waits for a node that has just connected to say what it holds.
+const READY_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long bytes for stdin wait for room before the asker is told how far they came.
+const STDIN_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// The door of the dispatcher. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Runs {
+    shared: Arc<Shared>,
+    local: Option<Local>,
+    default_route: Arc<str>,
+    local_timeout: Option<Duration>,
+}
+
+/// Who asks, and from where.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    /// Who.
+    pub who: Principal,
+    /// Where from, for the audit log: an address, `socket`; `None` for a caller in this process.
+    pub source: Option<String>,
+}
+
+impl From<&Principal> for Asker {
+    fn from(who: &Principal) -> Self {
+        Self::from(who.clone())
+    }
+}
+
+impl From<Principal> for Asker {
+    fn from(who: Principal) -> Self {
+        Self { who, source: None }
+    }
+}
+
+impl Asker {
+    /// Whose keys are whose: a token's by its id, for names can be given again.
+    fn key_owner(&self) -> String {
+        match &self.who {
+            Principal::Operator => "operator".to_owned(),
+            Principal::Token { id, .. } => format!("token:{id}"),
+        }
+    }
+
+    fn actor(&self) -> Actor {
+        Actor {
+            name: self.who.to_string(),
+            source: self.source.clone(),
+        }
+    }
+}
+
+/// A run as it is known now, and whether its place is.
+#[derive(Debug, Clone)]
+pub struct RunStatus {
+    /// Its record.
+    pub record: Arc<RunRecord>,
+    /// Whether its place is connected; true for a run that is over.
+    pub reachable: bool,
+    /// When its place was last heard of.
+    pub last_heard_at: Option<Timestamp>,
+}
+
+/// Everything that a route leads to.
+struct Goal {
+    target: Target,
+    /// What lists show.
+    shown: String,
+    record: Option<Arc<NodeRecord>>,
+}
+
+impl Runs {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        local: Option<Local>,
+        default_route: &str,
+        local_timeout: Option<Duration>,
+    ) -> Self {
+        Self {
+            shared,
+            local,
+            default_route: default_route.into(),
+            local_timeout,
+        }
+    }
+
+    /// Starts a run, or meets the one that an earlier request with the same key made.
+    ///
+    /// # Errors
+    /// [`StartError`]: nothing was started then.
+    ///
+    /// # Cancel safety
+    /// Dropping it does not take a run back whose row is written.
+    pub async fn start(
+        &self,
+        request: RunRequest,
+        asker: impl Into<Asker>,
+    ) -> Result<RunHandle, StartError> {
+        let asker = asker.into();
+        if self.shared.tasks.stop().is_cancelled() {
+            return Err(StartError::ShuttingDown);
+        }
+        let goal = self.goal(request.target.as_deref())?;
+        let seat = self.ready_seat(&goal).await;
+        let spec = self.spec(&request, &goal, seat.as_ref().ok().map(|(seat, _)| &**seat))?;
+        let digest = request::digest_of(device_of(&goal.target), &spec);
+        let key = request.idempotency_key.as_ref().map(|key| RunKey {
+            principal: asker.key_owner(),
+            key: key.clone(),
+        });
+        let id = key.as_ref().map_or_else(random_id, RunKey::run_id);
+        let (seat, ready) = match seat {
+            Ok(seat) => seat,
+            Err(offline) if key.is_some() => {
+                // A request that was answered before is answered again, whoever is offline.
+                return self.meet(id, digest).await?.ok_or(offline);
+            }
+            Err(offline) => return Err(offline),
+        };
+        request::check_fits(seat.sitter.codec, id, digest, &spec)?;
+        let new = NewRun {
+            id,
+            key,
+            requested_by: asker.who.to_string(),
+            digest,
+            target: goal.target,
+            shown: goal.shown,
+            spec,
+            stage: RunStage::Starting,
+            incarnation: self.shared.roster.incarnation(),
+            boot_id: Some(ready.boot_id),
+            journal_id: Some(ready.journal_id),
+            created_at: self.shared.clock.now(),
+        };
+        self.create(new, request.stdin, request.detach, &asker.actor())
+            .await
+    }
+
+    /// Writes the row, then sends the run.
+    async fn create(
+        &self,
+        new: NewRun,
+        stdin: StdinSource,
+        detach: bool,
+        by: &Actor,
+    ) -> Result<RunHandle, StartError> {
+        let run = loop {
+            match self.shared.reserve(&new)? {
+                Ok(run) => break run,
+                Err(other) => match other.created().await {
+                    Creation::Written | Creation::Pending => {
+                        return self.attach(&other, new, by).await;
+                    }
+                    // It was not written after all: this request may try.
+                    Creation::GivenUp => {}
+                },
+            }
+        };
+        if let StdinSource::Bytes(bytes) = stdin {
+            run.wishes().stdin.fill(bytes);
+        }
+        let reservation = Reservation::of(&self.shared, &run);
+        let written = match self.shared.store.create_run(new, by).await? {
+            RunCreation::Created(written) => written,
+            RunCreation::Existing(record) => {
+                drop(reservation);
+                return Ok(self.handle_of(*record).await?);
+            }
+            RunCreation::Conflict(existing) => return Err(StartError::Conflict { existing }),
+            RunCreation::NodeGone => return Err(StartError::NodeGone),
+        };
+        reservation.keep();
+        let target = run.target();
+        if let Some(seat) = self.shared.seat_of(&target) {
+            // A connection that is gone meanwhile leaves it to the next one, by the table.
+            seat.send(Command::Start(Arc::clone(&run))).await.ok();
+        }
+        tracing::info!(run.id = %run.id, route = %target, "a run was asked for");
+        if detach {
+            self.shared.store.synced(written).await?;
+        }
+        Ok(handle(&run, false))
+    }
+
+    /// Meets a run that an earlier request made, or that a node brought and this request claims.
+    async fn attach(
+        &self,
+        run: &Arc<LiveRun>,
+        new: NewRun,
+        by: &Actor,
+    ) -> Result<RunHandle, StartError> {
+        let record = run.record();
+        if record.digest != new.digest {
+            return Err(StartError::Conflict {
+                existing: Box::new((*record).clone()),
+            });
+        }
+        if record.unclaimed {
+            self.shared.store.create_run(new, by).await?;
+            self.claimed(run).await?;
+        }
+        Ok(handle(run, true))
+    }
+
+    /// Meets the run with this id, wherever it is written.
+    async fn meet(
+        &self,
+        id: RunId,
+        digest: moltis_proto::key::Digest,
+    ) -> Result<Option<RunHandle>, StartError> {
+        let Some(record) = self.record(id).await? else {
+            return Ok(None);
+        };
+        if record.digest != digest {
+            return Err(StartError::Conflict {
+                existing: Box::new((*record).clone()),
+            });
+        }
+        Ok(Some(self.handle_of((*record).clone()).await?))
+    }
+
+    async fn handle_of(&self, record: RunRecord) -> Result<RunHandle, ReadError> {
+        if let Some(run) = self.shared.live(record.id) {
+            return Ok(handle(&run, true));
+        }
+        let heads = self.shared.store.run_heads(record.id).await?;
+        let output = self.shared.outputs.ended(record.id, record.totals, heads)?;
+        Ok(RunHandle {
+            output,
+            record: watch::channel(Arc::new(record)).1,
+            existed: true,
+        })
+    }
+
+    fn goal(&self, target: Option<&str>) -> Result<Goal, StartError> {
+        let text = target.unwrap_or(&self.default_route);
+        match self.shared.roster.route(text)? {
+            Route::Local => Ok(Goal {
+                target: Target::Local,
+                shown: "local".to_owned(),
+                record: None,
+            }),
+            Route::Node(record) => Ok(Goal {
+                target: Target::Node(record.device_id),
+                shown: record.node_id.as_str().to_owned(),
+                record: Some(record),
+            }),
+            Route::Ssh(label) => Err(RouteError::NoSuchTarget { label }.into()),
+        }
+    }
+
+    async fn ready_seat(&self, goal: &Goal) -> Result<(Arc<Seat>, Ready), StartError> {
+        let Some(record) = &goal.record else {
+            let local = self.local.as_ref().ok_or(StartError::NoLocal)?;
+            return local.ready().await.map_err(StartError::LocalFailed);
+        };
+        let offline = || StartError::Offline {
+            name: record.name.clone(),
+        };
+        let seat = self
+            .shared
+            .seat_of(&goal.target)
+            .filter(|seat| !seat.is_closing())
+            .ok_or_else(offline)?;
+        if let Some(ready) = seat.ready() {
+            return Ok((seat, ready));
+        }
+        let ready = tokio::time::timeout(READY_TIME_MAX, seat.wait_ready()).await;
+        match ready {
+            Ok(Ok(ready)) => Ok((seat, ready)),
+            Ok(Err(_)) | Err(_) => Err(offline()),
+        }
+    }
+
+    fn spec(
+        &self,
+        request: &RunRequest,
+        goal: &Goal,
+        seat: Option<&Seat>,
+    ) -> Result<RunSpec, SpecError> {
+        let Some(record) = &goal.record else {
+            let rules = PlaceRules {
+                name: "local",
+                timeout_max: None,
+                timeout_default: self.local_timeout,
+                env_allow: &[],
+            };
+            return request::spec_of(request, &rules);
+        };
+        // What the node said on this connection, or, while it is offline, on its last.
+        let said = seat.and_then(|seat| seat.sitter.introduction.as_deref());
+        let (timeout_ms, env_allow) = said.map_or(
+            (record.claims.timeout_ms, &record.claims.env_allow),
+            |said| (said.timeout_ms, &said.env_allow),
+        );
+        let rules = PlaceRules {
+            name: record.name.as_str(),
+            timeout_max: (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms)),
+            timeout_default: None,
+            env_allow,
+        };
+        request::spec_of(request, &rules)
+    }
+
+    /// Returns a run's record as it is now; `None` when there is no such run.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn record(
+        &self,
+        id: RunId,
+    ) -> Result<Option<Arc<RunRecord>>, crate::store::StoreError> {
+        if let Some(run) = self.shared.live(id)
+            && run.is_written()
+        {
+            return Ok(Some(run.record()));
+        }
+        Ok(self.shared.store.run(id).await?.map(Arc::new))
+    }
+
+    /// Returns a run as it is known now, and whether its place is connected.
+    ///
+    /// # Errors
+    /// [`RunError::NotFound`], and where the store cannot be read.
+    pub async fn status(&self, id: RunId) -> Result<RunStatus, RunError> {
+        let record = self.record(id).await?;
+        let record = record.ok_or_else(|| RunError::NotFound(id.to_string()))?;
+        Ok(self.status_of(record))
+    }
+
+    /// Returns whether a record's place is connected, beside it.
+    pub fn status_of(&self, record: Arc<RunRecord>) -> RunStatus {
+        let seat = self.shared.seat_of(&record.target);
+        let reachable = record.stage == RunStage::Ended
+            || seat.as_ref().is_some_and(|seat| seat.ready().is_some());
+        let last_heard_at = seat.map(|seat| seat.heard_at()).or_else(|| {
+            let device = device_of(&record.target)?;
+            self.shared.roster.get(device)?.last_seen()
+        });
+        RunStatus {
+            record,
+            reachable,
+            last_heard_at,
+        }
+    }
+
+    /// Finds a run by its id or the beginning of it.
+    ///
+    /// # Errors
+    /// [`RunError::NotFound`], [`RunError::Ambiguous`], and where the store cannot be read.
+    pub async fn find(&self, text: &str) -> Result<RunStatus, RunError> {
+        const CANDIDATES_MAX: u32 = 10;
+        if let Ok(id) = text.parse() {
+            return self.status(id).await;
+        }
+        let mut found = self.shared.store.find_runs(text, CANDIDATES_MAX).await?;
+        match found.len() {
+            0 => Err(RunError::NotFound(text.chars().take(40).collect())),
+            1 => Ok(self.overlay(found.remove(0))),
+            _ => Err(RunError::Ambiguous {
+                prefix: text.to_owned(),
+                candidates: found.iter().map(|run| run.id).collect(),
+            }),
+        }
+    }
+
+    /// Returns a page of runs, newest first, and where the next page begins.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn list(
+        &self,
+        filter: &RunFilter,
+        limit: u32,
+    ) -> Result<(Vec<RunStatus>, Option<u64>), RunError> {
+        let RunPage { items, next } = self.shared.store.list_runs(filter, limit).await?;
+        let items = items.into_iter().map(|record| self.overlay(record));
+        Ok((items.collect(), next))
+    }
+
+    /// A row lags a little behind what is known here.
+    fn overlay(&self, row: RunRecord) -> RunStatus {
+        let mut record = Arc::new(row);
+        if let Some(run) = self.shared.live(record.id) {
+            let seq = record.seq;
+            record = run.record();
+            Arc::make_mut(&mut record).seq = seq;
+        }
+        self.status_of(record)
+    }
+
+    /// Returns a handle on any run: to wait for it, to follow it.
+    ///
+    /// # Errors
+    /// [`RunError::NotFound`], and where the store cannot be read.
+    pub async fn handle(&self, id: RunId) -> Result<RunHandle, RunError> {
+        let record = self.record(id).await?;
+        let record = record.ok_or_else(|| RunError::NotFound(id.to_string()))?;
+        Ok(self.handle_of((*record).clone()).await?)
+    }
+
+    /// Waits until a run is over.
+    ///
+    /// # Errors
+    /// As [`Runs::handle`].
+    pub async fn wait(&self, id: RunId) -> Result<Arc<RunRecord>, RunError> {
+        Ok(self.handle(id).await?.wait().await)
+    }
+
+    /// Returns a run's output from these offsets on, and its end.
+    ///
+    /// # Errors
+    /// As [`Runs::handle`].
+    pub async fn follow(
+        &self,
+        id: RunId,
+        stdout_from: u64,
+        stderr_from: u64,
+    ) -> Result<Follow, RunError> {
+        Ok(self.handle(id).await?.follow(stdout_from, stderr_from))
+    }
+
+    /// Asks for the end of a run: SIGTERM to its group, SIGKILL after the grace. Kept with the run,
+    /// so that a connection that is gone hears of it when it is back. A run that is over stays as
+    /// it is.
+    ///
+    /// # Errors
+    /// [`RunError::NotFound`], [`RunError::Invalid`], and where the store fails.
+    pub async fn cancel(
+        &self,
+        id: RunId,
+        grace: Option<Duration>,
+        asker: impl Into<Asker>,
+    ) -> Result<RunStatus, RunError> {
+        let grace = grace.unwrap_or(GRACE);
+        if grace > GRACE_MAX {
+            return Err(SpecError::Invalid(format!(
+                "a grace of {} s is too long: at most {} s",
+                grace.as_secs(),
+                GRACE_MAX.as_secs()
+            ))
+            .into());
+        }
+        let Some(run) = self.shared.live(id).filter(|run| run.is_written()) else {
+            return self.status(id).await;
+        };
+        let at = self.shared.clock.now();
+        let by = asker.into().actor();
+        self.shared.store.request_cancel(id, grace, at, &by).await?;
+        run.update(|record| {
+            record.cancel_requested_at.get_or_insert(at);
+            record.cancel_grace.get_or_insert(grace);
+        });
+        run.wishes().cancel_grace.get_or_insert(grace);
+        self.shared.look(&run).await;
+        Ok(self.status_of(run.record()))
+    }
+
+    /// Gives a run bytes for its stdin, beginning at `offset`; `eof` says that nothing follows
+    /// them. Returns the offset behind what was taken: less than was given when there was no room
+    /// for a while.
+    ///
+    /// # Errors
+    /// [`RunError::Stdin`], [`RunError::Over`], [`RunError::NotFound`].
+    ///
+    /// # Cancel safety
+    /// What was taken stays taken; offsets make it safe to give it again.
+    pub async fn stdin(
+        &self,
+        id: RunId,
+        offset: u64,
+        bytes: Bytes,
+        eof: bool,
+    ) -> Result<u64, RunError> {
+        let run = self.open_run(id).await?;
+        let opened = run
+            .record()
+            .spec
+            .as_ref()
+            .is_none_or(|spec| spec.stdin == StdinMode::Open);
+        if !opened {
+            return Err(StdinError::NotOpen.into());
+        }
+        let end = offset + bytes.len() as u64;
+        let feed = async {
+            loop {
+                let room = run.stdin_room.notified();
+                let taken = run.wishes().stdin.offer(offset, bytes.clone(), eof)?;
+                self.shared.look(&run).await;
+                if taken >= end {
+                    return Ok(taken);
+                }
+                room.await;
+            }
+        };
+        match tokio::time::timeout(STDIN_TIME_MAX, feed).await {
+            Ok(taken) => taken,
+            Err(_elapsed) => Ok(run.wishes().stdin.end()),
+        }
+    }
+
+    /// Tells a run's terminal its new size.
+    ///
+    /// # Errors
+    /// [`RunError::NoTerminal`], [`RunError::Invalid`], [`RunError::Over`], [`RunError::NotFound`].
+    pub async fn resize(&self, id: RunId, size: TtySize) -> Result<(), RunError> {
+        request::check_size(size)?;
+        let run = self.open_run(id).await?;
+        if run
+            .record()
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.tty.is_none())
+        {
+            return Err(RunError::NoTerminal(id));
+        }
+        self.shared.store.set_tty_size(id, size).await?;
+        run.update(|record| record.tty_size = Some(size));
+        run.wishes().size = Some(size);
+        self.shared.look(&run).await;
+        Ok(())
+    }
+
+    /// Sends a signal to a run's process group. One that cannot be sent now waits for the
+    /// connection.
+    ///
+    /// # Errors
+    /// [`RunError::Invalid`], [`RunError::TooManySignals`], [`RunError::Over`],
+    /// [`RunError::NotFound`].
+    pub async fn signal(&self, id: RunId, signal: i32) -> Result<(), RunError> {
+        if !(1..=64).contains(&signal) {
+            return Err(SpecError::Invalid(format!("{signal} is no signal: 1 to 64 are")).into());
+        }
+        let run = self.open_run(id).await?;
+        {
+            let mut wishes = run.wishes();
+            if wishes.signals.len() >= SIGNALS_MAX {
+                return Err(RunError::TooManySignals(id));
+            }
+            wishes.signals.push(signal);
+        }
+        self.shared.look(&run).await;
+        Ok(())
+    }
+
+    /// Takes a run that a node brought and nobody here had asked for.
+    ///
+    /// # Errors
+    /// [`RunError::Claimed`], [`RunError::NotFound`], and where the store fails.
+    pub async fn claim(&self, id: RunId, asker: impl Into<Asker>) -> Result<RunStatus, RunError> {
+        let record = self.record(id).await?;
+        let record = record.ok_or_else(|| RunError::NotFound(id.to_string()))?;
+        if !record.unclaimed {
+            return Err(RunError::Claimed(id));
+        }
+        let at = self.shared.clock.now();
+        let asker = asker.into();
+        let requested_by = asker.who.to_string();
+        let by = asker.actor();
+        let claimed = self
+            .shared
+            .store
+            .claim_run(id, requested_by, at, &by)
+            .await?;
+        if claimed.is_none() {
+            return Err(RunError::Claimed(id));
+        }
+        if let Some(run) = self.shared.live(id) {
+            self.claimed(&run).await?;
+        }
+        self.status(id).await
+    }
+
+    /// An unclaimed run has an owner now: its output may come.
+    async fn claimed(&self, run: &Arc<LiveRun>) -> Result<(), crate::store::StoreError> {
+        if let Some(row) = self.shared.store.run(run.id).await? {
+            run.update(|record| {
+                record.unclaimed = false;
+                record.spec = row.spec;
+                record.key = row.key;
+                record.requested_by = row.requested_by;
+            });
+        }
+        if let Some(seat) = self.shared.seat_of(&run.target()) {
+            // A connection that is gone lists the run again.
+            seat.send(Command::Adopt(Arc::clone(run))).await.ok();
+        }
+        Ok(())
+    }
+
+    async fn open_run(&self, id: RunId) -> Result<Arc<LiveRun>, RunError> {
+        let run = self.shared.live(id).filter(|run| run.is_written());
+        if let Some(run) = run
+            && !run.is_over()
+        {
+            return Ok(run);
+        }
+        match self.record(id).await? {
+            Some(_) => Err(RunError::Over(id)),
+            None => Err(RunError::NotFound(id.to_string())),
+        }
+    }
+}
+
+/// A place in the table of runs that is given up unless the row gets written.
+struct Reservation<'a> {
+    shared: &'a Shared,
+    run: &'a Arc<LiveRun>,
+    kept: bool,
+}
+
+impl<'a> Reservation<'a> {
+    fn of(shared: &'a Shared, run: &'a Arc<LiveRun>) -> Self {
+        Self {
+            shared,
+            run,
+            kept: false,
+        }
+    }
+
+    fn keep(mut self) {
+        self.kept = true;
+        self.run.set_creation(Creation::Written);
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.shared.remove_live(self.run);
+            self.run.set_creation(Creation::GivenUp);
+        }
+    }
+}
+
+fn handle(run: &Arc<LiveRun>, existed: bool) -> RunHandle {
+    RunHandle {
+        record: run.watch(),
+        output: Arc::clone(&run.output),
+        existed,
+    }
+}
+
+fn device_of(target: &Target) -> Option<DeviceId> {
+    match target {
+        Target::Node(device) => Some(*device),
+        Target::Local | Target::Ssh(_) => None,
+    }
+}
+
+fn random_id() -> RunId {
+    RunId::from_bytes(moltis_identity::random::bytes())
+}

@@ -1,0 +1,233 @@
+//! How a run comes to its end: the words of it, and the way into the store.
+//!
+//! One task takes a run from its last message to `Forget`: output complete, row written, everybody
+//! told, then synced, then the node may delete it. It begins once for each run.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moltis_proto::RunId;
+use moltis_proto::code::RunRefusal;
+use moltis_proto::limits::DETAIL_BYTES_MAX;
+use moltis_proto::run::{Ending, Outcome, Reason, Stream, Totals};
+
+use super::Shared;
+use super::error::ReadError;
+use super::live::LiveRun;
+use super::request::millis;
+use crate::events::Event;
+use crate::session::chain;
+use crate::session::seat::Command;
+use crate::store::{Ended, RunStage, Started, StoreError, Written};
+
+/// The wait before an ending that could not be written is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// Returns the ending of a run that was found not to be there.
+pub(crate) fn found(outcome: Outcome, reason: Reason) -> Ending {
+    Ending {
+        outcome,
+        reason: Some(reason),
+        status: None,
+        detail: String::new(),
+        duration_ms: 0,
+        descendants_may_survive: false,
+    }
+}
+
+/// Returns the ending of a run that its node refused.
+pub(crate) fn refused(code: RunRefusal, born: Instant, now: Instant) -> Ending {
+    let (outcome, reason, detail) = match code {
+        RunRefusal::Policy => (
+            Outcome::Refused,
+            Some(Reason::Policy),
+            "the policy of the node's owner does not allow this command".to_owned(),
+        ),
+        RunRefusal::EnvNotAllowed => (
+            Outcome::Refused,
+            Some(Reason::Policy),
+            "the node's owner does not allow one of these variables".to_owned(),
+        ),
+        RunRefusal::TimeoutTooLong { longest_ms } => (
+            Outcome::Refused,
+            Some(Reason::Policy),
+            format!(
+                "the node runs a command for at most {} s",
+                longest_ms / 1000
+            ),
+        ),
+        RunRefusal::DigestMismatch => (
+            Outcome::Refused,
+            None,
+            "the node knows this id with another command".to_owned(),
+        ),
+        RunRefusal::TooMany => (
+            Outcome::Refused,
+            None,
+            "the node holds as many runs as it can".to_owned(),
+        ),
+        RunRefusal::Invalid => (
+            Outcome::Refused,
+            None,
+            "the node found a value out of its bounds".to_owned(),
+        ),
+        RunRefusal::Leaving => (
+            Outcome::FailedToStart,
+            Some(Reason::NotStarted),
+            "the node's keeper is leaving".to_owned(),
+        ),
+        RunRefusal::Forgotten => (
+            Outcome::Lost,
+            Some(Reason::NodeForgot),
+            "the node has forgotten this run".to_owned(),
+        ),
+        RunRefusal::JournalFailed => (
+            Outcome::FailedToStart,
+            Some(Reason::NotStarted),
+            "the node cannot write its journal".to_owned(),
+        ),
+    };
+    Ending {
+        outcome,
+        reason,
+        status: None,
+        detail,
+        duration_ms: millis(now.saturating_duration_since(born)),
+        descendants_may_survive: false,
+    }
+}
+
+/// Returns a node's ending with its words cut to what may be: they are shown to people.
+pub(crate) fn from_node(mut ending: Ending) -> Ending {
+    ending
+        .detail
+        .retain(|c| !moltis_proto::name::is_deceptive(c));
+    let mut end = ending.detail.len().min(DETAIL_BYTES_MAX);
+    while !ending.detail.is_char_boundary(end) {
+        end -= 1;
+    }
+    ending.detail.truncate(end);
+    ending
+}
+
+/// Where an ending comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Source {
+    /// The node said it, behind this much output, and keeps the run until it hears `Forget`.
+    Node(Totals),
+    /// It follows from what is known here; the node does not hold the run.
+    Known,
+}
+
+impl Shared {
+    /// Ends a run, unless somebody has.
+    pub(crate) fn end(self: &Arc<Self>, run: &Arc<LiveRun>, ending: Ending, source: Source) {
+        if !run.take_ending() {
+            return;
+        }
+        let (shared, run) = (Arc::clone(self), Arc::clone(run));
+        self.tasks.spawn(async move {
+            shared.finish(&run, ending, source).await;
+        });
+    }
+
+    async fn finish(&self, run: &Arc<LiveRun>, ending: Ending, source: Source) {
+        let totals = match source {
+            Source::Node(totals) => totals,
+            Source::Known => Totals {
+                stdout: run.output.end(Stream::Stdout),
+                stderr: run.output.end(Stream::Stderr),
+            },
+        };
+        run.output.finish(totals);
+        run.output.written().await;
+        let heads = run.output.heads();
+        let at = self.clock.now();
+        let record = run.record();
+        let started = record.started_at.map(|at| Started {
+            at,
+            pid: record.pid,
+        });
+        let ended = Ended {
+            ending: ending.clone(),
+            totals,
+            heads,
+            started,
+            at,
+        };
+        let written = match self.write_ending(run.id, ended).await {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::error!(run.id = %run.id, %error, "the ending of a run cannot be written; its node keeps it");
+                return;
+            }
+        };
+        tracing::info!(run.id = %run.id, outcome = ?ending.outcome, duration_ms = ending.duration_ms, "a run has ended");
+        {
+            let mut wishes = run.wishes();
+            wishes.stdin.close();
+            wishes.signals.clear();
+        }
+        run.stdin_room.notify_waiters();
+        run.update(|record| {
+            record.stage = RunStage::Ended;
+            record.ended_at = Some(at);
+            record.ending = Some(ending);
+            record.totals = totals;
+        });
+        self.events.send(Event::RunEnded(run.id));
+        match source {
+            Source::Node(_) => self.forget(run, written).await,
+            Source::Known => {}
+        }
+        self.remove_live(run);
+    }
+
+    async fn write_ending(
+        &self,
+        run_id: RunId,
+        ended: Ended,
+    ) -> Result<Option<Written>, StoreError> {
+        loop {
+            match self.store.end_run(run_id, ended.clone()).await {
+                Err(error) if error.is_retryable() && !self.tasks.stop().is_cancelled() => {
+                    tracing::warn!(run.id = %run_id, %error, "the ending of a run has to wait");
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Lets the node delete a run, once its ending and its output would survive a power cut.
+    async fn forget(&self, run: &Arc<LiveRun>, written: Option<Written>) {
+        let synced = async {
+            if let Some(written) = written {
+                self.store.synced(written).await?;
+            }
+            run.output.synced().await?;
+            Ok::<(), ReadError>(())
+        };
+        if let Err(error) = synced.await {
+            // The node keeps the run; the next connection finds it and asks again.
+            tracing::warn!(run.id = %run.id, error = %chain(&error), "a run is not on the disk yet");
+        } else if let Some(seat) = self.seat_of(&run.target()) {
+            // A connection that is gone will list the run again.
+            seat.send(Command::Forget(run.id)).await.ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nodes_words_are_cut_and_hold_nothing_that_deceives() {
+        let mut ending = found(Outcome::Exited, Reason::NotFound);
+        ending.detail = format!("\u{1b}[31m\u{202e}é{}", "é".repeat(1000));
+        let ending = from_node(ending);
+        assert!(ending.detail.len() <= DETAIL_BYTES_MAX);
+        assert!(ending.detail.starts_with("[31mé"));
+    }
+}

@@ -1,0 +1,207 @@
+//! What an asker holds: a run as a stream of output, and its end.
+//!
+//! Dropping any of these lets go of the output, never of the run. A follower is fed from memory
+//! while it keeps up and reads the store when it lags; it slows nobody but itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::Stream as FuturesStream;
+use moltis_proto::RunId;
+use moltis_proto::run::{GapReason, Stream};
+use tokio::sync::watch;
+
+use crate::output::{OutputRead, Progress, RunOutput};
+use crate::session::chain;
+use crate::store::{RunRecord, RunStage};
+
+/// A follower that hears nothing for this long is given a sign of life.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Bytes of one [`RunEvent::Output`], at the most.
+pub const EVENT_BYTES_MAX: usize = 256 * 1024;
+
+/// Something that happened to a run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RunEvent {
+    /// Bytes that it wrote.
+    Output {
+        /// To which of the two.
+        stream: Stream,
+        /// Offset of the first byte.
+        offset: u64,
+        /// The bytes.
+        bytes: Bytes,
+    },
+    /// Bytes that it wrote and that are gone.
+    Gap {
+        /// Of which of the two.
+        stream: Stream,
+        /// Offset of the first byte that is gone.
+        from: u64,
+        /// Offset behind the last one.
+        to: u64,
+        /// Why.
+        reason: GapReason,
+    },
+    /// It is over, and all of its output came before. The last event.
+    Ended(Arc<RunRecord>),
+    /// Nothing happened for a while.
+    KeepAlive,
+}
+
+/// A run that was started, or met again.
+#[derive(Debug, Clone)]
+pub struct RunHandle {
+    pub(super) record: watch::Receiver<Arc<RunRecord>>,
+    pub(super) output: Arc<RunOutput>,
+    pub(super) existed: bool,
+}
+
+impl RunHandle {
+    /// Returns its id.
+    pub fn id(&self) -> RunId {
+        self.record.borrow().id
+    }
+
+    /// Returns its record as it is now.
+    pub fn record(&self) -> Arc<RunRecord> {
+        Arc::clone(&self.record.borrow())
+    }
+
+    /// Returns whether an earlier request with the same key had made it.
+    pub fn existed(&self) -> bool {
+        self.existed
+    }
+
+    /// Waits until it is over, and returns the record with its ending.
+    ///
+    /// # Cancel safety
+    /// Dropping it lets go of the waiting only.
+    pub async fn wait(&mut self) -> Arc<RunRecord> {
+        let ended = |record: &Arc<RunRecord>| record.stage == RunStage::Ended;
+        // An error means that nobody changes it any more: it is what it is.
+        self.record.wait_for(ended).await.map(drop).ok();
+        self.record()
+    }
+
+    /// Returns its output from these offsets on, and its end.
+    pub fn follow(&self, stdout_from: u64, stderr_from: u64) -> Follow {
+        Follow {
+            changes: self.output.subscribe(),
+            record: self.record.clone(),
+            output: Arc::clone(&self.output),
+            offsets: [stdout_from, stderr_from],
+            complete: [false, false],
+            turn: 0,
+            over: false,
+        }
+    }
+}
+
+/// The output of a run as it comes, and its end.
+#[derive(Debug)]
+pub struct Follow {
+    record: watch::Receiver<Arc<RunRecord>>,
+    output: Arc<RunOutput>,
+    changes: watch::Receiver<Progress>,
+    offsets: [u64; 2],
+    complete: [bool; 2],
+    turn: usize,
+    over: bool,
+}
+
+impl Follow {
+    /// Returns the next event; `None` behind [`RunEvent::Ended`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is lost when it is dropped.
+    pub async fn next(&mut self) -> Option<RunEvent> {
+        if self.over {
+            return None;
+        }
+        loop {
+            // What changes from here on is not missed.
+            self.changes.borrow_and_update();
+            self.record.borrow_and_update();
+            if let Some(event) = self.read().await {
+                return Some(event);
+            }
+            if self.complete == [true, true] {
+                let record = Arc::clone(&self.record.borrow());
+                if record.stage == RunStage::Ended {
+                    self.over = true;
+                    return Some(RunEvent::Ended(record));
+                }
+            }
+            let (changes, record) = (&mut self.changes, &mut self.record);
+            let changed = async {
+                tokio::select! {
+                    changed = changes.changed() => changed.is_ok(),
+                    changed = record.changed() => changed.is_ok(),
+                }
+            };
+            match tokio::time::timeout(KEEP_ALIVE, changed).await {
+                Ok(true) => {}
+                // Nobody is left who could change anything, so what is there is all.
+                Ok(false) => tokio::time::sleep(KEEP_ALIVE).await,
+                Err(_elapsed) => return Some(RunEvent::KeepAlive),
+            }
+        }
+    }
+
+    /// Turns it into a stream.
+    pub fn into_stream(self) -> impl FuturesStream<Item = RunEvent> + Send + 'static {
+        futures_util::stream::unfold(self, async |mut follow| {
+            let event = follow.next().await?;
+            Some((event, follow))
+        })
+    }
+
+    /// Reads what is there of both streams, in turn, so that none hides the other.
+    async fn read(&mut self) -> Option<RunEvent> {
+        for _ in Stream::BOTH {
+            let stream = Stream::BOTH[self.turn];
+            self.turn = 1 - self.turn;
+            let at = stream.index();
+            if self.complete[at] {
+                continue;
+            }
+            let offset = self.offsets[at];
+            let read = self.output.read(stream, offset, EVENT_BYTES_MAX).await;
+            let read = read.unwrap_or_else(|error| {
+                let id = self.output.run_id();
+                tracing::warn!(run.id = %id, error = %chain(&error), "output of a run cannot be read");
+                let reach = offset + EVENT_BYTES_MAX as u64;
+                OutputRead::Gap {
+                    from: offset,
+                    to: reach.min(self.output.end(stream)).max(offset + 1),
+                    reason: GapReason::DiskFailed,
+                }
+            });
+            match read {
+                OutputRead::Bytes(bytes) => {
+                    self.offsets[at] += bytes.len() as u64;
+                    return Some(RunEvent::Output {
+                        stream,
+                        offset,
+                        bytes,
+                    });
+                }
+                OutputRead::Gap { to, reason, .. } => {
+                    self.offsets[at] = to;
+                    return Some(RunEvent::Gap {
+                        stream,
+                        from: offset,
+                        to,
+                        reason,
+                    });
+                }
+                OutputRead::End => self.complete[at] = true,
+                OutputRead::Wait => {}
+            }
+        }
+        None
+    }
+}

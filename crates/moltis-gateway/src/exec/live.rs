@@ -1,0 +1,214 @@
+//! One run that is not over, or whose node has not been told to forget it: what all who have to do
+//! with it share.
+//!
+//! The record that everybody sees is swapped whole and can be watched. What askers wish for lies
+//! under a lock that nobody holds across an await, until the connection's task looks at it.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use moltis_proto::RunId;
+use moltis_proto::handshake::Epoch;
+use moltis_proto::limits::STDIN_WINDOW_BYTES;
+use moltis_proto::run::reconcile::{OpenRow, Progress, Row};
+use moltis_proto::run::{RunSummary, TtySize};
+use tokio::sync::{Notify, watch};
+
+use super::stdin::StdinQueue;
+use crate::output::RunOutput;
+use crate::store::{RunRecord, RunStage, Target};
+
+/// Signals that wait for one run, at most.
+pub(crate) const SIGNALS_MAX: usize = 16;
+
+/// What askers want of a run, until its connection's task has sent it.
+#[derive(Debug)]
+pub(crate) struct Wishes {
+    pub(crate) cancel_grace: Option<Duration>,
+    pub(crate) size: Option<TtySize>,
+    pub(crate) signals: Vec<i32>,
+    pub(crate) stdin: StdinQueue,
+}
+
+/// A run that is under way.
+#[derive(Debug)]
+pub(crate) struct LiveRun {
+    pub(crate) id: RunId,
+    /// When this process made or found it.
+    pub(crate) born: Instant,
+    /// Whether this process wrote the row.
+    pub(crate) ours: bool,
+    pub(crate) output: Arc<RunOutput>,
+    /// Wakes who waits for room in stdin.
+    pub(crate) stdin_room: Notify,
+    record: watch::Sender<Arc<RunRecord>>,
+    wishes: Mutex<Wishes>,
+    /// A `Look` lies in a mailbox.
+    looked_for: AtomicBool,
+    /// Somebody has taken it upon them to end the run: there is one ending.
+    ending: AtomicBool,
+    /// The connection whose word counts: the counter of its epoch.
+    owner: AtomicU32,
+    creation: watch::Sender<Creation>,
+    /// What the node said of a run that nobody has claimed.
+    listed: Mutex<Option<RunSummary>>,
+}
+
+/// Whether the row is written: nothing is sent before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Creation {
+    /// The store is at it.
+    Pending,
+    /// It stands.
+    Written,
+    /// It could not be written, or stood already: this value is given up.
+    GivenUp,
+}
+
+impl LiveRun {
+    pub(crate) fn new(
+        record: RunRecord,
+        ours: bool,
+        output: Arc<RunOutput>,
+        creation: Creation,
+        now: Instant,
+    ) -> Self {
+        let wishes = Wishes {
+            cancel_grace: record.cancel_requested_at.and(record.cancel_grace),
+            size: record.tty_size,
+            signals: Vec::new(),
+            stdin: StdinQueue::new(STDIN_WINDOW_BYTES.into()),
+        };
+        Self {
+            id: record.id,
+            born: now,
+            ours,
+            output,
+            stdin_room: Notify::new(),
+            record: watch::Sender::new(Arc::new(record)),
+            wishes: Mutex::new(wishes),
+            looked_for: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
+            owner: AtomicU32::new(0),
+            creation: watch::Sender::new(creation),
+            listed: Mutex::new(None),
+        }
+    }
+
+    /// Says what became of the row.
+    pub(crate) fn set_creation(&self, creation: Creation) {
+        self.creation.send_replace(creation);
+    }
+
+    /// Returns whether the row is written.
+    pub(crate) fn is_written(&self) -> bool {
+        *self.creation.borrow() == Creation::Written
+    }
+
+    /// Waits until it is known what became of the row.
+    pub(crate) async fn created(&self) -> Creation {
+        let mut creation = self.creation.subscribe();
+        let settled = creation
+            .wait_for(|creation| *creation != Creation::Pending)
+            .await;
+        settled.map_or(Creation::GivenUp, |creation| *creation)
+    }
+
+    /// Keeps what the node says of an unclaimed run, until somebody claims it.
+    pub(crate) fn set_listed(&self, summary: Option<RunSummary>) {
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = summary;
+    }
+
+    /// Returns what the node last said of an unclaimed run, once.
+    pub(crate) fn take_listed(&self) -> Option<RunSummary> {
+        self.listed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Returns the record as it is now.
+    pub(crate) fn record(&self) -> Arc<RunRecord> {
+        Arc::clone(&self.record.borrow())
+    }
+
+    /// Returns a view that hears of every change of the record.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<RunRecord>> {
+        self.record.subscribe()
+    }
+
+    /// Changes the record.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut RunRecord)) {
+        self.record
+            .send_modify(|record| change(Arc::make_mut(record)));
+    }
+
+    pub(crate) fn target(&self) -> Target {
+        self.record.borrow().target.clone()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.record.borrow().stage == RunStage::Ended
+    }
+
+    /// Returns what askers wish. Held for a few instructions only.
+    pub(crate) fn wishes(&self) -> MutexGuard<'_, Wishes> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether the caller has to put a `Look` into the mailbox: false when one lies there.
+    pub(crate) fn wants_look(&self) -> bool {
+        !self.looked_for.swap(true, Ordering::AcqRel)
+    }
+
+    /// The task looks now: what is wished from here on needs another `Look`.
+    pub(crate) fn looks(&self) {
+        self.looked_for.store(false, Ordering::Release);
+    }
+
+    /// Takes it upon the caller to end the run; false when somebody else has.
+    pub(crate) fn take_ending(&self) -> bool {
+        !self.ending.swap(true, Ordering::AcqRel)
+    }
+
+    /// Returns whether an ending is on its way, or written.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
+    }
+
+    /// Hands the run to a connection: no older one is listened to any more.
+    pub(crate) fn set_owner(&self, epoch: Epoch) {
+        self.owner.store(epoch.counter, Ordering::Release);
+    }
+
+    /// Returns whether this connection's word counts.
+    pub(crate) fn is_owned_by(&self, epoch: Epoch) -> bool {
+        self.owner.load(Ordering::Acquire) == epoch.counter
+    }
+
+    /// Returns the row as the table of reconciliation sees it.
+    pub(crate) fn row(&self, now: Instant) -> Row {
+        let record = self.record.borrow();
+        let progress = match record.stage {
+            RunStage::WaitingApproval => return Row::WaitingApproval,
+            RunStage::Ended => return Row::Ended,
+            RunStage::Starting => Progress::Starting,
+            RunStage::Running => Progress::Running,
+        };
+        if self.is_ending() {
+            return Row::Ended;
+        }
+        // A row that was never sent has no boot: only one that waits for approval.
+        let (Some(boot_id), Some(journal_id)) = (record.boot_id, record.journal_id) else {
+            return Row::WaitingApproval;
+        };
+        Row::Open(OpenRow {
+            progress,
+            boot_id,
+            journal_id,
+            same_incarnation: self.ours,
+            age: now.saturating_duration_since(self.born),
+        })
+    }
+}

@@ -1,0 +1,446 @@
+//! What dispatcher, sessions and endings share: the runs that are under way, and the rooms around.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use moltis_proto::handshake::Introduction;
+use moltis_proto::run::{RunState, RunSummary};
+use moltis_proto::telemetry::Sample;
+use moltis_proto::{BootId, DeviceId, RunId};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::live::{Creation, LiveRun};
+use crate::clock::Clock;
+use crate::events::{Event, Events};
+use crate::output::{OutputError, Outputs};
+use crate::roster::Roster;
+use crate::session::chain;
+use crate::session::seat::{Command, Seat};
+use crate::sightings;
+use crate::store::{
+    Claims, NewRun, NodeRecord, RunRecord, RunStage, Sighting, Store, StoreError, Target, Written,
+};
+use crate::tasks::Tasks;
+
+/// How long the note that a run has started may wait: one that ends before needs none.
+const NOTE_AFTER: Duration = Duration::from_millis(100);
+
+/// What rooms around a run share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) outputs: Outputs,
+    pub(crate) roster: Roster,
+    pub(crate) events: Events,
+    pub(crate) tasks: Tasks,
+    pub(crate) clock: Clock,
+    live: Mutex<LiveRuns>,
+    local_seat: RwLock<Option<Arc<Seat>>>,
+    /// Nodes that have gone since the last slice of sightings was written.
+    seen: Mutex<Vec<Sighting>>,
+    /// Connections closed because the node broke the rules.
+    faults: AtomicU64,
+    /// Runs that have started, and whose rows do not say so yet.
+    to_note: Mutex<Vec<(Instant, Arc<LiveRun>)>>,
+    to_note_woken: Notify,
+}
+
+#[derive(Debug, Default)]
+struct LiveRuns {
+    by_id: HashMap<RunId, Arc<LiveRun>>,
+    by_target: HashMap<Target, HashMap<RunId, Arc<LiveRun>>>,
+}
+
+/// Why what was left open cannot be taken up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TakeUpError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+/// Runs that a node lists and that are not under way here.
+#[derive(Debug)]
+pub(crate) struct Unknown {
+    pub(crate) seat: Arc<Seat>,
+    pub(crate) boot_id: BootId,
+    pub(crate) runs: Vec<RunSummary>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        store: Store,
+        outputs: Outputs,
+        roster: Roster,
+        events: Events,
+        tasks: Tasks,
+        clock: Clock,
+    ) -> Arc<Self> {
+        let shared = Arc::new(Self {
+            store,
+            outputs,
+            roster,
+            events,
+            tasks,
+            clock,
+            live: Mutex::default(),
+            local_seat: RwLock::default(),
+            seen: Mutex::default(),
+            faults: AtomicU64::new(0),
+            to_note: Mutex::default(),
+            to_note_woken: Notify::new(),
+        });
+        shared.tasks.spawn(note_starts(Arc::clone(&shared)));
+        shared
+    }
+
+    /// Takes up what an earlier process left open.
+    pub(crate) async fn load(&self) -> Result<(), TakeUpError> {
+        let now = Instant::now().into_std();
+        for record in self.store.all_open_runs().await? {
+            let output = self.outputs.run(record.id)?;
+            let run = LiveRun::new(record, false, output, Creation::Written, now);
+            self.insert(Arc::new(run)).ok(); // two rows never have one id
+        }
+        Ok(())
+    }
+
+    /// Takes a place for a run whose row is to be written; the other run where one has the id.
+    pub(crate) fn reserve(
+        &self,
+        new: &NewRun,
+    ) -> Result<Result<Arc<LiveRun>, Arc<LiveRun>>, OutputError> {
+        if let Some(other) = self.live(new.id) {
+            return Ok(Err(other));
+        }
+        let output = self.outputs.run(new.id)?;
+        let run = LiveRun::new(
+            record_of(new),
+            true,
+            output,
+            Creation::Pending,
+            Instant::now().into_std(),
+        );
+        Ok(self.insert(Arc::new(run)))
+    }
+
+    fn insert(&self, run: Arc<LiveRun>) -> Result<Arc<LiveRun>, Arc<LiveRun>> {
+        let target = run.target();
+        let mut live = self.lock();
+        if let Some(other) = live.by_id.get(&run.id) {
+            return Err(Arc::clone(other));
+        }
+        live.by_id.insert(run.id, Arc::clone(&run));
+        live.by_target
+            .entry(target)
+            .or_default()
+            .insert(run.id, Arc::clone(&run));
+        Ok(run)
+    }
+
+    pub(crate) fn remove_live(&self, run: &LiveRun) {
+        let target = run.target();
+        let mut live = self.lock();
+        live.by_id.remove(&run.id);
+        if let Some(runs) = live.by_target.get_mut(&target) {
+            runs.remove(&run.id);
+            if runs.is_empty() {
+                live.by_target.remove(&target);
+            }
+        }
+    }
+
+    /// Returns a run that is under way.
+    pub(crate) fn live(&self, id: RunId) -> Option<Arc<LiveRun>> {
+        self.lock().by_id.get(&id).cloned()
+    }
+
+    /// Returns all runs that are under way at a place.
+    pub(crate) fn live_at(&self, target: &Target) -> Vec<Arc<LiveRun>> {
+        let live = self.lock();
+        let runs = live.by_target.get(target);
+        runs.map(|runs| runs.values().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LiveRuns> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the connection of a place.
+    pub(crate) fn seat_of(&self, target: &Target) -> Option<Arc<Seat>> {
+        match target {
+            Target::Local => self
+                .local_seat
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+            Target::Node(device) => self.roster.seat(*device),
+            Target::Ssh(_) => None,
+        }
+    }
+
+    pub(crate) fn set_local_seat(&self, seat: Option<Arc<Seat>>) {
+        *self
+            .local_seat
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = seat;
+    }
+
+    /// Has the connection look at what is wished for a run. One that is gone does so when it is
+    /// back.
+    pub(crate) async fn look(&self, run: &Arc<LiveRun>) {
+        let Some(seat) = self.seat_of(&run.target()) else {
+            return;
+        };
+        if run.wants_look() && seat.send(Command::Look(Arc::clone(run))).await.is_err() {
+            run.looks();
+        }
+    }
+
+    /// A node has started a run.
+    pub(crate) fn note_started(&self, run: &Arc<LiveRun>, pid: Option<u32>) {
+        if run.record().stage != RunStage::Starting {
+            return;
+        }
+        let at = self.clock.now();
+        run.update(|record| {
+            record.stage = RunStage::Running;
+            record.started_at = Some(at);
+            record.pid = pid;
+        });
+        self.events.send(Event::RunStarted(run.id));
+        let due = Instant::now() + NOTE_AFTER;
+        let mut to_note = self.to_note.lock().unwrap_or_else(PoisonError::into_inner);
+        to_note.push((due, Arc::clone(run)));
+        if to_note.len() == 1 {
+            self.to_note_woken.notify_one();
+        }
+    }
+
+    /// A node lists a run that is open here.
+    pub(crate) fn note_listed(&self, run: &Arc<LiveRun>, summary: &RunSummary) {
+        let pid = match summary.state {
+            RunState::Running { pid } => Some(pid),
+            RunState::Ended => None,
+        };
+        if pid.is_some() {
+            self.note_started(run, pid);
+        }
+        if run.record().journal_id != Some(summary.journal_id) {
+            run.update(|record| record.journal_id = Some(summary.journal_id));
+        }
+    }
+
+    /// Finds out about runs that a node lists and that are not under way here.
+    pub(crate) fn settle_unknown(self: &Arc<Self>, unknown: Unknown) {
+        let shared = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let Unknown {
+                seat,
+                boot_id,
+                runs,
+            } = unknown;
+            for summary in runs {
+                if let Err(error) = shared.settle_one(&seat, boot_id, summary).await {
+                    tracing::warn!(%error, "a run that a node lists cannot be looked up");
+                }
+            }
+        });
+    }
+
+    async fn settle_one(
+        &self,
+        seat: &Arc<Seat>,
+        boot_id: BootId,
+        summary: RunSummary,
+    ) -> Result<(), StoreError> {
+        let (id, target) = (summary.run_id, &seat.sitter.target);
+        match self.store.run(id).await? {
+            Some(row) if row.target != *target => {
+                tracing::warn!(run.id = %id, route = %target, "two devices list one run: the one that it was sent to keeps it");
+            }
+            Some(row) if row.stage == RunStage::Ended => {
+                self.store.synced_so_far().await?;
+                seat.send(Command::Forget(id)).await.ok(); // it will list it again
+            }
+            // It was taken up meanwhile.
+            Some(_) => {}
+            None => self.keep_unclaimed(seat, boot_id, summary).await?,
+        }
+        Ok(())
+    }
+
+    /// Writes down a run that nobody here has asked for. It is never ended.
+    async fn keep_unclaimed(
+        &self,
+        seat: &Arc<Seat>,
+        boot_id: BootId,
+        summary: RunSummary,
+    ) -> Result<(), StoreError> {
+        let Target::Node(device) = seat.sitter.target else {
+            tracing::warn!(run.id = %summary.run_id, "the keeper of this machine holds a run that nobody knows");
+            return Ok(());
+        };
+        let Some(node) = self.roster.get(device) else {
+            return Ok(());
+        };
+        let id = summary.run_id;
+        tracing::warn!(run.id = %id, node.id = %node.record.node_id.as_str(), "a node holds a run that nobody here knows; it can be claimed");
+        let written: Option<Written> = self
+            .store
+            .add_unclaimed(
+                id,
+                summary.digest,
+                device,
+                node.record.node_id.as_str().to_owned(),
+                boot_id,
+                summary.journal_id,
+                self.roster.incarnation(),
+                self.clock.now(),
+            )
+            .await?;
+        let row = self.store.run(id).await?;
+        if let (Some(_), Some(row)) = (written, row) {
+            let now = Instant::now().into_std();
+            let output = match self.outputs.run(id) {
+                Ok(output) => output,
+                Err(error) => {
+                    tracing::warn!(run.id = %id, %error, "the output of a run cannot be opened");
+                    return Ok(());
+                }
+            };
+            let run = Arc::new(LiveRun::new(row, false, output, Creation::Written, now));
+            run.set_listed(Some(summary));
+            self.insert(run).ok(); // it was taken up meanwhile
+        }
+        Ok(())
+    }
+}
+
+/// Writes down which runs have started, a little later: most end before, and need no note.
+async fn note_starts(shared: Arc<Shared>) {
+    let stop = shared.tasks.stop().clone();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = shared.to_note_woken.notified() => {}
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(NOTE_AFTER) => {}
+        }
+        loop {
+            let due: Vec<_> = {
+                let mut to_note = shared
+                    .to_note
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                std::mem::take(&mut *to_note)
+            };
+            if due.is_empty() {
+                break;
+            }
+            for (at, run) in due {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep_until(at) => {}
+                }
+                let record = run.record();
+                if run.is_ending() || record.stage != RunStage::Running {
+                    continue;
+                }
+                let started_at = record.started_at.unwrap_or(record.created_at);
+                let noted = shared
+                    .store
+                    .mark_started(run.id, record.pid.unwrap_or(0), started_at)
+                    .await;
+                if let Err(error) = noted {
+                    tracing::warn!(run.id = %run.id, %error, "the start of a run cannot be noted");
+                }
+            }
+        }
+    }
+}
+
+/// Returns the record of a run as its row will be.
+fn record_of(new: &NewRun) -> RunRecord {
+    RunRecord {
+        seq: 0,
+        id: new.id,
+        digest: new.digest,
+        target: new.target.clone(),
+        shown: new.shown.clone(),
+        requested_by: new.requested_by.clone(),
+        key: new.key.clone(),
+        spec: Some(new.spec.clone()),
+        stage: new.stage,
+        incarnation: new.incarnation,
+        boot_id: new.boot_id,
+        journal_id: new.journal_id,
+        created_at: new.created_at,
+        started_at: None,
+        pid: None,
+        cancel_requested_at: None,
+        cancel_grace: None,
+        tty_size: None,
+        unclaimed: false,
+        ended_at: None,
+        ending: None,
+        totals: moltis_proto::run::Totals::default(),
+        output_freed_at: None,
+    }
+}
+
+impl Shared {
+    /// Returns whether a device may not connect any more.
+    pub(crate) fn is_revoked(&self, device: DeviceId) -> bool {
+        let directory = self.roster.directory();
+        directory
+            .get(device)
+            .is_none_or(|record| record.revoked_at.is_some())
+    }
+
+    /// Keeps a node's sample.
+    pub(crate) fn keep_sample(&self, device: DeviceId, sample: Sample) {
+        self.roster.set_sample(device, self.clock.now(), sample);
+    }
+
+    /// Notes that a node whose connection has ended was seen; written with the next slice.
+    pub(crate) fn note_seen(&self, seat: &Seat) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.extend(sightings::sighting_of(seat));
+    }
+
+    /// Returns who was seen and has gone since the last slice.
+    pub(crate) fn take_seen(&self) -> Vec<Sighting> {
+        std::mem::take(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Keeps what a node says of itself, where it is news.
+    pub(crate) fn note_claims(self: &Arc<Self>, record: &Arc<NodeRecord>, said: &Introduction) {
+        let claims = Claims::from(said);
+        if record.claims == claims && record.platform == said.platform {
+            return;
+        }
+        let (shared, device, platform) =
+            (Arc::clone(self), record.device_id, said.platform.clone());
+        self.tasks.spawn(async move {
+            if let Err(error) = shared.store.set_claims(device, &platform, &claims).await {
+                tracing::warn!(error = %chain(&error), "what a node says of itself cannot be kept");
+            }
+        });
+    }
+
+    /// Counts a node that broke the rules.
+    pub(crate) fn count_fault(&self) {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+    }
+}

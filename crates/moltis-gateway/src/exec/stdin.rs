@@ -1,0 +1,316 @@
+//! What an asker has given for a command's stdin and the node has not taken yet. Pure.
+//!
+//! Offsets make it possible to go on after any cut: between asker and gateway, between gateway and
+//! node. The queue never holds more than a window, except for bytes that came whole with the
+//! request and are bounded there.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf as _, Bytes};
+
+/// Why bytes for stdin are not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StdinError {
+    /// The command has no stdin of ours.
+    #[error("the stdin of this run is empty: start it with an open stdin")]
+    NotOpen,
+    /// Bytes are missing before these.
+    #[error("the next byte of stdin is {expected}, but the bytes begin at {found}")]
+    Hole {
+        /// The next offset.
+        expected: u64,
+        /// The offset found.
+        found: u64,
+    },
+    /// The end of stdin was given already, or the command has closed its end.
+    #[error("the stdin of this run is closed")]
+    Closed,
+}
+
+/// What a node says of stdin that cannot be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StdinLie;
+
+/// One piece for the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StdinChunk {
+    pub(crate) offset: u64,
+    pub(crate) bytes: Bytes,
+    pub(crate) eof: bool,
+}
+
+/// How far one connection has sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct StdinSent {
+    offset: u64,
+    eof: bool,
+}
+
+impl StdinSent {
+    /// Begins where the node says that its child's pipe is.
+    pub(crate) fn from(offset: u64) -> Self {
+        Self { offset, eof: false }
+    }
+}
+
+/// Stdin of one run.
+#[derive(Debug)]
+pub(crate) struct StdinQueue {
+    /// Offset of the first byte that is kept: what the node has taken.
+    base: u64,
+    /// Offset behind the last byte that is kept.
+    end: u64,
+    kept: VecDeque<Bytes>,
+    eof: bool,
+    closed: bool,
+    room: u64,
+}
+
+impl StdinQueue {
+    /// Returns an empty queue that keeps at most `room` bytes.
+    pub(crate) fn new(room: u64) -> Self {
+        Self {
+            base: 0,
+            end: 0,
+            kept: VecDeque::new(),
+            eof: false,
+            closed: false,
+            room,
+        }
+    }
+
+    /// Takes all of stdin at once.
+    pub(crate) fn fill(&mut self, bytes: Bytes) {
+        self.end = self.base + bytes.len() as u64;
+        self.kept = VecDeque::from([bytes]);
+        self.eof = true;
+    }
+
+    /// Takes what there is room for, and returns the offset behind it. `eof` holds only when all
+    /// was taken.
+    pub(crate) fn offer(
+        &mut self,
+        offset: u64,
+        mut bytes: Bytes,
+        eof: bool,
+    ) -> Result<u64, StdinError> {
+        if offset > self.end {
+            return Err(StdinError::Hole {
+                expected: self.end,
+                found: offset,
+            });
+        }
+        let known = usize::try_from(self.end - offset).unwrap_or(usize::MAX);
+        let fresh = bytes.len().saturating_sub(known);
+        if self.closed || (self.eof && fresh > 0) {
+            return Err(StdinError::Closed);
+        }
+        bytes.advance(bytes.len() - fresh);
+        let room = self.room.saturating_sub(self.end - self.base);
+        let taken = usize::try_from(room).unwrap_or(usize::MAX).min(fresh);
+        bytes.truncate(taken);
+        if !bytes.is_empty() {
+            self.end += taken as u64;
+            self.kept.push_back(bytes);
+        }
+        if eof && taken == fresh {
+            self.eof = true;
+        }
+        Ok(self.end)
+    }
+
+    /// Returns the offset behind what was taken so far.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Nothing more is taken: the run is over.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+        self.kept = VecDeque::new();
+    }
+
+    /// Returns the next piece for a connection that has sent so far, at most `chunk_max` bytes and
+    /// never more than `window` beyond what the node has taken.
+    pub(crate) fn next(
+        &self,
+        sent: &mut StdinSent,
+        chunk_max: usize,
+        window: u64,
+    ) -> Option<StdinChunk> {
+        if self.closed || sent.eof {
+            return None;
+        }
+        let from = sent.offset.max(self.base);
+        let left = (self.base + window).saturating_sub(from);
+        let max = usize::try_from(left).unwrap_or(usize::MAX).min(chunk_max);
+        let bytes = self.slice(from, max);
+        let end = from + bytes.len() as u64;
+        let eof = self.eof && end == self.end;
+        if bytes.is_empty() && !eof {
+            return None;
+        }
+        *sent = StdinSent { offset: end, eof };
+        Some(StdinChunk {
+            offset: from,
+            bytes,
+            eof,
+        })
+    }
+
+    /// The node has taken everything below `offset`.
+    pub(crate) fn handle_ack(
+        &mut self,
+        sent: &StdinSent,
+        offset: u64,
+        closed: bool,
+    ) -> Result<(), StdinLie> {
+        if offset > sent.offset {
+            return Err(StdinLie);
+        }
+        self.drop_below(offset);
+        if closed {
+            self.close();
+        }
+        Ok(())
+    }
+
+    /// A node that is back says how much its child's pipe has taken. What a gateway of before had
+    /// accepted and not sent died with it.
+    pub(crate) fn handle_resume(&mut self, offset: u64) -> StdinSent {
+        if offset > self.end {
+            (self.base, self.end) = (offset, offset);
+            self.kept.clear();
+        }
+        self.drop_below(offset);
+        StdinSent::from(self.base)
+    }
+
+    fn drop_below(&mut self, offset: u64) {
+        while self.base < offset {
+            let Some(first) = self.kept.front_mut() else {
+                self.base = offset;
+                return;
+            };
+            let below = usize::try_from(offset - self.base).unwrap_or(usize::MAX);
+            let step = below.min(first.len());
+            first.advance(step);
+            self.base += step as u64;
+            if first.is_empty() {
+                self.kept.pop_front();
+            }
+        }
+    }
+
+    /// Returns at most `max` bytes from `from` on, as far as one piece goes.
+    fn slice(&self, from: u64, max: usize) -> Bytes {
+        let mut at = self.base;
+        for piece in &self.kept {
+            let end = at + piece.len() as u64;
+            if from < end {
+                let skip = usize::try_from(from - at).unwrap_or(usize::MAX);
+                return piece.slice(skip..piece.len().min(skip.saturating_add(max)));
+            }
+            at = end;
+        }
+        Bytes::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue() -> StdinQueue {
+        StdinQueue::new(10)
+    }
+
+    fn bytes(text: &'static str) -> Bytes {
+        Bytes::from_static(text.as_bytes())
+    }
+
+    fn next(queue: &StdinQueue, sent: &mut StdinSent) -> Option<(u64, String, bool)> {
+        let chunk = queue.next(sent, 4, 8)?;
+        let text = String::from_utf8(chunk.bytes.to_vec()).unwrap();
+        Some((chunk.offset, text, chunk.eof))
+    }
+
+    #[test]
+    fn bytes_go_out_in_pieces_and_wait_at_the_window() {
+        let mut queue = queue();
+        let mut sent = StdinSent::default();
+        assert_eq!(queue.offer(0, bytes("abcdefghijklm"), false), Ok(10));
+        assert_eq!(next(&queue, &mut sent), Some((0, "abcd".into(), false)));
+        assert_eq!(next(&queue, &mut sent), Some((4, "efgh".into(), false)));
+        assert_eq!(next(&queue, &mut sent), None);
+        queue.handle_ack(&sent, 3, false).unwrap();
+        assert_eq!(next(&queue, &mut sent), Some((8, "ij".into(), false)));
+        assert_eq!(queue.offer(10, bytes("klm"), true), Ok(13));
+        queue.handle_ack(&sent, 10, false).unwrap();
+        assert_eq!(next(&queue, &mut sent), Some((10, "klm".into(), true)));
+        assert_eq!(next(&queue, &mut sent), None);
+    }
+
+    #[test]
+    fn the_same_bytes_again_are_known() {
+        let mut queue = queue();
+        assert_eq!(queue.offer(0, bytes("abc"), false), Ok(3));
+        assert_eq!(queue.offer(0, bytes("abc"), false), Ok(3));
+        assert_eq!(queue.offer(1, bytes("bcd"), true), Ok(4));
+        assert_eq!(queue.offer(1, bytes("bcd"), true), Ok(4));
+        assert_eq!(
+            queue.offer(6, bytes("x"), false),
+            Err(StdinError::Hole {
+                expected: 4,
+                found: 6
+            })
+        );
+        assert_eq!(queue.offer(4, bytes("x"), false), Err(StdinError::Closed));
+    }
+
+    #[test]
+    fn an_end_without_bytes_is_sent_once() {
+        let (mut queue, mut sent) = (queue(), StdinSent::default());
+        assert_eq!(next(&queue, &mut sent), None);
+        queue.offer(0, Bytes::new(), true).unwrap();
+        assert_eq!(next(&queue, &mut sent), Some((0, String::new(), true)));
+        assert_eq!(next(&queue, &mut sent), None);
+    }
+
+    #[test]
+    fn an_end_that_did_not_fit_is_not_taken() {
+        let mut queue = queue();
+        assert_eq!(queue.offer(0, bytes("abcdefghijklm"), true), Ok(10));
+        assert!(!queue.eof);
+    }
+
+    #[test]
+    fn a_new_connection_goes_on_where_the_child_is() {
+        let (mut queue, mut sent) = (queue(), StdinSent::default());
+        queue.offer(0, bytes("abcdefgh"), true).unwrap();
+        next(&queue, &mut sent).unwrap();
+        next(&queue, &mut sent).unwrap();
+        let mut again = queue.handle_resume(3);
+        assert_eq!(next(&queue, &mut again), Some((3, "defg".into(), false)));
+        assert_eq!(next(&queue, &mut again), Some((7, "h".into(), true)));
+    }
+
+    #[test]
+    fn a_new_gateway_goes_on_where_the_child_is() {
+        let mut queue = queue();
+        let mut sent = queue.handle_resume(100);
+        assert_eq!(queue.offer(100, bytes("x"), false), Ok(101));
+        assert_eq!(next(&queue, &mut sent), Some((100, "x".into(), false)));
+    }
+
+    #[test]
+    fn a_node_cannot_have_taken_what_was_never_sent() {
+        let (mut queue, mut sent) = (queue(), StdinSent::default());
+        queue.offer(0, bytes("abc"), false).unwrap();
+        assert_eq!(queue.handle_ack(&sent, 1, false), Err(StdinLie));
+        next(&queue, &mut sent).unwrap();
+        assert_eq!(queue.handle_ack(&sent, 3, true), Ok(()));
+        assert_eq!(queue.offer(3, bytes("d"), false), Err(StdinError::Closed));
+    }
+}

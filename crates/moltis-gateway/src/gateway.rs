@@ -1,0 +1,276 @@
+//! The gateway itself: built, nested into a router or served, and shut down.
+//!
+//! Everything else of this crate is a room; here they are put together and the doors between them
+//! are opened. An embedder makes three calls: [`Gateway::builder`], [`Gateway::router`],
+//! [`Gateway::shutdown`].
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use moltis_identity::{Fingerprint, GatewayIdentity, random};
+use moltis_proto::message::Windows;
+use moltis_proto::{BootId, PublicKey};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::GatewayConfig;
+use crate::error::BuildError;
+use crate::events::Events;
+use crate::exec::{Runs, Shared};
+use crate::http::listen::Listener;
+use crate::http::{self, ApiState, DoorConfig, Hosts};
+use crate::local::{KeeperConnector, Local};
+use crate::output::Outputs;
+use crate::roster::Roster;
+use crate::sightings;
+use crate::store::Store;
+use crate::tasks::Tasks;
+
+/// How long the store may take to close.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
+
+/// A running gateway. Cloning shares it; it ends with [`Gateway::shutdown`].
+#[derive(Debug, Clone)]
+pub struct Gateway(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: GatewayConfig,
+    identity: Arc<GatewayIdentity>,
+    shared: Arc<Shared>,
+    runs: Runs,
+    http: DoorConfig,
+    /// Where the numbers of requests begin.
+    request_base: u64,
+}
+
+/// Puts a gateway together.
+#[derive(Debug)]
+pub struct GatewayBuilder {
+    config: GatewayConfig,
+    clock: Clock,
+    boot_id: Option<BootId>,
+    identity: Option<GatewayIdentity>,
+    keeper: Option<Keeper>,
+}
+
+struct Keeper(Box<dyn KeeperConnector>);
+
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Keeper")
+    }
+}
+
+impl GatewayBuilder {
+    /// Gives the way to the keeper of this machine. Without it there is no `local`.
+    #[must_use]
+    pub fn keeper(mut self, connector: impl KeeperConnector) -> Self {
+        self.keeper = Some(Keeper(Box::new(connector)));
+        self
+    }
+
+    /// Takes the time of day from this clock instead of the machine's.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Names the running boot of this machine, which tells a power cut from a crash.
+    #[must_use]
+    pub fn boot_id(mut self, boot_id: BootId) -> Self {
+        self.boot_id = Some(boot_id);
+        self
+    }
+
+    /// Uses this key instead of the one in `gateway_key`.
+    #[must_use]
+    pub fn identity(mut self, identity: GatewayIdentity) -> Self {
+        self.identity = Some(identity);
+        self
+    }
+
+    /// Opens the store, takes up what was left open, and begins.
+    ///
+    /// # Errors
+    /// [`BuildError`], by what cannot be used.
+    pub async fn build(self) -> Result<Gateway, BuildError> {
+        let Self {
+            config,
+            clock,
+            boot_id,
+            identity,
+            keeper,
+        } = self;
+        check_dir(&config.dir)?;
+        check_windows(&config.windows)?;
+        let store = Store::open(&config.dir).await?;
+        let identity = match identity {
+            Some(identity) => identity,
+            None => GatewayIdentity::load_or_create(&config.dir.join("gateway_key"))?,
+        };
+        let identity = Arc::new(identity);
+        let outputs = Outputs::open(&config.dir, boot_id, config.runs.output)?;
+        let (events, tasks) = (Events::default(), Tasks::new());
+        let incarnation = u32::from_be_bytes(random::bytes());
+        let known = store.nodes().await?;
+        let roster = Roster::new(incarnation, known.iter().cloned(), events.clone());
+        let shared = Shared::new(store.clone(), outputs, roster, events, tasks, clock.clone());
+        shared
+            .load()
+            .await
+            .map_err(|error| BuildError::Runs(error.into()))?;
+        let local = keeper
+            .map(|Keeper(connector)| Local::new(Arc::clone(&shared), connector, config.windows));
+        if let Some(local) = &local {
+            shared.tasks.spawn(local.clone().keep_up());
+        }
+        shared
+            .tasks
+            .spawn(sightings::write_slices(Arc::clone(&shared)));
+        let runs = Runs::new(
+            Arc::clone(&shared),
+            local,
+            &config.runs.default_route,
+            config.runs.local_timeout,
+        );
+        let http = door_config(&config)?;
+        Ok(Gateway(Arc::new(Inner {
+            config,
+            identity,
+            shared,
+            runs,
+            http,
+            request_base: u64::from_be_bytes(random::bytes()),
+        })))
+    }
+}
+
+impl Gateway {
+    /// Begins a gateway with this configuration.
+    pub fn builder(config: GatewayConfig) -> GatewayBuilder {
+        GatewayBuilder {
+            config,
+            clock: Clock::system(),
+            boot_id: None,
+            identity: None,
+            keeper: None,
+        }
+    }
+
+    /// Returns everything that is served, at any prefix: `/ws` for nodes, the API, health.
+    pub fn router(&self) -> Router {
+        let inner = &self.0;
+        let (store, clock) = (inner.shared.store.clone(), inner.shared.clock.clone());
+        let api = ApiState::new(inner.http.clone(), store, clock, inner.request_base);
+        http::router(api)
+    }
+
+    /// Answers on a listener until `stop`, or until the gateway is shut down.
+    pub async fn serve(&self, listener: Listener, stop: CancellationToken) {
+        let ours = self.0.shared.tasks.stop().clone();
+        let either = stop.child_token();
+        let serving = http::serve::serve(listener, self.router(), either.clone());
+        let mut serving = std::pin::pin!(serving);
+        tokio::select! {
+            biased;
+            () = ours.cancelled() => either.cancel(),
+            () = &mut serving => return,
+        }
+        serving.await;
+    }
+
+    /// Ends it in good order: nodes are told when to come back, what is written is flushed, the
+    /// store is closed. Runs belong to their keepers and go on. Takes no longer than the
+    /// configured grace; may be called again.
+    pub async fn shutdown(&self) {
+        let shared = &self.0.shared;
+        let left = shared.tasks.shut_down(self.0.config.shutdown_grace).await;
+        if left > 0 {
+            tracing::warn!(
+                tasks = left,
+                "some tasks did not end in time and are left behind"
+            );
+        }
+        if tokio::time::timeout(CLOSE_TIME, shared.store.close())
+            .await
+            .is_err()
+        {
+            tracing::warn!("the store did not close in time; nothing that was written is lost");
+        }
+    }
+
+    /// Returns the door of the dispatcher.
+    pub fn runs(&self) -> &Runs {
+        &self.0.runs
+    }
+
+    /// Returns who is known and who is here.
+    pub fn roster(&self) -> &Roster {
+        &self.0.shared.roster
+    }
+
+    /// Returns the store.
+    pub fn store(&self) -> &Store {
+        &self.0.shared.store
+    }
+
+    /// Returns the bell.
+    pub fn events(&self) -> &Events {
+        &self.0.shared.events
+    }
+
+    /// Returns the configuration.
+    pub fn config(&self) -> &GatewayConfig {
+        &self.0.config
+    }
+
+    /// Returns the gateway's public key.
+    pub fn public_key(&self) -> PublicKey {
+        self.0.identity.secret.public_key()
+    }
+
+    /// Returns the fingerprint of the gateway's key.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.0.identity.fingerprint()
+    }
+}
+
+/// Returns what decides who may come in by HTTP. The gateway is its process's user's.
+fn door_config(config: &GatewayConfig) -> Result<DoorConfig, BuildError> {
+    Ok(DoorConfig {
+        hosts: Hosts::new(&config.hosts)?,
+        insecure_http: config.insecure_http,
+        owner_uid: rustix::process::geteuid().as_raw(),
+    })
+}
+
+fn check_dir(dir: &Path) -> Result<(), BuildError> {
+    if !dir.is_absolute() {
+        return Err(BuildError::Dir {
+            dir: dir.to_owned(),
+            problem: "is not an absolute path",
+        });
+    }
+    Ok(())
+}
+
+fn check_windows(windows: &Windows) -> Result<(), BuildError> {
+    let least = 4 * windows.chunk_bytes_max;
+    for (what, found) in [
+        ("one run", windows.run_bytes),
+        ("one connection", windows.connection_bytes),
+    ] {
+        if found < least || windows.chunk_bytes_max == 0 {
+            return Err(BuildError::Window {
+                what,
+                found,
+                min: least.max(1),
+            });
+        }
+    }
+    Ok(())
+}

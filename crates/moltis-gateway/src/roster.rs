@@ -1,0 +1,267 @@
+//! Who is known, and who is here.
+//!
+//! Known is who has a record: a [`Directory`], made anew and swapped whole when a record changes,
+//! so that looking somebody up never waits. Here is who has a connection: one [`Seat`] for each
+//! device, the newest. An older connection that ends later never takes a newer one's seat away.
+//!
+//! Written by sessions, by `local` and by the gateway's administration; read by everybody.
+
+mod takeovers;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use moltis_proto::code::CloseCode;
+use moltis_proto::handshake::{Epoch, Introduction};
+use moltis_proto::telemetry::Sample;
+use moltis_proto::{DeviceId, InstanceId};
+
+use crate::events::{Event, Events};
+use crate::exec::route::{Directory, Route, RouteError};
+use crate::session::seat::Seat;
+use crate::store::NodeRecord;
+use takeovers::Takeovers;
+
+/// Who is known and who is here. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Roster(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    incarnation: u32,
+    counter: AtomicU32,
+    known: RwLock<Arc<Directory>>,
+    here: RwLock<HashMap<DeviceId, Arc<Seat>>>,
+    samples: RwLock<HashMap<DeviceId, Arc<StampedSample>>>,
+    takeovers: Mutex<Takeovers>,
+    events: Events,
+}
+
+/// A sample and when it arrived, by the gateway's clock.
+#[derive(Debug, Clone)]
+pub struct StampedSample {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub sample: Sample,
+}
+
+/// A node as it is known, and whether it is here.
+#[derive(Debug, Clone)]
+pub struct NodeView {
+    /// Its record.
+    pub record: Arc<NodeRecord>,
+    /// Its connection; `None` while it is offline.
+    pub presence: Option<Presence>,
+    /// Its last sample since this process began; `None` before the first.
+    pub sample: Option<Arc<StampedSample>>,
+}
+
+/// A connection that is ready for runs.
+#[derive(Debug, Clone)]
+pub struct Presence {
+    /// Since when.
+    pub since: Timestamp,
+    /// From where, where that is known.
+    pub remote: Option<IpAddr>,
+    /// When its last frame arrived.
+    pub heard_at: Timestamp,
+    /// What the node says of itself.
+    pub introduction: Option<Arc<Introduction>>,
+}
+
+impl NodeView {
+    /// Returns when something was last heard of it: now if it is here, else as the record says.
+    pub fn last_seen(&self) -> Option<Timestamp> {
+        let here = self.presence.as_ref().map(|presence| presence.heard_at);
+        here.max(self.record.last_seen_at)
+    }
+}
+
+impl Roster {
+    /// Returns a roster of these nodes, none of them here. The incarnation is random for each
+    /// process.
+    pub(crate) fn new(
+        incarnation: u32,
+        records: impl IntoIterator<Item = Arc<NodeRecord>>,
+        events: Events,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            incarnation,
+            counter: AtomicU32::new(0),
+            known: RwLock::new(Arc::new(Directory::new(records))),
+            here: RwLock::default(),
+            samples: RwLock::default(),
+            takeovers: Mutex::default(),
+            events,
+        }))
+    }
+
+    /// Returns everybody who is known, as one consistent snapshot.
+    pub fn directory(&self) -> Arc<Directory> {
+        Arc::clone(&read(&self.0.known))
+    }
+
+    /// Returns all nodes, revoked ones too, sorted by name and id.
+    pub fn list(&self) -> Vec<NodeView> {
+        let directory = self.directory();
+        let mut nodes: Vec<NodeView> = directory.iter().map(|record| self.view(record)).collect();
+        nodes.sort_by(|a, b| {
+            (&a.record.name, &a.record.node_id).cmp(&(&b.record.name, &b.record.node_id))
+        });
+        nodes
+    }
+
+    /// Returns the node with this device.
+    pub fn get(&self, device: DeviceId) -> Option<NodeView> {
+        let directory = self.directory();
+        directory.get(device).map(|record| self.view(record))
+    }
+
+    /// Finds the node that a word names: its id, its name, or the beginning of its id.
+    ///
+    /// # Errors
+    /// [`RouteError`], with the candidates where there are several.
+    pub fn find(&self, word: &str) -> Result<NodeView, RouteError> {
+        let directory = self.directory();
+        directory.find(word).map(|record| self.view(record))
+    }
+
+    /// Finds the place that a route names.
+    ///
+    /// # Errors
+    /// [`RouteError`].
+    pub fn route(&self, text: &str) -> Result<Route, RouteError> {
+        self.directory().route(text)
+    }
+
+    /// Returns how many nodes are here.
+    pub fn here(&self) -> usize {
+        read(&self.0.here).len()
+    }
+
+    fn view(&self, record: &Arc<NodeRecord>) -> NodeView {
+        let presence = self
+            .seat(record.device_id)
+            .filter(|seat| seat.ready().is_some())
+            .map(|seat| Presence {
+                since: seat.sitter.since,
+                remote: seat.sitter.remote,
+                heard_at: seat.heard_at(),
+                introduction: seat.sitter.introduction.clone(),
+            });
+        NodeView {
+            record: Arc::clone(record),
+            presence,
+            sample: read(&self.0.samples).get(&record.device_id).cloned(),
+        }
+    }
+
+    /// Swaps what is known.
+    pub(crate) fn set_known(&self, records: impl IntoIterator<Item = Arc<NodeRecord>>) {
+        let directory = Arc::new(Directory::new(records));
+        keep_samples_of(&mut write(&self.0.samples), &directory);
+        *write(&self.0.known) = directory;
+    }
+
+    /// Returns an epoch that no connection has had.
+    pub(crate) fn next_epoch(&self) -> Epoch {
+        Epoch {
+            incarnation: self.0.incarnation,
+            counter: self.0.counter.fetch_add(1, Ordering::Relaxed) + 1,
+        }
+    }
+
+    /// Returns the random number of this process.
+    pub(crate) fn incarnation(&self) -> u32 {
+        self.0.incarnation
+    }
+
+    /// Returns the seat of a device.
+    pub(crate) fn seat(&self, device: DeviceId) -> Option<Arc<Seat>> {
+        read(&self.0.here).get(&device).cloned()
+    }
+
+    /// Returns all seats.
+    pub(crate) fn seats(&self) -> Vec<Arc<Seat>> {
+        read(&self.0.here).values().cloned().collect()
+    }
+
+    /// Gives a device's seat to its newest connection. The one before is told to close, and
+    /// returned, so that the newer one can wait for its end.
+    pub(crate) fn take_seat(
+        &self,
+        device: DeviceId,
+        seat: &Arc<Seat>,
+        now: Instant,
+    ) -> Option<Arc<Seat>> {
+        let before = write(&self.0.here).insert(device, Arc::clone(seat));
+        if let Some(before) = &before {
+            before.close(CloseCode::Superseded);
+            self.note_takeover(device, before.sitter.instance_id, seat, now);
+        }
+        before
+    }
+
+    fn note_takeover(&self, device: DeviceId, before: InstanceId, seat: &Arc<Seat>, now: Instant) {
+        if before == seat.sitter.instance_id {
+            return;
+        }
+        let cloned = self
+            .0
+            .takeovers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .note(device, now);
+        if cloned {
+            tracing::warn!(
+                device.id = %device,
+                peer.addr = ?seat.sitter.remote,
+                "several processes take over from each other with one node's key: it was probably copied; the newest stays"
+            );
+            self.0.events.send(Event::KeyCloned(device));
+        }
+    }
+
+    /// A connection has ended. Its seat is free, unless a newer one has it.
+    pub(crate) fn leave_seat(&self, device: DeviceId, seat: &Arc<Seat>) -> bool {
+        let mut here = write(&self.0.here);
+        let own = here
+            .get(&device)
+            .is_some_and(|sitting| Arc::ptr_eq(sitting, seat));
+        if own {
+            here.remove(&device);
+        }
+        own
+    }
+
+    /// Closes a device's connection, if it has one.
+    pub(crate) fn close(&self, device: DeviceId, code: CloseCode) {
+        if let Some(seat) = self.seat(device) {
+            seat.close(code);
+        }
+    }
+
+    /// Keeps a node's newest sample.
+    pub(crate) fn set_sample(&self, device: DeviceId, at: Timestamp, sample: Sample) {
+        write(&self.0.samples).insert(device, Arc::new(StampedSample { at, sample }));
+        self.0.events.send(Event::Telemetry(device));
+    }
+}
+
+/// Drops the samples of those who are not known any more.
+fn keep_samples_of(samples: &mut HashMap<DeviceId, Arc<StampedSample>>, known: &Directory) {
+    samples.retain(|device, _| known.get(*device).is_some());
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
