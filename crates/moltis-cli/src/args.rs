@@ -8,6 +8,9 @@ pub(crate) mod runs;
 pub(crate) mod token;
 pub(crate) mod values;
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
 
 /// One place for all your machines: a gateway, its nodes, and commands that run on them.
@@ -41,6 +44,8 @@ pub(crate) struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run the gateway in this terminal
+    Gateway(Gateway),
     /// This machine as a node, and the nodes of a gateway
     #[command(subcommand)]
     Node(node::Node),
@@ -50,6 +55,44 @@ pub(crate) enum Command {
     /// API tokens
     #[command(subcommand)]
     Token(token::Token),
+    /// Own the runs of one directory (started by the gateway and by nodes)
+    #[command(hide = true)]
+    Keeper(Keeper),
+}
+
+/// Run the gateway in this terminal
+///
+/// Nodes dial `/ws`, programs use `/api/v1`, and `gateway.sock` in the home directory is for the
+/// owner of this machine. Ctrl+C stops it; commands that run go on.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  moltis gateway
+  moltis gateway --listen 0.0.0.0:9090
+  moltis gateway --listen 127.0.0.1:0 --listen [::1]:0
+
+When it is ready it prints `listening on http://127.0.0.1:9090`, a line for each address.
+The file moltis.toml in the home directory may say the same and more:
+  [gateway]
+  listen = [\"0.0.0.0:9090\"]
+  hosts = [\"gateway.lan\"]")]
+pub(crate) struct Gateway {
+    /// Address and port to listen on; may be repeated; port 0 picks a free one
+    ///
+    /// [default: 127.0.0.1:9090]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = values::listen_address)]
+    pub(crate) listen: Vec<SocketAddr>,
+}
+
+/// Own the runs of one directory
+#[derive(Debug, Args)]
+pub(crate) struct Keeper {
+    /// The directory of its socket, journal and spools
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// The gateway machine's own keeper: policy `full`, no longest time, the home directory
+    #[arg(long)]
+    pub(crate) local: bool,
 }
 
 /// Which gateway a command talks to.

@@ -2,6 +2,7 @@
 
 mod exec;
 mod join;
+mod keeper;
 mod node;
 mod nodes;
 mod pairing;
@@ -52,6 +53,8 @@ pub(crate) fn run(cli: Cli, settings: Settings) -> Exit {
 
 fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
     match command {
+        Command::Gateway(_) => Err(crate::failure::failure("this build has no gateway yet").into()),
+        Command::Keeper(args) => on_all_cores(keeper::run(context, args)),
         Command::Node(command) => node(command, context),
         Command::Runs(command) => on_one_thread(runs::run(context, command)),
         Command::Token(command) => on_one_thread(token::run(context, command)),

@@ -6,6 +6,7 @@ mod account;
 mod api;
 mod args;
 mod commands;
+mod config_file;
 mod exit;
 mod failure;
 mod logging;

@@ -8,6 +8,7 @@ mod ending;
 pub(super) mod follow;
 mod reader;
 mod stdin;
+pub(super) mod stops;
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use crate::failure::{Failure, failure, usage};
 use crate::terminal;
 
 use self::follow::{Followed, Input, Mode};
+use self::stops::Stops;
 
 /// How often a request whose fate is unknown is sent again, under the same idempotency key.
 const ATTEMPTS: u32 = 20;
@@ -82,18 +84,39 @@ async fn start_and_follow(
     request: &StartRun,
     json: bool,
 ) -> anyhow::Result<Exit> {
-    let started = once(async |key| client.start_and_follow(request, key).await).await;
-    let (run_id, pieces) = started?;
+    let mut stops = Stops::new()?;
+    let mut stopped_by = None;
+    let (run_id, pieces) = {
+        let starting = once(async |key| client.start_and_follow(request, key).await);
+        let mut starting = std::pin::pin!(starting);
+        loop {
+            tokio::select! {
+                biased;
+                started = &mut starting => break started?,
+                signal = stops.next() => {
+                    if stopped_by.is_some() {
+                        return Err(failure("left before the gateway answered")
+                            .hint("the command may have been started: moltis runs list")
+                            .exit(Exit::CANCELLED)
+                            .into());
+                    }
+                    stopped_by = Some(signal);
+                    context.output.note("cancelling; once more leaves at once");
+                }
+            }
+        }
+    };
     let followed = Followed {
         run_id,
         tty: request.tty.is_some(),
         pieces: Some(pieces),
+        stopped_by,
     };
     let mode = Mode {
         json,
         input: input(context, request),
     };
-    follow::to_its_end(context, client, followed, mode).await
+    follow::to_its_end(context, client, followed, mode, stops).await
 }
 
 enum Words {
@@ -193,7 +216,8 @@ fn input(context: &Context, request: &StartRun) -> Input {
     match &request.tty {
         Some(_) if context.output.stdin_is_terminal() => Input::Terminal,
         _ if request.stdin_open => Input::Pipe,
-        _ => Input::None,
+        Some(_) => Input::Closed,
+        None => Input::None,
     }
 }
 

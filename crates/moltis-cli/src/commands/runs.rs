@@ -7,7 +7,7 @@ use moltis_gateway::api::problem::Code;
 use moltis_gateway::api::runs::{Cancel as CancelBody, Outcome, Run, State};
 
 use super::Context;
-use super::exec::follow;
+use super::exec::{follow, stops::Stops};
 use crate::api::address::escape;
 use crate::api::{ApiError, Client};
 use crate::args::runs::{Attach, Cancel, Claim, List, Output, Runs, Show};
@@ -206,8 +206,9 @@ async fn attach(context: &Context, args: Attach) -> anyhow::Result<Exit> {
         run_id: run.id,
         tty: run.tty,
         pieces: None,
+        stopped_by: None,
     };
-    follow::to_its_end(context, client, followed, mode).await
+    follow::to_its_end(context, client, followed, mode, Stops::new()?).await
 }
 
 async fn cancel(context: &Context, args: Cancel) -> anyhow::Result<Exit> {

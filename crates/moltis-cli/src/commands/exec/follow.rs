@@ -23,6 +23,7 @@ use super::collect::Collected;
 use super::ending::{End, finish};
 use super::reader::{self, index};
 use super::stdin;
+use super::stops::Stops;
 use crate::api::{ApiError, Client, Pieces};
 use crate::exit::Exit;
 use crate::output::streams::{Escapes, Streams};
@@ -44,8 +45,10 @@ pub(crate) struct Mode {
 /// What of ours goes to the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Input {
-    /// Nothing.
+    /// Nothing: it has no stdin, or one that is none of our business.
     None,
+    /// Its end, at once: it has a terminal, and we have none.
+    Closed,
     /// Our stdin, to its end.
     Pipe,
     /// Our terminal.
@@ -61,6 +64,8 @@ pub(crate) struct Followed {
     pub(crate) tty: bool,
     /// Its frames from the beginning, where they come already.
     pub(crate) pieces: Option<Pieces>,
+    /// A signal that came while the run was being started.
+    pub(crate) stopped_by: Option<i32>,
 }
 
 /// Follows a run to its end and returns its exit code.
@@ -69,10 +74,14 @@ pub(crate) async fn to_its_end(
     client: Client,
     run: Followed,
     mode: Mode,
+    stops: Stops,
 ) -> anyhow::Result<Exit> {
-    let run_id = run.run_id.clone();
+    let (run_id, stopped_by) = (run.run_id.clone(), run.stopped_by);
     let followed = async {
-        let mut follower = Follower::new(context, client, run, mode)?;
+        let mut follower = Follower::new(context, client, run, mode, stops)?;
+        if let Some(signal) = stopped_by {
+            follower.cancel(signal);
+        }
         let end = follower.run().await;
         let end = follower.close(end).await;
         anyhow::Ok((end, follower.collected, follower.ended_by))
@@ -118,18 +127,24 @@ enum Step {
 }
 
 impl Follower {
-    fn new(context: &Context, client: Client, run: Followed, mode: Mode) -> anyhow::Result<Self> {
+    fn new(
+        context: &Context,
+        client: Client,
+        run: Followed,
+        mode: Mode,
+        stops: Stops,
+    ) -> anyhow::Result<Self> {
         let client = Rc::new(client);
         let away = Arc::new(AtomicBool::new(false));
         let output = context.output;
-        let stops = Stops::new()?;
         let resizes = signal(SignalKind::window_change())?;
         let raw = match mode.input {
             Input::Terminal => Some(RawMode::enter()?),
-            Input::Pipe | Input::None => None,
+            Input::Pipe | Input::Closed | Input::None => None,
         };
         let input = match mode.input {
             Input::None => None,
+            Input::Closed => Some(stdin::close(Rc::clone(&client), run.run_id.clone())),
             Input::Pipe | Input::Terminal => Some(stdin::start(
                 Rc::clone(&client),
                 run.run_id.clone(),
@@ -343,34 +358,4 @@ async fn next_input(input: Option<&mut mpsc::Receiver<stdin::Event>>) -> Option<
 
 async fn room(streams: Option<&Streams>) -> Option<mpsc::Permit<'_, (Stream, Bytes)>> {
     streams?.reserve().await.ok()
-}
-
-/// The signals that ask us to end.
-struct Stops {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-}
-
-impl Stops {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Returns the number of the next one.
-    ///
-    /// # Cancel safety
-    /// No signal is lost.
-    async fn next(&mut self) -> i32 {
-        let kind = tokio::select! {
-            _ = self.interrupt.recv() => SignalKind::interrupt(),
-            _ = self.terminate.recv() => SignalKind::terminate(),
-            _ = self.hang_up.recv() => SignalKind::hangup(),
-        };
-        kind.as_raw_value()
-    }
 }

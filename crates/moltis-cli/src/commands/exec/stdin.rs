@@ -53,12 +53,29 @@ pub(super) fn start(
     std::thread::Builder::new()
         .name("stdin".to_owned())
         .spawn(move || read(&chunks, &interrupts, &away))?;
+    send_all(client, run_id, queue, events);
+    Ok(told)
+}
+
+/// Tells a run that nothing comes. Called inside a `LocalSet`.
+pub(super) fn close(client: Rc<Client>, run_id: String) -> mpsc::Receiver<Event> {
+    let (_, queue) = mpsc::channel(1);
+    let (events, told) = mpsc::channel(1);
+    send_all(client, run_id, queue, events);
+    told
+}
+
+fn send_all(
+    client: Rc<Client>,
+    run_id: String,
+    queue: mpsc::Receiver<Bytes>,
+    events: mpsc::Sender<Event>,
+) {
     tokio::task::spawn_local(async move {
         if let Err(error) = send(&client, &run_id, queue).await {
             events.send(Event::Failed(error)).await.ok(); // the follow loop has ended
         }
     });
-    Ok(told)
 }
 
 fn read(chunks: &mpsc::Sender<Bytes>, interrupts: &mpsc::Sender<Event>, away: &AtomicBool) {

@@ -1,0 +1,58 @@
+//! `moltis keeper`: the process that owns the runs of one directory.
+//!
+//! Everything about runs is the node crate's; here are its rules, from node.json or those of
+//! `local`. [`super::starter`] starts it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use moltis_node::config::{ConfigFile, NodeRules};
+use moltis_node::keeper::{self, KeeperConfig, Policy, Rules};
+
+use super::Context;
+use crate::account::Account;
+use crate::args::Keeper;
+use crate::exit::Exit;
+use crate::logging::{self, LogFormat, Target};
+use crate::settings::Settings;
+
+/// The time of a run on the gateway's own machine that asks for none.
+const LOCAL_TIMEOUT: Duration = Duration::from_mins(5);
+
+/// `moltis keeper`.
+pub(super) async fn run(context: &Context, args: Keeper) -> anyhow::Result<Exit> {
+    logging::install(
+        context.settings.log.as_deref(),
+        None,
+        "warn",
+        LogFormat::Text,
+        Target::Stderr,
+    )?;
+    let boot_id = moltis_telemetry::boot_id()?;
+    let account = Account::of_process(&context.settings);
+    let version = env!("CARGO_PKG_VERSION");
+    let config = if args.local {
+        let rules = Arc::new(local_rules(&account, &context.settings));
+        KeeperConfig::new(args.dir, rules, boot_id, version)
+    } else {
+        let file = ConfigFile::new(context.home()?.node_config());
+        let rules = NodeRules::new(file, account.base_env(&context.settings, None));
+        KeeperConfig::new(args.dir, rules, boot_id, version)
+    };
+    let stop = super::join::stop_on_signal()?;
+    keeper::serve(config, stop).await?;
+    Ok(Exit::SUCCESS)
+}
+
+/// The rules for `local`: whoever administers the gateway owns the machine.
+fn local_rules(account: &Account, settings: &Settings) -> Rules {
+    Rules {
+        policy: Policy::Full,
+        env_allow: Vec::new(),
+        timeout_max: None,
+        timeout_default: Some(LOCAL_TIMEOUT),
+        working_dir: PathBuf::from(&account.home),
+        base_env: account.base_env(settings, settings.path.as_deref()),
+    }
+}

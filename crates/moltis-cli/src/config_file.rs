@@ -1,0 +1,311 @@
+//! `moltis.toml`: the configuration of the gateway. A missing file means the defaults.
+//!
+//! An unknown key is refused with file, line, key and the nearest known key; a wrong value with
+//! what is allowed. One table, [`KEYS`], names every key and reads its value.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use toml::de::{DeTable, DeValue};
+
+use crate::failure::{Failure, OrFail as _, failure};
+use crate::logging::LogFormat;
+
+/// What the file says; absent where it says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ConfigFile {
+    /// `gateway.listen`
+    pub(crate) listen: Option<Vec<SocketAddr>>,
+    /// `gateway.hosts`
+    pub(crate) hosts: Option<Vec<String>>,
+    /// `runs.keep_days`
+    pub(crate) keep_days: Option<u64>,
+    /// `runs.keep_bytes`
+    pub(crate) keep_bytes: Option<u64>,
+    /// `runs.output_bytes_max`
+    pub(crate) output_bytes_max: Option<u64>,
+    /// `log.filter`
+    pub(crate) log_filter: Option<String>,
+    /// `log.format`
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+struct Key {
+    table: &'static str,
+    name: &'static str,
+    /// Sets the value, or says what is allowed.
+    read: fn(&DeValue<'_>, &mut ConfigFile) -> Result<(), &'static str>,
+}
+
+const KEYS: &[Key] = &[
+    Key {
+        table: "gateway",
+        name: "listen",
+        read: |value, file| {
+            file.listen = Some(
+                addresses(value)
+                    .ok_or("a list of addresses with ports, as [\"127.0.0.1:9090\"]")?,
+            );
+            Ok(())
+        },
+    },
+    Key {
+        table: "gateway",
+        name: "hosts",
+        read: |value, file| {
+            file.hosts = Some(texts(value).ok_or("a list of host names, as [\"gateway.lan\"]")?);
+            Ok(())
+        },
+    },
+    Key {
+        table: "runs",
+        name: "keep_days",
+        read: |value, file| {
+            file.keep_days = Some(number(value, 1..=36_500).ok_or("a number from 1 to 36500")?);
+            Ok(())
+        },
+    },
+    Key {
+        table: "runs",
+        name: "keep_bytes",
+        read: |value, file| {
+            file.keep_bytes = Some(number(value, 1 << 20..=1 << 50).ok_or(BYTES)?);
+            Ok(())
+        },
+    },
+    Key {
+        table: "runs",
+        name: "output_bytes_max",
+        read: |value, file| {
+            file.output_bytes_max = Some(number(value, 1 << 20..=1 << 50).ok_or(BYTES)?);
+            Ok(())
+        },
+    },
+    Key {
+        table: "log",
+        name: "filter",
+        read: |value, file| {
+            let filter = value
+                .as_str()
+                .filter(|text| crate::logging::is_filter(text));
+            file.log_filter = Some(
+                filter
+                    .ok_or("a filter, as \"info\" or \"moltis_gateway=debug\"")?
+                    .to_owned(),
+            );
+            Ok(())
+        },
+    },
+    Key {
+        table: "log",
+        name: "format",
+        read: |value, file| {
+            file.log_format = Some(match value.as_str() {
+                Some("text") => LogFormat::Text,
+                Some("json") => LogFormat::Json,
+                _ => return Err("\"text\" or \"json\""),
+            });
+            Ok(())
+        },
+    },
+];
+
+const BYTES: &str = "a number of bytes from 1048576 (1 MiB) to 1125899906842624 (1 PiB)";
+
+/// Reads the file; `shown` is its path as a person writes it.
+///
+/// # Errors
+/// It cannot be read, is not TOML, or holds a key or value that is not known.
+pub(crate) fn load(path: &Path, shown: &str) -> Result<ConfigFile, Failure> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&text, shown),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(ConfigFile::default()),
+        Err(error) => Err(error).or_fail(|| format!("cannot read `{shown}`")),
+    }
+}
+
+fn parse(text: &str, shown: &str) -> Result<ConfigFile, Failure> {
+    let at = |start: usize| format!("{shown}:{}", line_of(text, start));
+    let root = DeTable::parse(text).map_err(|error| {
+        let start = error.span().map_or(0, |span| span.start);
+        failure(format!("{}: {}", at(start), error.message().trim()))
+    })?;
+    let mut file = ConfigFile::default();
+    for (name, value) in root.get_ref() {
+        let table_name = name.get_ref().as_ref();
+        let table = match (is_table(table_name), value.get_ref()) {
+            (true, DeValue::Table(table)) => table,
+            (true, other) => {
+                return Err(failure(format!(
+                    "{}: `{table_name}` is of type {}: expected a table, as [{table_name}]",
+                    at(value.span().start),
+                    other.type_str()
+                )));
+            }
+            (false, _) => return Err(unknown(&at(name.span().start), table_name)),
+        };
+        for (name, value) in table {
+            let full = format!("{table_name}.{}", name.get_ref());
+            let key = KEYS
+                .iter()
+                .find(|key| key.table == table_name && key.name == name.get_ref().as_ref())
+                .ok_or_else(|| unknown(&at(name.span().start), &full))?;
+            (key.read)(value.get_ref(), &mut file).map_err(|allowed| {
+                let found = &text[value.span()];
+                failure(format!(
+                    "{}: `{full}` is {}: expected {allowed}",
+                    at(value.span().start),
+                    cut(found)
+                ))
+            })?;
+        }
+    }
+    Ok(file)
+}
+
+fn is_table(name: &str) -> bool {
+    KEYS.iter().any(|key| key.table == name)
+}
+
+fn unknown(at: &str, found: &str) -> Failure {
+    let known = KEYS.iter().map(|key| format!("{}.{}", key.table, key.name));
+    let nearest = if found.contains('.') {
+        known.min_by_key(|key| distance(key, found))
+    } else {
+        KEYS.iter()
+            .map(|key| key.table.to_owned())
+            .chain(known)
+            .min_by_key(|key| {
+                // A key without its table is nearest to the full name of the same key.
+                let short = key.rsplit('.').next().unwrap_or(key);
+                distance(short, found)
+            })
+    };
+    let failure = failure(format!(
+        "{at}: unknown key `{}`",
+        crate::visible::inline(found)
+    ));
+    match nearest {
+        Some(key) => failure.hint(format!("the nearest known key is `{key}`")),
+        None => failure,
+    }
+}
+
+fn line_of(text: &str, start: usize) -> usize {
+    let before = text.get(..start).unwrap_or_default();
+    1 + before.matches('\n').count()
+}
+
+fn cut(value: &str) -> String {
+    let line = value.lines().next().unwrap_or_default();
+    let short: String = line.chars().take(60).collect();
+    if short.len() == value.len() {
+        short
+    } else {
+        format!("{short}…")
+    }
+}
+
+fn texts(value: &DeValue<'_>) -> Option<Vec<String>> {
+    let items = value.as_array()?.iter();
+    items
+        .map(|item| item.get_ref().as_str().map(str::to_owned))
+        .collect()
+}
+
+fn addresses(value: &DeValue<'_>) -> Option<Vec<SocketAddr>> {
+    let texts = texts(value)?;
+    let addresses: Option<Vec<_>> = texts.iter().map(|text| text.parse().ok()).collect();
+    addresses.filter(|addresses| !addresses.is_empty())
+}
+
+fn number(value: &DeValue<'_>, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
+    let integer = value.as_integer()?;
+    let number = u64::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).ok()?;
+    range.contains(&number).then_some(number)
+}
+
+/// Levenshtein's distance: how many letters to add, drop or change.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().take(200).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let change = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::report;
+
+    fn error(text: &str) -> String {
+        let failure = parse(text, "~/.moltis/moltis.toml").unwrap_err();
+        let report = report(&failure.into());
+        [report.messages, report.hints].concat().join(" | ")
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let file = parse(
+            r#"
+            [gateway]
+            listen = ["127.0.0.1:0", "[::1]:9090"]
+            hosts = ["gateway.lan"]
+            [runs]
+            keep_days = 7
+            keep_bytes = 10_000_000
+            output_bytes_max = 0x100000
+            [log]
+            filter = "moltis_gateway=debug"
+            format = "json"
+            "#,
+            "moltis.toml",
+        )
+        .unwrap();
+        assert_eq!(file.listen.unwrap().len(), 2);
+        assert_eq!(file.hosts.unwrap(), ["gateway.lan"]);
+        assert_eq!(file.keep_days, Some(7));
+        assert_eq!(file.keep_bytes, Some(10_000_000));
+        assert_eq!(file.output_bytes_max, Some(1 << 20));
+        assert_eq!(file.log_filter.unwrap(), "moltis_gateway=debug");
+        assert_eq!(file.log_format, Some(LogFormat::Json));
+    }
+
+    #[test]
+    fn a_missing_file_is_the_default() {
+        let missing = Path::new("/nonexistent/moltis.toml");
+        assert_eq!(load(missing, "moltis.toml").unwrap(), ConfigFile::default());
+    }
+
+    #[test]
+    fn mistakes_name_file_line_key_and_what_is_known() {
+        let all = [
+            "[gateway]\nlisten = [\"127.0.0.1:0\"]\nlisen = []\n",
+            "[gatway]\n",
+            "listen = [\"127.0.0.1:0\"]\n",
+            "gateway = 3\n",
+            "[gateway]\nlisten = \"127.0.0.1:9090\"\n",
+            "[gateway]\nlisten = [\"localhost\"]\n",
+            "[gateway]\nlisten = []\n",
+            "\n\n[runs]\nkeep_days = 0\n",
+            "[runs]\nkeep_days = -1\n",
+            "[runs]\nkeep_bytes = \"1 GiB\"\n",
+            "[log]\nfilter = \"moltis=verbose=\"\n",
+            "[log]\nformat = \"xml\"\n",
+            "[gateway\n",
+            "[gateway]\nhosts = [\"a\"\n",
+            "\u{0}\u{1}",
+        ]
+        .map(error);
+        insta::assert_snapshot!("config_errors", all.join("\n"));
+    }
+}
