@@ -4,7 +4,7 @@
 //! and use. A new one is written whole beside its place, synced, and then moved there in one step.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -169,15 +169,25 @@ impl Drop for Draft {
     }
 }
 
-/// A name is on disk only when its directory is.
+/// A name is on disk only when its directory is. A file system that cannot sync a directory has
+/// nothing better to offer.
 fn sync_directory(path: &Path) -> Result<(), KeyFileError> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    File::open(parent)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|error| io_error("sync the directory of", path, error))
+    let synced = File::open(parent).and_then(|directory| directory.sync_all());
+    match synced {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                ErrorKind::InvalidInput | ErrorKind::Unsupported
+            ) =>
+        {
+            Err(io_error("sync the directory of", path, error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn io_error(doing: &'static str, path: &Path, source: io::Error) -> KeyFileError {
