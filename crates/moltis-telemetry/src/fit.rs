@@ -21,26 +21,35 @@ fn json_bytes(sample: &Sample) -> usize {
     serde_json::to_vec(sample).map_or(usize::MAX, |bytes| bytes.len())
 }
 
-/// Returns false when there is nothing left to shorten.
+/// Takes a tenth of the longest list, at least one entry; returns false when all are empty.
 fn shorten_longest(sample: &mut Sample) -> bool {
-    let models = sample.providers.iter().map(|it| it.models.len()).max();
-    let longest = [
-        models.unwrap_or(0),
-        sample.providers.len(),
-        sample.gpus.len(),
-        sample.runtimes.len(),
-    ]
-    .into_iter()
-    .max()
-    .unwrap_or(0);
-    let kept = (longest * 9 / 10).min(longest.saturating_sub(1));
-    for provider in &mut sample.providers {
-        provider.models.truncate(kept);
+    let providers_len = sample.providers.len();
+    let models = sample
+        .providers
+        .iter_mut()
+        .map(|provider| &mut provider.models)
+        .max_by_key(|models| models.len());
+    let models_len = models.as_ref().map_or(0, |models| models.len());
+    let longest = models_len
+        .max(sample.gpus.len())
+        .max(sample.runtimes.len())
+        .max(providers_len);
+    if longest == 0 {
+        return false;
     }
-    sample.providers.truncate(kept);
-    sample.gpus.truncate(kept);
-    sample.runtimes.truncate(kept);
-    longest > 0
+    let kept = (longest * 9 / 10).min(longest - 1);
+    if let Some(models) = models
+        && models.len() == longest
+    {
+        models.truncate(kept);
+    } else if sample.gpus.len() == longest {
+        sample.gpus.truncate(kept);
+    } else if sample.runtimes.len() == longest {
+        sample.runtimes.truncate(kept);
+    } else {
+        sample.providers.truncate(kept);
+    }
+    true
 }
 
 #[cfg(test)]
