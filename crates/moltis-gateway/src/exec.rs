@@ -216,6 +216,12 @@ impl Runs {
         };
         reservation.keep();
         let target = run.target();
+        if let Some(device) = device_of(&target)
+            && self.shared.is_revoked(device)
+        {
+            // The row came first, the revocation right behind it.
+            self.shared.end_all_of_revoked(device);
+        }
         if let Some(seat) = self.shared.seat_of(&target) {
             // A connection that is gone meanwhile leaves it to the next one, by the table.
             seat.send(Command::Start(Arc::clone(&run))).await.ok();

@@ -14,6 +14,7 @@ use moltis_proto::message::Windows;
 use moltis_proto::{BootId, PublicKey};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::config::GatewayConfig;
 use crate::error::BuildError;
@@ -23,8 +24,10 @@ use crate::http::listen::Listener;
 use crate::http::{self, ApiState, DoorConfig, Hosts};
 use crate::local::{KeeperConnector, Local};
 use crate::output::Outputs;
+use crate::pairing::PairingDesk;
+use crate::records;
 use crate::roster::Roster;
-use crate::sightings;
+use crate::socket::Door;
 use crate::store::Store;
 use crate::tasks::Tasks;
 
@@ -41,6 +44,7 @@ struct Inner {
     identity: Arc<GatewayIdentity>,
     shared: Arc<Shared>,
     runs: Runs,
+    door: Door,
     http: DoorConfig,
     /// Where the numbers of requests begin.
     request_base: u64,
@@ -115,10 +119,10 @@ impl GatewayBuilder {
         let identity = Arc::new(identity);
         let outputs = Outputs::open(&config.dir, boot_id, config.runs.output)?;
         let (events, tasks) = (Events::default(), Tasks::new());
+        let desk = PairingDesk::open(store.clone(), clock.clone(), events.clone(), &tasks).await?;
         let incarnation = u32::from_be_bytes(random::bytes());
-        let known = store.nodes().await?;
-        let roster = Roster::new(incarnation, known.iter().cloned(), events.clone());
-        let shared = Shared::new(store.clone(), outputs, roster, events, tasks, clock.clone());
+        let roster = Roster::new(incarnation, desk.nodes(), events.clone());
+        let shared = Shared::new(store, outputs, roster, events, tasks, clock, desk);
         shared
             .load()
             .await
@@ -128,14 +132,19 @@ impl GatewayBuilder {
         if let Some(local) = &local {
             shared.tasks.spawn(local.clone().keep_up());
         }
-        shared
-            .tasks
-            .spawn(sightings::write_slices(Arc::clone(&shared)));
+        shared.tasks.spawn(records::follow(Arc::clone(&shared)));
         let runs = Runs::new(
             Arc::clone(&shared),
             local,
             &config.runs.default_route,
             config.runs.local_timeout,
+        );
+        let door = Door::new(
+            Arc::clone(&shared),
+            Admission::new(&config.admission),
+            Arc::clone(&identity),
+            config.windows,
+            config.session,
         );
         let http = door_config(&config)?;
         Ok(Gateway(Arc::new(Inner {
@@ -143,6 +152,7 @@ impl GatewayBuilder {
             identity,
             shared,
             runs,
+            door,
             http,
             request_base: u64::from_be_bytes(random::bytes()),
         })))
@@ -166,7 +176,7 @@ impl Gateway {
         let inner = &self.0;
         let (store, clock) = (inner.shared.store.clone(), inner.shared.clock.clone());
         let api = ApiState::new(inner.http.clone(), store, clock, inner.request_base);
-        http::router(api)
+        http::router(api).merge(inner.door.clone().router())
     }
 
     /// Answers on a listener until `stop`, or until the gateway is shut down.
@@ -211,6 +221,11 @@ impl Gateway {
     /// Returns who is known and who is here.
     pub fn roster(&self) -> &Roster {
         &self.0.shared.roster
+    }
+
+    /// Returns the desk where nodes are let in, renamed, revoked and forgotten.
+    pub fn pairing(&self) -> &PairingDesk {
+        &self.0.shared.desk
     }
 
     /// Returns the store.

@@ -14,13 +14,10 @@ pub mod local;
 pub mod output;
 pub mod pairing;
 pub mod principal;
+mod records;
 pub mod roster;
-#[expect(
-    dead_code,
-    reason = "the door in front of it comes with the desk behind it"
-)]
 mod session;
-mod sightings;
+mod socket;
 pub mod store;
 pub mod tasks;
 

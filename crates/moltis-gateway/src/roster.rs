@@ -239,13 +239,6 @@ impl Roster {
         own
     }
 
-    /// Closes a device's connection, if it has one.
-    pub(crate) fn close(&self, device: DeviceId, code: CloseCode) {
-        if let Some(seat) = self.seat(device) {
-            seat.close(code);
-        }
-    }
-
     /// Keeps a node's newest sample.
     pub(crate) fn set_sample(&self, device: DeviceId, at: Timestamp, sample: Sample) {
         write(&self.0.samples).insert(device, Arc::new(StampedSample { at, sample }));

@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use crate::events::Event;
 use crate::exec::Shared;
 use crate::exec::pump::{Pump, Violation};
+use crate::records;
 use bucket::Bucket;
 use moment::now;
 use seat::{Command, Seat};
@@ -245,11 +246,7 @@ impl Session {
 
     fn handle_command(&mut self, command: Command) {
         let now = now().monotonic;
-        if matches!(command, Command::Sample) {
-            self.control.push_back(ToNode::Sample);
-        } else {
-            self.pump.handle_command(command, now);
-        }
+        self.pump.handle_command(command, now);
         // Several that wait are one batch on the wire.
         while self.pump.takes_commands()
             && let Ok(command) = self.mailbox.try_recv()
@@ -347,7 +344,7 @@ impl Session {
         }
         if own {
             self.shared.events.send(Event::NodeOffline(device));
-            self.shared.note_seen(&self.seat);
+            records::saw(&self.shared, &self.seat);
         }
         let last_word = match end {
             End::Shutdown => Some(ToNode::Goodbye {

@@ -229,7 +229,6 @@ impl Pump {
             Command::Look(run) => self.look(&run),
             Command::Adopt(run) => self.adopt(&run),
             Command::Forget(run_id) => self.forget(run_id),
-            Command::Sample => {} // the session's own
         }
     }
 

@@ -5,24 +5,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use moltis_proto::handshake::Introduction;
-use moltis_proto::run::{RunState, RunSummary};
+use moltis_proto::run::{Outcome, Reason, RunState, RunSummary};
 use moltis_proto::telemetry::Sample;
 use moltis_proto::{BootId, DeviceId, RunId};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::ending;
 use super::live::{Creation, LiveRun};
 use crate::clock::Clock;
 use crate::events::{Event, Events};
 use crate::output::{OutputError, Outputs};
+use crate::pairing::PairingDesk;
 use crate::roster::Roster;
-use crate::session::chain;
 use crate::session::seat::{Command, Seat};
-use crate::sightings;
-use crate::store::{
-    Claims, NewRun, NodeRecord, RunRecord, RunStage, Sighting, Store, StoreError, Target, Written,
-};
+use crate::store::{NewRun, RunRecord, RunStage, Store, StoreError, Target, Written};
 use crate::tasks::Tasks;
 
 /// How long the note that a run has started may wait: one that ends before needs none.
@@ -37,10 +34,9 @@ pub(crate) struct Shared {
     pub(crate) events: Events,
     pub(crate) tasks: Tasks,
     pub(crate) clock: Clock,
+    pub(crate) desk: PairingDesk,
     live: Mutex<LiveRuns>,
     local_seat: RwLock<Option<Arc<Seat>>>,
-    /// Nodes that have gone since the last slice of sightings was written.
-    seen: Mutex<Vec<Sighting>>,
     /// Connections closed because the node broke the rules.
     faults: AtomicU64,
     /// Runs that have started, and whose rows do not say so yet.
@@ -79,6 +75,7 @@ impl Shared {
         events: Events,
         tasks: Tasks,
         clock: Clock,
+        desk: PairingDesk,
     ) -> Arc<Self> {
         let shared = Arc::new(Self {
             store,
@@ -87,9 +84,9 @@ impl Shared {
             events,
             tasks,
             clock,
+            desk,
             live: Mutex::default(),
             local_seat: RwLock::default(),
-            seen: Mutex::default(),
             faults: AtomicU64::new(0),
             to_note: Mutex::default(),
             to_note_woken: Notify::new(),
@@ -400,12 +397,10 @@ fn record_of(new: &NewRun) -> RunRecord {
 }
 
 impl Shared {
-    /// Returns whether a device may not connect any more.
+    /// Returns whether a device may not connect any more. Asks the desk itself, which knows first.
     pub(crate) fn is_revoked(&self, device: DeviceId) -> bool {
-        let directory = self.roster.directory();
-        directory
-            .get(device)
-            .is_none_or(|record| record.revoked_at.is_some())
+        let record = self.desk.node(device);
+        record.is_none_or(|record| record.revoked_at.is_some())
     }
 
     /// Keeps a node's sample.
@@ -413,30 +408,14 @@ impl Shared {
         self.roster.set_sample(device, self.clock.now(), sample);
     }
 
-    /// Notes that a node whose connection has ended was seen; written with the next slice.
-    pub(crate) fn note_seen(&self, seat: &Seat) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.extend(sightings::sighting_of(seat));
-    }
-
-    /// Returns who was seen and has gone since the last slice.
-    pub(crate) fn take_seen(&self) -> Vec<Sighting> {
-        std::mem::take(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Keeps what a node says of itself, where it is news.
-    pub(crate) fn note_claims(self: &Arc<Self>, record: &Arc<NodeRecord>, said: &Introduction) {
-        let claims = Claims::from(said);
-        if record.claims == claims && record.platform == said.platform {
-            return;
-        }
-        let (shared, device, platform) =
-            (Arc::clone(self), record.device_id, said.platform.clone());
-        self.tasks.spawn(async move {
-            if let Err(error) = shared.store.set_claims(device, &platform, &claims).await {
-                tracing::warn!(error = %chain(&error), "what a node says of itself cannot be kept");
+    /// Ends all runs of a node that may not come back: nothing will ever be heard of them.
+    pub(crate) fn end_all_of_revoked(self: &Arc<Self>, device: DeviceId) {
+        for run in self.live_at(&Target::Node(device)) {
+            if run.is_written() {
+                let ending = ending::found(Outcome::Lost, Reason::NodeRevoked);
+                self.end(&run, ending, ending::Source::Known);
             }
-        });
+        }
     }
 
     /// Counts a node that broke the rules.

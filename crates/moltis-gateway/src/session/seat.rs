@@ -32,8 +32,6 @@ pub(crate) enum Command {
     Adopt(Arc<LiveRun>),
     /// The node may delete this run.
     Forget(RunId),
-    /// Ask for a telemetry sample.
-    Sample,
 }
 
 /// A peer is ready for runs: it has said what it holds.

@@ -1,0 +1,71 @@
+//! When a node's record changes: the roster is made anew, and who is revoked or forgotten goes.
+//!
+//! The desk says that something has changed; here it becomes true for everybody else. Also here,
+//! because it is the other way round: the desk is told, each minute, who is here.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use moltis_proto::DeviceId;
+use moltis_proto::code::CloseCode;
+
+use crate::exec::Shared;
+use crate::session::seat::Seat;
+use crate::store::Target;
+
+/// Time between two times that the desk is told who is here.
+const SEEN_EVERY: Duration = Duration::from_mins(1);
+
+/// Follows the desk until the gateway stops.
+pub(crate) async fn follow(shared: Arc<Shared>) {
+    let stop = shared.tasks.stop().clone();
+    let mut changes = shared.desk.changes();
+    let mut minute = tokio::time::interval(SEEN_EVERY);
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                apply(&shared);
+            }
+            _ = minute.tick() => {
+                shared.roster.seats().iter().for_each(|seat| saw(&shared, seat));
+            }
+        }
+    }
+}
+
+/// Swaps what is known, and lets go of who may not be here any more.
+fn apply(shared: &Arc<Shared>) {
+    let nodes = shared.desk.nodes();
+    let welcome: HashSet<DeviceId> = nodes
+        .iter()
+        .filter(|node| node.revoked_at.is_none())
+        .map(|node| node.device_id)
+        .collect();
+    let before = shared.roster.directory();
+    shared.roster.set_known(nodes);
+    for seat in shared.roster.seats() {
+        if let Target::Node(device) = seat.sitter.target
+            && !welcome.contains(&device)
+        {
+            seat.close(CloseCode::Revoked);
+        }
+    }
+    for node in before.iter() {
+        if node.revoked_at.is_none() && !welcome.contains(&node.device_id) {
+            shared.end_all_of_revoked(node.device_id);
+        }
+    }
+}
+
+/// Tells the desk that a node is here, or was until now.
+pub(crate) fn saw(shared: &Shared, seat: &Seat) {
+    if let (Target::Node(device), Some(remote)) = (&seat.sitter.target, seat.sitter.remote) {
+        shared.desk.saw(*device, remote);
+    }
+}
