@@ -1,6 +1,7 @@
 //! One arm per command: which room does it, on which runtime.
 
 mod exec;
+mod gateway;
 mod join;
 mod keeper;
 mod node;
@@ -53,7 +54,7 @@ pub(crate) fn run(cli: Cli, settings: Settings) -> Exit {
 
 fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
     match command {
-        Command::Gateway(_) => Err(crate::failure::failure("this build has no gateway yet").into()),
+        Command::Gateway(args) => on_all_cores(gateway::run(context, args)),
         Command::Keeper(args) => on_all_cores(keeper::run(context, args)),
         Command::Node(command) => node(command, context),
         Command::Runs(command) => on_one_thread(runs::run(context, command)),

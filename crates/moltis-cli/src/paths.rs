@@ -100,11 +100,6 @@ impl Home {
         self.dir.join("gateway.sock")
     }
 
-    /// Returns the gateway's key file.
-    pub(crate) fn gateway_key(&self) -> PathBuf {
-        self.dir.join("gateway_key")
-    }
-
     /// Returns the node's configuration.
     pub(crate) fn node_config(&self) -> PathBuf {
         self.dir.join("node.json")

@@ -1,0 +1,137 @@
+//! `moltis gateway`: the library's gateway in this terminal.
+//!
+//! Settings are merged here (flag, file, default), the sockets are opened, the way to the keeper of
+//! this machine is laid, and what a person should know is said. The rest is the gateway crate's.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use moltis_gateway::http::listen::{ListenError, Listener};
+use moltis_gateway::local::{Connecting, KeeperStream};
+use moltis_gateway::{Gateway, GatewayConfig};
+use moltis_node::keeper::connect;
+use tokio::task::JoinSet;
+
+use super::Context;
+use super::join::stop_on_signal;
+use super::starter::starter;
+use crate::args;
+use crate::config_file::{self, ConfigFile};
+use crate::exit::Exit;
+use crate::failure::{Failure, failure};
+use crate::logging::{self, Target};
+use crate::output::Output;
+use crate::paths::Home;
+
+/// Where a gateway listens when nobody says.
+const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
+
+/// `moltis gateway`.
+pub(super) async fn run(context: &Context, args: args::Gateway) -> anyhow::Result<Exit> {
+    let home = context.home()?;
+    home.prepare()?;
+    let file = config_file::load(&home.config(), &home.show(&home.config()))?;
+    logging::install(
+        context.settings.log.as_deref(),
+        file.log_filter.as_deref(),
+        "info,sqlx=warn",
+        file.log_format.unwrap_or_default(),
+        Target::Stderr,
+    )?;
+    let stop = stop_on_signal()?;
+    // The socket comes first: it says whether a gateway runs here already.
+    let mut listeners = vec![listen(Listener::unix(&home.gateway_socket()).await)?];
+    for address in addresses(args, &file) {
+        listeners.push(listen(Listener::tcp(address))?);
+    }
+    let bound: Vec<_> = listeners.iter().filter_map(Listener::address).collect();
+    let starter = Arc::new(starter(&home, &context.settings, true)?);
+    let local = home.local_runs();
+    let connector = move || -> Connecting {
+        let (starter, local) = (Arc::clone(&starter), local.clone());
+        Box::pin(async move {
+            let stream = connect::connect(&local, &*starter).await;
+            let stream = stream.map_err(std::io::Error::other)?;
+            Ok(Box::new(stream) as Box<dyn KeeperStream>)
+        })
+    };
+    let gateway = Gateway::builder(config(&home, file))
+        .keeper(connector)
+        .boot_id(moltis_telemetry::boot_id()?)
+        .build()
+        .await?;
+    let mut serving = JoinSet::new();
+    for listener in listeners {
+        let (gateway, stop) = (gateway.clone(), stop.clone());
+        serving.spawn(async move { gateway.serve(listener, stop).await });
+    }
+    announce(context.output, &bound);
+    stop.cancelled().await;
+    gateway.shutdown().await;
+    while serving.join_next().await.is_some() {}
+    Ok(Exit::SUCCESS)
+}
+
+fn addresses(args: args::Gateway, file: &ConfigFile) -> Vec<SocketAddr> {
+    if !args.listen.is_empty() {
+        return args.listen;
+    }
+    file.listen.clone().unwrap_or_else(|| vec![LISTEN])
+}
+
+fn config(home: &Home, file: ConfigFile) -> GatewayConfig {
+    let mut config = GatewayConfig::new(home.dir());
+    config.hosts = file.hosts.unwrap_or_default();
+    if let Some(days) = file.keep_days {
+        config.runs.keep_days = u32::try_from(days).unwrap_or(u32::MAX);
+    }
+    if let Some(bytes) = file.keep_bytes {
+        config.runs.output.total_bytes_max = bytes;
+    }
+    if let Some(bytes) = file.output_bytes_max {
+        config.runs.output.run_bytes_max = bytes;
+    }
+    config
+}
+
+fn listen(listener: Result<Listener, ListenError>) -> Result<Listener, Failure> {
+    listener.map_err(|error| match error {
+        ListenError::InUse { address } => {
+            let other = SocketAddr::new(address.ip(), 0);
+            failure(format!(
+                "cannot listen on {address}: the port is in use, another program listens there already"
+            ))
+            .hint(format!("let the system pick a free port: moltis gateway --listen {other}"))
+        }
+        ListenError::AlreadyRunning { .. } => failure(error.to_string())
+            .hint("one gateway runs on one home; MOLTIS_HOME names another home"),
+        error if std::error::Error::source(&error).is_some() => {
+            failure("the gateway cannot listen").because(error)
+        }
+        error => failure(error.to_string()),
+    })
+}
+
+/// Says that it is ready, and who can reach it. Where nobody reads, it serves all the same.
+fn announce(output: Output, addresses: &[SocketAddr]) {
+    let lines: Vec<_> = addresses
+        .iter()
+        .map(|address| format!("listening on http://{address}"))
+        .collect();
+    output.text(&lines.join("\n")).ok(); // a gateway whose stdout is closed still serves
+    let (loopback, open): (Vec<&SocketAddr>, Vec<&SocketAddr>) = addresses
+        .iter()
+        .partition(|address| address.ip().is_loopback());
+    if let (Some(address), []) = (loopback.first(), open.as_slice()) {
+        output.note(&format!(
+            "other machines cannot reach it; so that they can: moltis gateway --listen 0.0.0.0:{}",
+            address.port()
+        ));
+    }
+    if let Some(address) = open.first() {
+        output.note(&format!(
+            "on {address}, which has no TLS, nodes are served at /ws and everything else is refused; \
+             administer it on this machine, or through an SSH tunnel"
+        ));
+    }
+}
