@@ -21,7 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use moltis_proto::limits::{GRACE, GRACE_MAX};
-use moltis_proto::run::{RunSpec, StdinMode, TtySize};
+use moltis_proto::run::{RunSpec, StdinMode, Totals, TtySize};
 use moltis_proto::{DeviceId, RunId};
 use tokio::sync::watch;
 
@@ -104,6 +104,8 @@ pub struct RunStatus {
     pub reachable: bool,
     /// When its place was last heard of.
     pub last_heard_at: Option<Timestamp>,
+    /// How much it has written, as far as is known.
+    pub totals: Totals,
 }
 
 /// Everything that a route leads to.
@@ -388,10 +390,15 @@ impl Runs {
             let device = device_of(&record.target)?;
             self.shared.roster.get(device)?.last_seen()
         });
+        let totals = match self.shared.live(record.id) {
+            Some(run) if record.stage != RunStage::Ended => run.output.totals(),
+            _ => record.totals,
+        };
         RunStatus {
             record,
             reachable,
             last_heard_at,
+            totals,
         }
     }
 

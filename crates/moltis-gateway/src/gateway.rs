@@ -21,7 +21,7 @@ use crate::error::BuildError;
 use crate::events::Events;
 use crate::exec::{Runs, Shared};
 use crate::http::listen::Listener;
-use crate::http::{self, ApiState, DoorConfig, Hosts};
+use crate::http::{self, ApiState, DoorConfig, Hosts, Rooms};
 use crate::local::{KeeperConnector, Local};
 use crate::output::Outputs;
 use crate::pairing::PairingDesk;
@@ -45,9 +45,7 @@ struct Inner {
     shared: Arc<Shared>,
     runs: Runs,
     door: Door,
-    http: DoorConfig,
-    /// Where the numbers of requests begin.
-    request_base: u64,
+    api: ApiState,
 }
 
 /// Puts a gateway together.
@@ -146,15 +144,24 @@ impl GatewayBuilder {
             config.windows,
             config.session,
         );
-        let http = door_config(&config)?;
+        let rooms = Rooms {
+            door: door_config(&config)?,
+            store: shared.store.clone(),
+            clock: shared.clock.clone(),
+            runs: runs.clone(),
+            roster: shared.roster.clone(),
+            pairing: shared.desk.clone(),
+            fingerprint: identity.fingerprint(),
+            stop: shared.tasks.stop().clone(),
+        };
+        let api = ApiState::new(rooms, u64::from_be_bytes(random::bytes()));
         Ok(Gateway(Arc::new(Inner {
             config,
             identity,
             shared,
             runs,
             door,
-            http,
-            request_base: u64::from_be_bytes(random::bytes()),
+            api,
         })))
     }
 }
@@ -173,16 +180,14 @@ impl Gateway {
 
     /// Returns everything that is served, at any prefix: `/ws` for nodes, the API, health.
     pub fn router(&self) -> Router {
-        let inner = &self.0;
-        let (store, clock) = (inner.shared.store.clone(), inner.shared.clock.clone());
-        let api = ApiState::new(inner.http.clone(), store, clock, inner.request_base);
-        http::router(api).merge(inner.door.clone().router())
+        http::router(self.0.api.clone()).merge(self.0.door.clone().router())
     }
 
     /// Answers on a listener until `stop`, or until the gateway is shut down.
     pub async fn serve(&self, listener: Listener, stop: CancellationToken) {
         let ours = self.0.shared.tasks.stop().clone();
         let either = stop.child_token();
+        let _listening = self.0.api.listening(listener.address());
         let serving = http::serve::serve(listener, self.router(), either.clone());
         let mut serving = std::pin::pin!(serving);
         tokio::select! {

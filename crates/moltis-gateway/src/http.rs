@@ -14,17 +14,25 @@ mod convert;
 mod envelope;
 mod error;
 mod extract;
+mod follow;
 mod gate;
 mod health;
 mod host;
+mod join;
 pub mod listen;
+mod nodes;
+mod output;
+mod pairing;
 pub mod peer;
-pub mod serve;
+mod result;
+mod runs;
+pub(crate) mod serve;
 #[cfg(test)]
 mod tests;
 mod throttle;
 mod tokens;
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,10 +41,16 @@ use axum::handler::Handler;
 use axum::http::Method;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, MethodRouter, on};
+use moltis_identity::Fingerprint;
+use tokio_util::sync::CancellationToken;
 
+use crate::api::runs::Run;
 use crate::clock::Clock;
+use crate::exec::{RunStatus, Runs};
+use crate::pairing::PairingDesk;
 use crate::principal::Action;
-use crate::store::Store;
+use crate::roster::Roster;
+use crate::store::{Store, Target};
 use throttle::Throttle;
 
 pub use error::{ApiError, ApiResult};
@@ -44,25 +58,58 @@ pub use host::{HostError, Hosts};
 
 /// One line of the table: a way in, and what it does.
 struct Route {
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the test that walks the table asks by it")
+    )]
+    method: Method,
     path: &'static str,
     action: Action,
     handler: MethodRouter<ApiState>,
 }
 
 /// Every route there is.
+#[rustfmt::skip]
 fn table() -> Vec<Route> {
+    use Action::{AdminNodes, AdminTokens, Public, ReadNodes, ReadRuns, WriteRuns};
+    use Method as M;
     vec![
-        get("/", Action::Public, health::front_page),
-        get("/healthz", Action::Public, health::healthz),
-        get("/readyz", Action::Public, health::readyz),
-        get("/api/v1/tokens", Action::AdminTokens, tokens::list),
-        post("/api/v1/tokens", Action::AdminTokens, tokens::create),
-        delete("/api/v1/tokens/{id}", Action::AdminTokens, tokens::revoke),
+        Route::new(M::GET, "/", Public, health::front_page),
+        Route::new(M::GET, "/healthz", Public, health::healthz),
+        Route::new(M::GET, "/readyz", Public, health::readyz),
+
+        Route::new(M::GET, "/api/v1/nodes", ReadNodes, nodes::list),
+        Route::new(M::GET, "/api/v1/nodes/{id}", ReadNodes, nodes::show),
+        Route::new(M::PATCH, "/api/v1/nodes/{id}", AdminNodes, nodes::patch),
+        Route::new(M::DELETE, "/api/v1/nodes/{id}", AdminNodes, nodes::forget),
+        Route::new(M::POST, "/api/v1/nodes/{id}/revoke", AdminNodes, nodes::revoke),
+
+        Route::new(M::GET, "/api/v1/pairing", AdminNodes, pairing::status),
+        Route::new(M::PUT, "/api/v1/pairing", AdminNodes, pairing::set),
+        Route::new(M::GET, "/api/v1/pairing/command", AdminNodes, pairing::command),
+        Route::new(M::GET, "/api/v1/pairing/requests", AdminNodes, pairing::requests),
+        Route::new(M::POST, "/api/v1/pairing/requests/{id}/approve", AdminNodes, pairing::approve),
+        Route::new(M::POST, "/api/v1/pairing/requests/{id}/reject", AdminNodes, pairing::reject),
+
+        Route::new(M::GET, "/api/v1/runs", ReadRuns, runs::list),
+        Route::new(M::POST, "/api/v1/runs", WriteRuns, runs::start),
+        Route::new(M::GET, "/api/v1/runs/{id}", ReadRuns, runs::show),
+        Route::new(M::GET, "/api/v1/runs/{id}/output", ReadRuns, output::output),
+        Route::new(M::GET, "/api/v1/runs/{id}/follow", ReadRuns, runs::follow),
+        Route::new(M::POST, "/api/v1/runs/{id}/stdin", WriteRuns, runs::stdin),
+        Route::new(M::POST, "/api/v1/runs/{id}/resize", WriteRuns, runs::resize),
+        Route::new(M::POST, "/api/v1/runs/{id}/signal", WriteRuns, runs::send_signal),
+        Route::new(M::POST, "/api/v1/runs/{id}/cancel", WriteRuns, runs::cancel),
+        Route::new(M::POST, "/api/v1/runs/{id}/claim", WriteRuns, runs::claim),
+
+        Route::new(M::GET, "/api/v1/tokens", AdminTokens, tokens::list),
+        Route::new(M::POST, "/api/v1/tokens", AdminTokens, tokens::create),
+        Route::new(M::DELETE, "/api/v1/tokens/{id}", AdminTokens, tokens::revoke),
     ]
 }
 
 /// Returns the router of everything that this gateway serves, at any prefix.
-pub fn router(state: ApiState) -> Router {
+pub(crate) fn router(state: ApiState) -> Router {
     let routes = table().into_iter().fold(Router::new(), |router, route| {
         let guard = from_fn_with_state((state.clone(), route.action), auth::guard);
         router.route(route.path, route.handler.route_layer(guard))
@@ -75,47 +122,26 @@ pub fn router(state: ApiState) -> Router {
         .with_state(state)
 }
 
-fn get<H, T>(path: &'static str, action: Action, handler: H) -> Route
-where
-    H: Handler<T, ApiState>,
-    T: 'static,
-{
-    route(Method::GET, path, action, handler)
-}
-
-fn post<H, T>(path: &'static str, action: Action, handler: H) -> Route
-where
-    H: Handler<T, ApiState>,
-    T: 'static,
-{
-    route(Method::POST, path, action, handler)
-}
-
-fn delete<H, T>(path: &'static str, action: Action, handler: H) -> Route
-where
-    H: Handler<T, ApiState>,
-    T: 'static,
-{
-    route(Method::DELETE, path, action, handler)
-}
-
-fn route<H, T>(method: Method, path: &'static str, action: Action, handler: H) -> Route
-where
-    H: Handler<T, ApiState>,
-    T: 'static,
-{
-    let filter: Result<MethodFilter, _> = method.try_into();
-    let filter = filter.expect("the table names methods that a router can tell apart");
-    Route {
-        handler: on(filter, handler),
-        path,
-        action,
+impl Route {
+    fn new<H, T>(method: Method, path: &'static str, action: Action, handler: H) -> Self
+    where
+        H: Handler<T, ApiState>,
+        T: 'static,
+    {
+        let filter = MethodFilter::try_from(method.clone());
+        let filter = filter.expect("the table names methods that a router can tell apart");
+        Self {
+            method,
+            path,
+            action,
+            handler: on(filter, handler),
+        }
     }
 }
 
 /// What decides who may come in, beside tokens.
 #[derive(Debug, Clone)]
-pub struct DoorConfig {
+pub(crate) struct DoorConfig {
     /// Further hosts that the site may be asked for.
     pub hosts: Hosts,
     /// Serve everything without TLS on every address.
@@ -124,59 +150,134 @@ pub struct DoorConfig {
     pub owner_uid: u32,
 }
 
-/// What handlers work with. Cloning shares it.
-#[derive(Clone)]
-pub struct ApiState(Arc<Inner>);
+/// The rooms that handlers call.
+#[derive(Debug)]
+pub(crate) struct Rooms {
+    /// Who may come in.
+    pub(crate) door: DoorConfig,
+    /// Rows.
+    pub(crate) store: Store,
+    /// The time of day.
+    pub(crate) clock: Clock,
+    /// The dispatcher's door.
+    pub(crate) runs: Runs,
+    /// Who is known, and who is here.
+    pub(crate) roster: Roster,
+    /// Who may come to be known.
+    pub(crate) pairing: PairingDesk,
+    /// The gateway's own key.
+    pub(crate) fingerprint: Fingerprint,
+    /// The end of followed answers.
+    pub(crate) stop: CancellationToken,
+}
 
+/// What handlers work with. Cloning shares it.
+#[derive(Debug, Clone)]
+pub(crate) struct ApiState(Arc<Inner>);
+
+#[derive(Debug)]
 struct Inner {
-    door: DoorConfig,
-    store: Store,
-    clock: Clock,
+    rooms: Rooms,
     throttle: Mutex<Throttle>,
     /// Random for each process, so that ids of two gateways do not meet in one log.
     request_base: u64,
     requests: AtomicU64,
+    addresses: Mutex<Vec<SocketAddr>>,
 }
 
-impl std::fmt::Debug for ApiState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ApiState")
-            .field("door", &self.0.door)
-            .finish_non_exhaustive()
+/// An address that is listened on.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    state: ApiState,
+    address: Option<SocketAddr>,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let mut addresses = lock(&self.state.0.addresses);
+        let at = addresses
+            .iter()
+            .position(|address| Some(*address) == self.address);
+        if let Some(at) = at {
+            addresses.remove(at);
+        }
     }
+}
+
+/// What a panic left behind here is whole all the same: each change is one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ApiState {
     /// Puts together what handlers need. `request_base` is random.
-    pub fn new(door: DoorConfig, store: Store, clock: Clock, request_base: u64) -> Self {
+    pub(crate) fn new(rooms: Rooms, request_base: u64) -> Self {
         Self(Arc::new(Inner {
-            door,
-            store,
-            clock,
+            rooms,
             throttle: Mutex::default(),
             request_base,
             requests: AtomicU64::new(0),
+            addresses: Mutex::default(),
         }))
     }
 
     fn store(&self) -> &Store {
-        &self.0.store
+        &self.0.rooms.store
     }
 
     fn clock(&self) -> &Clock {
-        &self.0.clock
+        &self.0.rooms.clock
+    }
+
+    fn runs(&self) -> &Runs {
+        &self.0.rooms.runs
+    }
+
+    fn roster(&self) -> &Roster {
+        &self.0.rooms.roster
+    }
+
+    fn pairing(&self) -> &PairingDesk {
+        &self.0.rooms.pairing
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        self.0.rooms.fingerprint
+    }
+
+    /// Returns the addresses that are listened on now.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        lock(&self.0.addresses).clone()
+    }
+
+    /// Notes that an address is listened on, for as long as the guard lives.
+    pub(crate) fn listening(&self, address: Option<SocketAddr>) -> Listening {
+        lock(&self.0.addresses).extend(address);
+        Listening {
+            state: self.clone(),
+            address,
+        }
+    }
+
+    fn stop(&self) -> &CancellationToken {
+        &self.0.rooms.stop
+    }
+
+    /// Puts a run together with the present.
+    fn run(&self, status: RunStatus) -> Run {
+        let node = match &status.record.target {
+            Target::Node(device) => self.roster().get(*device),
+            Target::Local | Target::Ssh(_) => None,
+        };
+        Run::of(status, node.map(|node| node.record.name.to_string()))
     }
 
     fn door(&self) -> &DoorConfig {
-        &self.0.door
+        &self.0.rooms.door
     }
 
     fn throttle(&self) -> MutexGuard<'_, Throttle> {
-        // A throttle that a panic left behind is still a throttle.
-        self.0
-            .throttle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.throttle)
     }
 
     fn next_request_id(&self) -> String {

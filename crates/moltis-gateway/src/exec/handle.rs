@@ -70,6 +70,11 @@ impl RunHandle {
         Arc::clone(&self.record.borrow())
     }
 
+    /// Returns its output.
+    pub fn output(&self) -> &Arc<RunOutput> {
+        &self.output
+    }
+
     /// Returns whether an earlier request with the same key had made it.
     pub fn existed(&self) -> bool {
         self.existed

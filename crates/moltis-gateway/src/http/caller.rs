@@ -6,6 +6,7 @@ use axum::http::request::Parts;
 use super::error::ApiError;
 use super::peer::Peer;
 use crate::audit::Actor;
+use crate::exec::Asker;
 use crate::principal::Principal;
 
 /// A caller that passed the guard.
@@ -20,14 +21,25 @@ pub(super) struct Caller {
 impl Caller {
     /// Returns the caller as the audit log names it.
     pub(super) fn actor(&self) -> Actor {
-        let source = match self.peer {
+        Actor {
+            name: self.who.to_string(),
+            source: self.source(),
+        }
+    }
+
+    /// Returns the caller as the dispatcher takes it.
+    pub(super) fn asker(&self) -> Asker {
+        Asker {
+            who: self.who.clone(),
+            source: self.source(),
+        }
+    }
+
+    fn source(&self) -> Option<String> {
+        match self.peer {
             Peer::Tcp { .. } => self.peer.ip().map(|ip| ip.to_string()),
             Peer::Unix { .. } => Some("socket".to_owned()),
             Peer::Unknown => None,
-        };
-        Actor {
-            name: self.who.to_string(),
-            source,
         }
     }
 }

@@ -4,4 +4,8 @@
 //! One file for each family, conversions only.
 
 mod errors;
+pub(super) mod nodes;
+mod pairing;
+pub(super) mod runs;
+mod telemetry;
 mod tokens;

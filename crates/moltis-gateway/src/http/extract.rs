@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::RequestPartsExt as _;
 use axum::body::Body;
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
@@ -29,6 +29,14 @@ const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
+/// A body of bytes that mean nothing to us.
+#[derive(Debug)]
+pub(crate) struct Raw(pub(crate) Bytes);
+
+/// The query, read into a type.
+#[derive(Debug)]
+pub(crate) struct Asked<T>(pub(crate) T);
+
 /// The one variable part of a path.
 #[derive(Debug)]
 pub(crate) struct Id(pub(crate) String);
@@ -50,6 +58,40 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             );
         }
         parse(&bytes).map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for Raw {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let media = media_type(&parts.headers);
+        if media.is_some_and(|media| media != "application/octet-stream") {
+            return Err(ApiError::new(
+                Code::UnsupportedMediaType,
+                "this route reads bytes as they are",
+            )
+            .hint("send `content-type: application/octet-stream`"));
+        }
+        collect(body).await.map(Self)
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        match Query::try_from_uri(&parts.uri) {
+            Ok(Query(query)) => Ok(Self(query)),
+            Err(rejection) => {
+                let why = deepest(&rejection);
+                Err(ApiError::new(
+                    Code::BadRequest,
+                    format!("the query cannot be read: {why}"),
+                ))
+            }
+        }
     }
 }
 
@@ -150,4 +192,11 @@ fn media_type(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(CONTENT_TYPE)?.to_str().unwrap_or("?");
     let media = value.split(';').next().unwrap_or_default();
     Some(media.trim().to_ascii_lowercase())
+}
+
+fn deepest(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => deepest(cause),
+        None => error.to_string(),
+    }
 }

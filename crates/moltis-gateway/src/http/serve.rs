@@ -42,7 +42,7 @@ const STOP_GRACE: Duration = Duration::from_secs(3);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers on `listener` until `stop`.
-pub async fn serve(listener: Listener, router: Router, stop: CancellationToken) {
+pub(crate) async fn serve(listener: Listener, router: Router, stop: CancellationToken) {
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
     loop {

@@ -12,9 +12,13 @@ use tokio_util::task::TaskTracker;
 
 use super::listen::Listener;
 use super::*;
+use crate::api::tokens::Scope;
+use crate::principal::{Principal, authorize};
+use crate::{Gateway, GatewayConfig};
 
-/// Two listeners, TCP and Unix, on one router.
+/// A gateway without nodes on two listeners, TCP and Unix.
 struct Door {
+    gateway: Gateway,
     address: SocketAddr,
     clock: Clock,
     dir: tempfile::TempDir,
@@ -24,24 +28,25 @@ struct Door {
 
 impl Door {
     async fn open(hosts: &[&str], bind: &str) -> Self {
-        let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
-        let config = DoorConfig {
-            hosts: Hosts::new(&hosts).unwrap(),
-            insecure_http: false,
-            owner_uid: rustix::process::geteuid().as_raw(),
-        };
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("store")).await.unwrap();
+        let mut config = GatewayConfig::new(dir.path().join("home"));
+        config.hosts = hosts.iter().map(|&host| host.to_owned()).collect();
         let clock = Clock::manual("2026-01-02T03:04:05Z".parse().unwrap());
-        let router = router(ApiState::new(config, store, clock.clone(), 0));
+        let gateway = Gateway::builder(config)
+            .clock(clock.clone())
+            .build()
+            .await
+            .unwrap();
         let tcp = Listener::tcp(bind.parse().unwrap()).unwrap();
         let address = tcp.address().unwrap();
         let unix = Listener::unix(&dir.path().join("g.sock")).await.unwrap();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         for listener in [tcp, unix] {
-            tasks.spawn(serve::serve(listener, router.clone(), stop.clone()));
+            let (gateway, stop) = (gateway.clone(), stop.clone());
+            tasks.spawn(async move { gateway.serve(listener, stop).await });
         }
         Self {
+            gateway,
             address,
             clock,
             dir,
@@ -85,6 +90,7 @@ impl Door {
         self.tasks.close();
         self.tasks.wait().await;
         assert!(!Path::new(&self.socket()).exists());
+        self.gateway.shutdown().await;
     }
 }
 
@@ -491,6 +497,46 @@ async fn bad_bodies_are_named() {
             "{short}: {answer}"
         );
         assert!(answer.len() < 4096, "an echo is cut");
+    }
+    door.shut().await;
+}
+
+/// Every route, asked for by everybody: what [`authorize`] says is what the answer says.
+#[tokio::test]
+async fn every_route_lets_in_whom_its_action_lets_in() {
+    let door = Door::open(&[], "127.0.0.1:0").await;
+    let mut askers = vec![(None, None), (None, Some(Principal::Operator))];
+    for scope in Scope::ALL {
+        let token = door.token(scope.as_str(), scope.as_str()).await;
+        let principal = Principal::Token {
+            id: String::new(),
+            name: scope.to_string(),
+            scopes: vec![*scope],
+        };
+        askers.push((Some(token), Some(principal)));
+    }
+    for route in table() {
+        let path = route.path.replace("{id}", "nobody");
+        let method = route.method.as_str();
+        for (token, principal) in &askers {
+            let answer = match (token, principal) {
+                (Some(token), _) => door.with_token(token, method, &path).await,
+                (None, Some(_)) => {
+                    door.unix(&request(method, &path, &["host: localhost"]))
+                        .await
+                }
+                (None, None) => {
+                    door.tcp(&request(method, &path, &["host: localhost"]))
+                        .await
+                }
+            };
+            let denied = matches!(status(&answer), 401 | 403);
+            let expected = authorize(principal.as_ref(), route.action).is_err();
+            assert_eq!(
+                denied, expected,
+                "{method} {path} as {principal:?}: {answer}"
+            );
+        }
     }
     door.shut().await;
 }

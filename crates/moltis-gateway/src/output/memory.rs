@@ -372,6 +372,25 @@ impl Memory {
         }
     }
 
+    /// Returns the offset up to which every byte from `offset` on is there: that of the next gap,
+    /// else the end so far.
+    pub(super) fn whole_until(&self, offset: u64) -> u64 {
+        let on_disk = self.extents.iter().filter_map(|extent| match extent.what {
+            OnDisk::Gap(_) => Some((extent.from, extent.to)),
+            OnDisk::Segment => None,
+        });
+        let in_memory = self.pieces.iter().filter_map(|piece| match piece.what {
+            What::Gap(_) => Some((piece.from, piece.to)),
+            What::Bytes(_) => None,
+        });
+        let gaps = on_disk.chain(in_memory);
+        let next = gaps
+            .filter(|(_, to)| *to > offset)
+            .map(|(from, _)| from)
+            .min();
+        next.unwrap_or(self.end).max(offset)
+    }
+
     fn beyond(&self, offset: u64) -> OutputRead {
         match self.total {
             None => OutputRead::Wait,

@@ -188,6 +188,21 @@ impl RunOutput {
         self.memory()[stream.index()].end()
     }
 
+    /// Returns where both streams end so far.
+    pub fn totals(&self) -> Totals {
+        let memory = self.memory();
+        Totals {
+            stdout: memory[0].end(),
+            stderr: memory[1].end(),
+        }
+    }
+
+    /// Returns the offset up to which every byte of a stream from `offset` on is there: that of the
+    /// next gap, else the end so far.
+    pub fn whole_until(&self, stream: Stream, offset: u64) -> u64 {
+        self.memory()[stream.index()].whole_until(offset)
+    }
+
     /// Returns the offset up to which a stream may be acknowledged.
     pub fn stored(&self, stream: Stream) -> u64 {
         self.memory()[stream.index()].stored()

@@ -1,0 +1,92 @@
+//! Nodes: records and presence become answers.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use moltis_identity::Fingerprint;
+use moltis_proto::Labels;
+use moltis_proto::handshake::PolicyMode;
+use moltis_proto::limits::TELEMETRY_INTERVAL;
+
+use crate::api::nodes::{Node, NodeDetail, NodeState, Policy};
+use crate::api::runs::Run;
+use crate::api::telemetry::Telemetry;
+use crate::roster::NodeView;
+use crate::store::Claims;
+
+impl Node {
+    /// Puts together what is known and what is here.
+    pub(crate) fn of(view: &NodeView, now: Timestamp) -> Self {
+        let record = &view.record;
+        let introduction = view
+            .presence
+            .as_ref()
+            .and_then(|here| here.introduction.as_ref());
+        let platform = introduction.map_or(&record.platform, |said| &said.platform);
+        Self {
+            id: record.node_id.to_string(),
+            name: record.name.to_string(),
+            state: state(view),
+            fingerprint: Fingerprint::of(&record.node_key).to_string(),
+            labels: labels(&record.labels),
+            platform: platform.clone().into(),
+            last_seen: view.last_seen(),
+            telemetry: telemetry(view, now),
+        }
+    }
+}
+
+impl NodeDetail {
+    /// Adds what only one node's own page shows.
+    pub(crate) fn of(view: &NodeView, recent_runs: Vec<Run>, now: Timestamp) -> Self {
+        let here = view.presence.as_ref();
+        let said = here.and_then(|here| here.introduction.as_deref());
+        let claims = said.map_or_else(|| view.record.claims.clone(), Claims::from);
+        Self {
+            node: Node::of(view, now),
+            working_dir: claims.working_dir,
+            timeout_seconds: claims.timeout_ms.div_ceil(1000),
+            policy: claims.policy.into(),
+            env_allow: claims.env_allow,
+            user: claims.user,
+            version: claims.version,
+            connected_since: here.map(|here| here.since),
+            remote_address: here.and_then(|here| here.remote).map(|ip| ip.to_string()),
+            paired_at: view.record.paired_at,
+            revoked_at: view.record.revoked_at,
+            recent_runs,
+        }
+    }
+}
+
+/// Returns labels as JSON has them.
+pub(crate) fn labels(labels: &Labels) -> BTreeMap<String, String> {
+    labels.clone().into()
+}
+
+/// Returns whether a node is here.
+pub(crate) fn state(view: &NodeView) -> NodeState {
+    match (view.record.revoked_at, &view.presence) {
+        (Some(_), _) => NodeState::Revoked,
+        (None, Some(_)) => NodeState::Online,
+        (None, None) => NodeState::Offline,
+    }
+}
+
+/// A sample is stale when the next but one is missing, or its node is gone.
+fn telemetry(view: &NodeView, now: Timestamp) -> Option<Telemetry> {
+    let stamped = view.sample.as_ref()?;
+    let age = now.duration_since(stamped.at).unsigned_abs();
+    let stale = view.presence.is_none() || age > TELEMETRY_INTERVAL * 5 / 2;
+    Some(Telemetry::of(stamped.sample.clone(), stamped.at, stale))
+}
+
+impl From<PolicyMode> for Policy {
+    fn from(mode: PolicyMode) -> Self {
+        match mode {
+            PolicyMode::Full => Self::Full,
+            PolicyMode::Off => Self::Off,
+            PolicyMode::AllowList => Self::AllowList,
+        }
+    }
+}

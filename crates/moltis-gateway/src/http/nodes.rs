@@ -1,0 +1,182 @@
+//! `nodes`: see them, rename and label one, revoke it, forget it.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use moltis_identity::Fingerprint;
+use moltis_proto::{Labels, NodeName};
+
+use super::ApiState;
+use super::caller::Caller;
+use super::convert::nodes::state;
+use super::error::{ApiError, ApiResult};
+use super::extract::{Asked, Id, Json};
+use crate::api::List;
+use crate::api::nodes::{ListNodes, Node, NodeDetail, NodeState, PatchNode};
+use crate::api::problem::{Candidate, Code};
+use crate::exec::RouteError;
+use crate::roster::NodeView;
+use crate::store::{NodeRecord, RunFilter, Target};
+
+/// Runs in a node's own page.
+const RECENT_RUNS: u32 = 10;
+
+/// `GET nodes`
+pub(super) async fn list(
+    State(desk): State<ApiState>,
+    Asked(query): Asked<ListNodes>,
+) -> axum::Json<List<Node>> {
+    let now = desk.clock().now();
+    let nodes = desk.roster().list();
+    let wanted = nodes
+        .iter()
+        .filter(|view| query.state.is_none_or(|wanted| wanted == state(view)));
+    let items: Vec<_> = wanted.map(|view| Node::of(view, now)).collect();
+    axum::Json(items.into())
+}
+
+/// `GET nodes/{id}`
+pub(super) async fn show(
+    State(desk): State<ApiState>,
+    Id(word): Id,
+) -> ApiResult<axum::Json<NodeDetail>> {
+    let view = find(&desk, &word)?;
+    detail(&desk, &view).await
+}
+
+/// `PATCH nodes/{id}`
+pub(super) async fn patch(
+    State(desk): State<ApiState>,
+    caller: Caller,
+    Id(word): Id,
+    Json(asked): Json<PatchNode>,
+) -> ApiResult<axum::Json<NodeDetail>> {
+    let view = find(&desk, &word)?;
+    let name = asked.name.map(NodeName::new).transpose();
+    let name = name.map_err(|error| ApiError::invalid(format!("`name`: {error}")))?;
+    let labels = asked.labels.map(Labels::new).transpose();
+    let labels = labels.map_err(|error| ApiError::invalid(format!("`labels`: {error}")))?;
+    let mut record = view.record;
+    if let Some(name) = name {
+        record = desk
+            .pairing()
+            .rename(record.device_id, name, caller.actor())
+            .await?;
+    }
+    if let Some(labels) = labels {
+        record = desk
+            .pairing()
+            .relabel(record.device_id, labels, caller.actor())
+            .await?;
+    }
+    answer(&desk, record).await
+}
+
+/// `POST nodes/{id}/revoke`
+pub(super) async fn revoke(
+    State(desk): State<ApiState>,
+    caller: Caller,
+    Id(word): Id,
+    Json(crate::api::Empty {}): Json<crate::api::Empty>,
+) -> ApiResult<axum::Json<NodeDetail>> {
+    let view = find(&desk, &word)?;
+    // Who revokes twice gets the same answer twice.
+    let record = match state(&view) {
+        NodeState::Revoked => view.record,
+        NodeState::Online | NodeState::Offline => {
+            desk.pairing()
+                .revoke(view.record.device_id, caller.actor())
+                .await?
+        }
+    };
+    answer(&desk, record).await
+}
+
+/// `DELETE nodes/{id}`: forgets it.
+pub(super) async fn forget(
+    State(desk): State<ApiState>,
+    caller: Caller,
+    Id(word): Id,
+) -> ApiResult<StatusCode> {
+    let view = find(&desk, &word)?;
+    if state(&view) == NodeState::Online {
+        let name = &view.record.name;
+        return Err(ApiError::new(
+            Code::NodeOnline,
+            format!(
+                "the node `{name}` is connected: only a revoked or offline one can be forgotten"
+            ),
+        )
+        .hint(format!(
+            "revoke it first: moltis node revoke '{}'",
+            view.record.node_id
+        )));
+    }
+    desk.pairing()
+        .forget(view.record.device_id, caller.actor())
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn detail(desk: &ApiState, view: &NodeView) -> ApiResult<axum::Json<NodeDetail>> {
+    let filter = RunFilter {
+        target: Some(Target::Node(view.record.device_id)),
+        ..RunFilter::default()
+    };
+    let (page, _) = desk.runs().list(&filter, RECENT_RUNS).await?;
+    let runs = page.into_iter().map(|status| desk.run(status)).collect();
+    Ok(axum::Json(NodeDetail::of(view, runs, desk.clock().now())))
+}
+
+/// Answers with a node whose record was just changed: the roster may hear of it a moment later.
+pub(super) async fn answer(
+    desk: &ApiState,
+    record: Arc<NodeRecord>,
+) -> ApiResult<axum::Json<NodeDetail>> {
+    let view = match desk.roster().get(record.device_id) {
+        Some(view) => NodeView { record, ..view },
+        None => NodeView {
+            record,
+            presence: None,
+            sample: None,
+        },
+    };
+    detail(desk, &view).await
+}
+
+/// Finds a node by id, unique prefix of it, name, or fingerprint. One that was revoked is found
+/// too, where no other is meant.
+pub(super) fn find(desk: &ApiState, word: &str) -> ApiResult<NodeView> {
+    match desk.roster().find(word) {
+        Ok(view) => Ok(view),
+        Err(RouteError::NotFound { .. } | RouteError::Revoked { .. }) => find_other(desk, word),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn find_other(desk: &ApiState, word: &str) -> ApiResult<NodeView> {
+    let mut nodes = desk.roster().list();
+    nodes.retain(|view| {
+        let record = &view.record;
+        let revoked = record.revoked_at.is_some()
+            && (record.node_id.as_str().starts_with(word) || record.name.as_str() == word);
+        (revoked && !word.is_empty()) || Fingerprint::of(&record.node_key).to_string() == word
+    });
+    if nodes.len() > 1 {
+        let candidates = nodes.iter().map(|view| Candidate {
+            id: Fingerprint::of(&view.record.node_key).to_string(),
+            name: view.record.name.to_string(),
+        });
+        let detail = format!("`{word}` could mean {} revoked nodes", nodes.len());
+        return Err(ApiError::new(Code::NodeAmbiguous, detail)
+            .hint("name one by its fingerprint")
+            .candidates(candidates.collect()));
+    }
+    nodes.pop().ok_or_else(|| not_found(word))
+}
+
+fn not_found(word: &str) -> ApiError {
+    ApiError::new(Code::NodeNotFound, format!("there is no node `{word}`"))
+        .hint("`moltis node list --all` shows every node")
+}

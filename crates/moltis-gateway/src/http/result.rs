@@ -1,0 +1,82 @@
+//! A run that somebody waits for: its end, and its output as text.
+
+mod text;
+
+use moltis_proto::run::Stream;
+
+use self::text::{Gathered, Parts, parts};
+use super::ApiState;
+use super::error::{ApiError, ApiResult};
+use crate::api::runs::RunResult;
+use crate::exec::RunHandle;
+use crate::output::{OutputRead, RunOutput};
+
+/// Bytes read at once.
+const PIECE: usize = 256 * 1024;
+
+/// Waits until a run is over, or the gateway stops.
+pub(super) async fn wait(desk: &ApiState, mut run: RunHandle) -> ApiResult<RunResult> {
+    let record = tokio::select! {
+        biased;
+        record = run.wait() => record,
+        () = desk.stop().cancelled() => return Err(stopped(&run)),
+    };
+    let totals = record.totals;
+    let stdout = gather(run.output(), Stream::Stdout, totals.stdout).await?;
+    let stderr = gather(run.output(), Stream::Stderr, totals.stderr).await?;
+    let run = desk.run(desk.runs().status_of(record));
+    RunResult::of(run, stdout, stderr)
+        .ok_or_else(|| ApiError::internal("tell how the run ended", "it ended without an outcome"))
+}
+
+fn stopped(run: &RunHandle) -> ApiError {
+    ApiError::new(
+        crate::api::problem::Code::ShuttingDown,
+        format!("the gateway stops; the run {} goes on", run.id()),
+    )
+    .hint(format!("when it is back: moltis runs attach {}", run.id()))
+    .retry_after(2)
+}
+
+/// Reads an output, or its two ends, as text.
+async fn gather(output: &RunOutput, stream: Stream, total: u64) -> ApiResult<(String, bool)> {
+    let mut gathered = Gathered::default();
+    match parts(total) {
+        Parts::Whole => read(output, stream, 0, total, &mut gathered).await?,
+        Parts::HeadAndTail(head, tail) => {
+            read(output, stream, 0, head, &mut gathered).await?;
+            gathered.leave_out(tail - head);
+            read(output, stream, tail, total, &mut gathered).await?;
+        }
+    }
+    Ok(gathered.finish())
+}
+
+/// Reads the bytes from `at` up to `end`. What is gone is left out, and said so.
+async fn read(
+    output: &RunOutput,
+    stream: Stream,
+    mut at: u64,
+    end: u64,
+    into: &mut Gathered,
+) -> ApiResult<()> {
+    while at < end {
+        let room = usize::try_from(end - at).unwrap_or(usize::MAX).min(PIECE);
+        match output.read(stream, at, room).await? {
+            OutputRead::Bytes(bytes) => {
+                into.push(&bytes);
+                at += bytes.len() as u64;
+            }
+            OutputRead::Gap { to, .. } => {
+                into.leave_out(to.min(end) - at);
+                at = to;
+            }
+            // The row names more than is there: what is missing is gone.
+            OutputRead::End | OutputRead::Wait => {
+                into.leave_out(end - at);
+                break;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! `runs`: start one, see them, and what can be said to one that goes on.
+//!
+//! Output has its own files: [`super::output`] for bytes, [`super::follow`] for all that happens,
+//! [`super::result`] for a run that somebody waits for.
+
+mod request;
+mod signal;
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use moltis_proto::run::TtySize;
+
+use super::ApiState;
+use super::caller::Caller;
+use super::error::{ApiError, ApiResult};
+use super::extract::{Asked, Id, Json, Raw};
+use super::{follow, nodes, result};
+use crate::api::problem::Code;
+use crate::api::runs::{
+    Cancel, FollowQuery, ListRuns, Resize, Run, SendSignal, StartQuery, StartRun, StdinAccepted,
+    StdinQuery,
+};
+use crate::api::{Empty, List, RUN_ID_HEADER};
+use crate::exec::RunHandle;
+use crate::store::{RunFilter, Target};
+
+/// Runs in a page, where the query does not say, and at the most.
+const PAGE: u32 = 50;
+const PAGE_MAX: u32 = 500;
+
+/// The highest offset that JSON can carry everywhere: 2^53 − 1.
+const OFFSET_MAX: u64 = (1 << 53) - 1;
+
+/// `POST runs`
+pub(super) async fn start(
+    State(desk): State<ApiState>,
+    caller: Caller,
+    Asked(query): Asked<StartQuery>,
+    headers: HeaderMap,
+    Json(asked): Json<StartRun>,
+) -> ApiResult<Response> {
+    let request = request::read(asked, query, &headers)?;
+    let run = desk.runs().start(request, caller.asker()).await?;
+    if query.follow {
+        return Ok(followed(&desk, &run));
+    }
+    if query.wait {
+        return Ok(axum::Json(result::wait(&desk, run).await?).into_response());
+    }
+    let status = if run.existed() {
+        StatusCode::OK
+    } else {
+        StatusCode::CREATED
+    };
+    let run = desk.run(desk.runs().status_of(run.record()));
+    Ok((status, axum::Json(run)).into_response())
+}
+
+fn followed(desk: &ApiState, run: &RunHandle) -> Response {
+    let mut response = follow::answer(desk, run.follow(0, 0));
+    let id = HeaderValue::try_from(run.id().to_string());
+    let id = id.expect("an id is made of hexadecimal digits");
+    response.headers_mut().insert(RUN_ID_HEADER, id);
+    response
+}
+
+/// `GET runs`
+pub(super) async fn list(
+    State(desk): State<ApiState>,
+    Asked(query): Asked<ListRuns>,
+) -> ApiResult<axum::Json<List<Run>>> {
+    let limit = query.limit.unwrap_or(PAGE);
+    if !(1..=PAGE_MAX).contains(&limit) {
+        return Err(ApiError::invalid(format!(
+            "`limit`: {limit} is not between 1 and {PAGE_MAX}"
+        )));
+    }
+    let before = query.cursor.as_deref().map(cursor).transpose()?;
+    let filter = RunFilter {
+        target: query
+            .node
+            .as_deref()
+            .map(|word| target(&desk, word))
+            .transpose()?,
+        stage: query.state.map(Into::into),
+        before,
+    };
+    let (page, next) = desk.runs().list(&filter, limit).await?;
+    Ok(axum::Json(List {
+        items: page.into_iter().map(|status| desk.run(status)).collect(),
+        next: next.map(|seq| seq.to_string()),
+    }))
+}
+
+/// `GET runs/{id}`
+pub(super) async fn show(State(desk): State<ApiState>, Id(id): Id) -> ApiResult<axum::Json<Run>> {
+    let status = desk.runs().find(&id).await?;
+    Ok(axum::Json(desk.run(status)))
+}
+
+/// `POST runs/{id}/cancel`
+pub(super) async fn cancel(
+    State(desk): State<ApiState>,
+    caller: Caller,
+    Id(id): Id,
+    Json(asked): Json<Cancel>,
+) -> ApiResult<(StatusCode, axum::Json<Run>)> {
+    let run = desk.runs().find(&id).await?.record.id;
+    let grace = asked.grace_seconds.map(Duration::from_secs);
+    let status = desk.runs().cancel(run, grace, caller.asker()).await?;
+    Ok((StatusCode::ACCEPTED, axum::Json(desk.run(status))))
+}
+
+/// `POST runs/{id}/claim`
+pub(super) async fn claim(
+    State(desk): State<ApiState>,
+    caller: Caller,
+    Id(id): Id,
+    Json(Empty {}): Json<Empty>,
+) -> ApiResult<axum::Json<Run>> {
+    let run = desk.runs().find(&id).await?.record.id;
+    let status = desk.runs().claim(run, caller.asker()).await?;
+    Ok(axum::Json(desk.run(status)))
+}
+
+/// `POST runs/{id}/stdin`
+pub(super) async fn stdin(
+    State(desk): State<ApiState>,
+    Id(id): Id,
+    Asked(query): Asked<StdinQuery>,
+    Raw(bytes): Raw,
+) -> ApiResult<axum::Json<StdinAccepted>> {
+    if query.offset > OFFSET_MAX {
+        return Err(ApiError::invalid(format!(
+            "`offset`: {} is too high",
+            query.offset
+        )));
+    }
+    let run = desk.runs().find(&id).await?.record.id;
+    let accepted = desk
+        .runs()
+        .stdin(run, query.offset, bytes, query.eof)
+        .await?;
+    Ok(axum::Json(StdinAccepted { accepted }))
+}
+
+/// `POST runs/{id}/resize`
+pub(super) async fn resize(
+    State(desk): State<ApiState>,
+    Id(id): Id,
+    Json(Resize { cols, rows }): Json<Resize>,
+) -> ApiResult<StatusCode> {
+    let run = desk.runs().find(&id).await?.record.id;
+    desk.runs().resize(run, TtySize { cols, rows }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `POST runs/{id}/signal`
+pub(super) async fn send_signal(
+    State(desk): State<ApiState>,
+    Id(id): Id,
+    Json(asked): Json<SendSignal>,
+) -> ApiResult<StatusCode> {
+    let number = signal::number(&asked.signal).ok_or_else(|| {
+        let names = signal::names();
+        ApiError::invalid(format!("`signal`: `{}` is none of {names}", asked.signal))
+    })?;
+    let run = desk.runs().find(&id).await?.record.id;
+    desk.runs().signal(run, number).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `GET runs/{id}/follow`
+pub(super) async fn follow(
+    State(desk): State<ApiState>,
+    Id(id): Id,
+    Asked(from): Asked<FollowQuery>,
+) -> ApiResult<Response> {
+    let status = desk.runs().find(&id).await?;
+    let events = desk
+        .runs()
+        .follow(status.record.id, from.stdout, from.stderr)
+        .await?;
+    Ok(follow::answer(&desk, events))
+}
+
+fn cursor(text: &str) -> ApiResult<u64> {
+    text.parse().map_err(|_| {
+        ApiError::new(Code::BadRequest, format!("`{text}` is no cursor"))
+            .hint("send `next` of the page before, as it stands")
+    })
+}
+
+/// Returns the place that a filter names. A revoked node has runs too.
+fn target(desk: &ApiState, word: &str) -> ApiResult<Target> {
+    if word == "local" {
+        return Ok(Target::Local);
+    }
+    if let Some(label) = word.strip_prefix("ssh:") {
+        return Ok(Target::Ssh(label.to_owned()));
+    }
+    let word = word.strip_prefix("node:").unwrap_or(word);
+    Ok(Target::Node(nodes::find(desk, word)?.record.device_id))
+}
