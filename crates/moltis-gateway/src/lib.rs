@@ -20,6 +20,7 @@ mod session;
 mod socket;
 pub mod store;
 pub mod tasks;
+pub mod telemetry;
 
 pub use config::GatewayConfig;
 pub use error::BuildError;

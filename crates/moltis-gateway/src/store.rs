@@ -13,7 +13,7 @@ mod checkpoint;
 mod error;
 mod nodes;
 mod open;
-mod pairings;
+pub(crate) mod pairings;
 mod row;
 mod runs;
 mod settings;
@@ -26,6 +26,7 @@ mod writer;
 
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -73,6 +74,15 @@ impl Store {
     /// Where another gateway holds the directory, the file is no database, is another program's,
     /// is damaged, or was written by a newer Moltis.
     pub async fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_with(dir, |wal| move || wal.sync_data()).await
+    }
+
+    /// Opens it with another way to sync the `-wal` file.
+    async fn open_with<S, F>(dir: &Path, sync: S) -> Result<Self, StoreError>
+    where
+        S: FnOnce(Arc<File>) -> F,
+        F: FnMut() -> io::Result<()> + Send + 'static,
+    {
         let files = Files::prepare(dir)?;
         let path = files.path.clone();
         let fail = |doing| {
@@ -91,8 +101,7 @@ impl Store {
             .map_err(fail("write to the database"))?;
         let head = audit::head(&mut connection, &path).await?;
         let wal = Arc::new(files.wal()?);
-        let syncing = Arc::clone(&wal);
-        let syncer = Syncer::start(move || syncing.sync_data())
+        let syncer = Syncer::start(sync(Arc::clone(&wal)))
             .map_err(|error| StoreError::file("start the thread that syncs", &path, error))?;
         let checkpoints = Checkpoints::start(&options, wal)
             .await
@@ -246,4 +255,457 @@ impl fmt::Debug for Store {
 )]
 fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     drop(tokio::spawn(task));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use sqlx::Connection as _;
+
+    use super::testing::{at, ending, entry, node, operator, run, store};
+    use super::*;
+    use crate::audit::Action;
+
+    async fn open(dir: &Path) -> Result<Store, StoreError> {
+        Store::open(dir).await
+    }
+
+    async fn refused(dir: &Path) -> StoreError {
+        match open(dir).await {
+            Ok(_) => panic!("it must be refused"),
+            Err(error) => error,
+        }
+    }
+
+    /// Does something to the database as another program would.
+    async fn meddle(dir: &Path, sql: &'static str) {
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.join(open::FILE));
+        let mut connection = options.create_if_missing(true).connect().await.unwrap();
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
+    /// Copies the files as they are at this moment: what a kill -9 leaves.
+    fn copy(from: &Path) -> tempfile::TempDir {
+        let to = tempfile::tempdir().unwrap();
+        for name in ["gateway.db", "gateway.db-wal"] {
+            std::fs::copy(from.join(name), to.path().join(name)).unwrap();
+        }
+        to
+    }
+
+    async fn count(store: &Store) -> usize {
+        store
+            .list_runs(&RunFilter::default(), 500)
+            .await
+            .unwrap()
+            .items
+            .len()
+    }
+
+    #[tokio::test]
+    async fn files_are_for_their_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("home");
+        std::fs::create_dir(&home).unwrap();
+        std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let store = open(&home).await.unwrap();
+        let written = store.note(entry(Action::PairingOpen)).await.unwrap();
+        store.synced(written).await.unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&home), 0o700);
+        for name in [
+            "gateway.db",
+            "gateway.db-wal",
+            "gateway.db-shm",
+            "gateway.lock",
+        ] {
+            assert_eq!(mode(&home.join(name)), 0o600, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_second_gateway_on_one_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path()).await.unwrap();
+        let error = refused(dir.path()).await;
+        assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+        assert!(
+            error.to_string().contains("another gateway uses"),
+            "{error}"
+        );
+        first.close().await;
+        drop(first);
+        open(dir.path()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_database_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(open::FILE);
+        for content in ["hello, I am a letter", "x", "SQLite format 2\0 and more"] {
+            std::fs::write(&path, content).unwrap();
+            let error = refused(dir.path()).await;
+            assert!(matches!(error, StoreError::NotADatabase { .. }), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+        }
+        std::fs::write(&path, "").unwrap();
+        open(dir.path()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn another_programs_database_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        meddle(
+            dir.path(),
+            "PRAGMA application_id = 7; CREATE TABLE cats (name TEXT)",
+        )
+        .await;
+        let error = refused(dir.path()).await;
+        assert!(
+            matches!(error, StoreError::Foreign { found: 7, .. }),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_database_of_a_newer_version_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).await.unwrap().close().await;
+        let newer = "INSERT INTO _sqlx_migrations VALUES (99, 'later', 0, 1, x'00', 0)";
+        meddle(dir.path(), newer).await;
+        let error = refused(dir.path()).await;
+        assert!(
+            matches!(error, StoreError::Newer { found: 99, .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("newer Moltis"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_migration_that_was_edited_later_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).await.unwrap().close().await;
+        meddle(dir.path(), "UPDATE _sqlx_migrations SET checksum = x'00'").await;
+        let error = refused(dir.path()).await;
+        assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_damaged_database_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).await.unwrap();
+        for number in 0..100 {
+            store.create_run(run(number), &operator()).await.unwrap();
+        }
+        store.close().await;
+        drop(store);
+        let path = dir.path().join(open::FILE);
+        let whole = std::fs::read(&path).unwrap();
+        for (from, to) in [
+            (4096, whole.len()),
+            (100, 4096),
+            (whole.len() - 20_000, whole.len()),
+        ] {
+            let mut bytes = whole.clone();
+            bytes[from..to].fill(0x5a);
+            std::fs::write(&path, bytes).unwrap();
+            let error = refused(dir.path()).await;
+            assert!(
+                matches!(error, StoreError::Corrupt { .. }),
+                "{from}: {error:?}"
+            );
+        }
+        std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        let error = refused(dir.path()).await;
+        assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn what_was_written_survives_the_death_of_the_process() {
+        let store = store().await;
+        for number in 0..20 {
+            store.create_run(run(number), &operator()).await.unwrap();
+        }
+        let dead = copy(store.dir.path());
+        store.create_run(run(99), &operator()).await.unwrap();
+        let reborn = open(dead.path()).await.unwrap();
+        assert_eq!(count(&reborn).await, 20);
+        let verdict = reborn.verify_audit().await.unwrap();
+        assert_eq!((verdict.entries, verdict.first_bad), (20, None));
+        // The chain goes on where it was.
+        reborn.create_run(run(50), &operator()).await.unwrap();
+        assert_eq!(reborn.verify_audit().await.unwrap().first_bad, None);
+    }
+
+    #[tokio::test]
+    async fn a_torn_log_gives_whole_transactions_only() {
+        let store = store().await;
+        let mut lengths = Vec::new();
+        let wal = store.dir.path().join("gateway.db-wal");
+        for number in 0..10 {
+            store.create_run(run(number), &operator()).await.unwrap();
+            lengths.push(std::fs::metadata(&wal).unwrap().len());
+        }
+        for (whole, length) in lengths.iter().enumerate().skip(1) {
+            for cut in [1, 24, 2000, 4100] {
+                let dead = copy(store.dir.path());
+                let file = File::options()
+                    .write(true)
+                    .open(dead.path().join("gateway.db-wal"));
+                file.unwrap().set_len(length - cut).unwrap();
+                let reborn = open(dead.path()).await.unwrap();
+                assert_eq!(count(&reborn).await, whole, "{length} - {cut}");
+                let verdict = reborn.verify_audit().await.unwrap();
+                assert_eq!((verdict.entries, verdict.first_bad), (whole as u64, None));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_and_its_audit_line_come_and_go_together() {
+        let store = store().await;
+        // A batch in which one fold fails: the others stand, and the chain has no hole.
+        let by = operator();
+        let bad = NewRun {
+            stage: RunStage::Ended,
+            ..run(3)
+        };
+        let all = [run(1), run(2), bad, run(4)].map(|run| store.create_run(run, &by));
+        let all = futures_util::future::join_all(all).await;
+        let stand: Vec<_> = all.iter().map(Result::is_ok).collect();
+        assert_eq!(stand, [true, true, false, true]);
+        assert_eq!(count(&store).await, 3);
+        let verdict = store.verify_audit().await.unwrap();
+        assert_eq!((verdict.entries, verdict.first_bad), (3, None));
+    }
+
+    #[tokio::test]
+    async fn after_a_close_everything_is_in_one_file_and_nothing_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).await.unwrap();
+        store.create_run(run(1), &operator()).await.unwrap();
+        store.close().await;
+        store.close().await;
+        let late = store.create_run(run(2), &operator()).await;
+        assert!(matches!(late, Err(StoreError::Closed)), "{late:?}");
+        let late = store.run(run(1).id).await;
+        assert!(matches!(late, Err(StoreError::Closed)), "{late:?}");
+        assert!(!dir.path().join("gateway.db-wal").exists());
+        drop(store);
+        assert_eq!(count(&open(dir.path()).await.unwrap()).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_write_whose_caller_goes_away_is_done() {
+        let store = store().await;
+        let by = operator();
+        {
+            let mut create = Box::pin(store.create_run(run(1), &by));
+            std::future::poll_fn(|cx| {
+                drop(create.as_mut().poll(cx));
+                std::task::Poll::Ready(())
+            })
+            .await;
+        }
+        store.create_run(run(2), &by).await.unwrap();
+        assert_eq!(count(&store).await, 2);
+    }
+
+    #[tokio::test]
+    async fn readers_see_a_write_as_soon_as_it_is_told() {
+        let store = store().await;
+        for number in 0..50 {
+            store.create_run(run(number), &operator()).await.unwrap();
+            assert!(store.run(run(number).id).await.unwrap().is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn everything_survives_checkpoints_under_load() {
+        let store = store().await;
+        let by = operator();
+        let mut latest = Written::NOTHING;
+        for round in 0..40 {
+            let starts = (0..50u8).map(|n| {
+                let mut new = run(n);
+                let mut id = [round; 16];
+                id[1] = n;
+                new.id = moltis_proto::RunId::from_bytes(id);
+                store.create_run(new, &by)
+            });
+            for creation in futures_util::future::join_all(starts).await {
+                let RunCreation::Created(written) = creation.unwrap() else {
+                    panic!("each is new");
+                };
+                assert!(written >= latest);
+                latest = written;
+            }
+        }
+        store.synced(latest).await.unwrap();
+        store.check().await.unwrap();
+        store.ready().await.unwrap();
+        assert_eq!(store.verify_audit().await.unwrap().entries, 2000);
+    }
+
+    #[tokio::test]
+    async fn every_kind_of_edit_in_the_log_is_found() {
+        for (edit, first_bad) in [
+            ("UPDATE audit SET detail = '{}' WHERE seq = 3", 3),
+            ("UPDATE audit SET actor = 'nobody' WHERE seq = 1", 1),
+            ("DELETE FROM audit WHERE seq = 4", 4),
+            (
+                "UPDATE audit SET seq = 100 WHERE seq = 2; UPDATE audit SET seq = 2 WHERE seq = 5; \
+              UPDATE audit SET seq = 5 WHERE seq = 100",
+                2,
+            ),
+            ("UPDATE audit SET hash = zeroblob(32) WHERE seq = 5", 5),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = open(dir.path()).await.unwrap();
+            for number in 0..6 {
+                store.create_run(run(number), &operator()).await.unwrap();
+            }
+            store.close().await;
+            drop(store);
+            meddle(dir.path(), edit).await;
+            let verdict = open(dir.path())
+                .await
+                .unwrap()
+                .verify_audit()
+                .await
+                .unwrap();
+            assert_eq!(verdict.first_bad, Some(first_bad), "{edit}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_row_that_nobody_wrote_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).await.unwrap();
+        pairings::tests::pin(&store, node(1)).await;
+        store.create_run(run(1), &operator()).await.unwrap();
+        store.close().await;
+        drop(store);
+        meddle(
+            dir.path(),
+            "UPDATE nodes SET name = char(10); UPDATE runs SET place = 'moon'",
+        )
+        .await;
+        let store = open(dir.path()).await.unwrap();
+        let error = store.nodes().await.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                StoreError::BadRow {
+                    table: "nodes",
+                    column: "name",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        let error = store.run(run(1).id).await.unwrap_err();
+        assert!(
+            error.to_string().contains("`place` of a row in `runs`"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_told_and_passes() {
+        let store = store().await;
+        let full = store.transact(|tx| {
+            Box::pin(async move {
+                // As many pages as there are: the next one is one too many, as on a full disk.
+                sqlx::query("PRAGMA max_page_count = 1")
+                    .execute(&mut *tx.connection)
+                    .await
+                    .unwrap();
+                Ok(())
+            })
+        });
+        full.await.unwrap();
+        let mut error = None;
+        for number in 0..100 {
+            if let Err(full) = store.create_run(run(number), &operator()).await {
+                error = Some(full);
+                break;
+            }
+        }
+        let error = error.unwrap();
+        assert!(
+            matches!(error, StoreError::DiskFull { .. }) && error.is_retryable(),
+            "{error:?}"
+        );
+        let freed = store.transact(|tx| {
+            Box::pin(async move {
+                sqlx::query("PRAGMA max_page_count = 100000")
+                    .execute(&mut *tx.connection)
+                    .await
+                    .unwrap();
+                Ok(())
+            })
+        });
+        freed.await.unwrap();
+        let before = count(&store).await;
+        store.create_run(run(200), &operator()).await.unwrap();
+        assert_eq!(count(&store).await, before + 1);
+        assert_eq!(store.verify_audit().await.unwrap().first_bad, None);
+    }
+
+    #[tokio::test]
+    async fn a_failed_sync_ends_all_writing_and_no_reading() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_with(dir.path(), |_| || Err(io::Error::other("the disk is gone")));
+        let store = store.await.unwrap();
+        let Ok(RunCreation::Created(written)) = store.create_run(run(1), &operator()).await else {
+            panic!("nothing was synced yet");
+        };
+        assert!(store.failure().is_none());
+        let error = store.synced(written).await.unwrap_err();
+        assert!(matches!(error, StoreError::ReadOnly { .. }), "{error:?}");
+        let fold = store.create_run(run(2), &operator()).await.unwrap_err();
+        let deed = store.note(entry(Action::PairingOpen)).await.unwrap_err();
+        for error in [fold, deed, store.ready().await.unwrap_err()] {
+            assert!(error.to_string().contains("the disk is gone"), "{error}");
+        }
+        assert_eq!(count(&store).await, 1);
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn an_unwritable_directory_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("plain");
+        std::fs::write(&file, "").unwrap();
+        let error = refused(&file.join("home")).await;
+        assert!(error.to_string().contains("plain/home"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn times_come_from_the_caller_and_may_jump() {
+        let store = store().await;
+        for (number, seconds) in [(1, 0), (2, -1_000_000_000), (3, 4_000_000_000)] {
+            let new = NewRun {
+                created_at: at(seconds),
+                ..run(number)
+            };
+            store.create_run(new, &operator()).await.unwrap();
+            let end = Ended {
+                ending: ending(),
+                totals: moltis_proto::run::Totals::default(),
+                heads: Heads::default(),
+                at: at(seconds - 5),
+            };
+            store.end_run(run(number).id, end).await.unwrap();
+            let found = store.run(run(number).id).await.unwrap().unwrap();
+            assert_eq!(
+                (found.created_at, found.ended_at),
+                (at(seconds), Some(at(seconds - 5)))
+            );
+        }
+        assert_eq!(store.verify_audit().await.unwrap().first_bad, None);
+    }
 }

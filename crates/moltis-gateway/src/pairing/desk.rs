@@ -537,3 +537,432 @@ async fn until(deadline: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::PairingDesk;
+    use super::super::rules::tests::{knock, seen};
+    use super::*;
+    use crate::clock::Clock;
+    use crate::store::testing::{TestStore, at, operator, store};
+    use crate::tasks::Tasks;
+
+    struct Gate {
+        store: TestStore,
+        desk: PairingDesk,
+        clock: Clock,
+        events: Events,
+    }
+
+    impl Gate {
+        async fn new() -> Self {
+            Self::with(store().await).await
+        }
+
+        async fn with(store: TestStore) -> Self {
+            let clock = Clock::manual(at(0));
+            let events = Events::default();
+            let tasks = Tasks::new();
+            let desk =
+                PairingDesk::open(store.store.clone(), clock.clone(), events.clone(), &tasks);
+            Self {
+                desk: desk.await.unwrap(),
+                store,
+                clock,
+                events,
+            }
+        }
+
+        /// The gateway starts anew on the same files.
+        async fn restart(self) -> Self {
+            let Self { store, desk, .. } = self;
+            drop(desk);
+            Self::with(store).await
+        }
+
+        async fn open() -> Self {
+            let gate = Self::new().await;
+            gate.enable().await;
+            gate
+        }
+
+        async fn enable(&self) {
+            let time = Duration::from_mins(10);
+            self.desk.enable(time, operator()).await.unwrap();
+        }
+
+        async fn knock(&self, knock: &Knock) -> Admission {
+            self.desk.admit_knock(knock.clone()).await.unwrap()
+        }
+
+        async fn pend(&self, knock: &Knock) -> (RequestId, watch::Receiver<Option<Decision>>) {
+            match self.knock(knock).await {
+                Admission::Pend {
+                    request_id,
+                    decision,
+                    ..
+                } => (request_id, decision),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        async fn pair(&self, number: u8) -> Arc<NodeRecord> {
+            let (id, _) = self.pend(&knock(number)).await;
+            self.desk
+                .approve(id, seen(number), operator())
+                .await
+                .unwrap()
+        }
+
+        async fn refusal(&self, knock: &Knock) -> Refusal {
+            match self.knock(knock).await {
+                Admission::Refuse(refusal) => refusal,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        async fn actions(&self) -> Vec<String> {
+            let lines = self.store.audit_lines(None, 100).await.unwrap();
+            assert_eq!(self.store.verify_audit().await.unwrap().first_bad, None);
+            lines.into_iter().rev().map(|line| line.action).collect()
+        }
+    }
+
+    async fn decided(decision: &mut watch::Receiver<Option<Decision>>) -> Decision {
+        decision
+            .wait_for(Option::is_some)
+            .await
+            .unwrap()
+            .clone()
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_stranger_is_approved_and_then_known() {
+        let gate = Gate::open().await;
+        let mut events = gate.events.subscribe();
+        let (id, mut decision) = gate.pend(&knock(1)).await;
+        assert_eq!(events.recv().await.unwrap(), Event::PairingRequest(id));
+        let [pending] = &gate.desk.pending()[..] else {
+            panic!("one waits");
+        };
+        assert_eq!((pending.request.id, pending.expires_at), (id, at(3600)));
+        assert_eq!(gate.desk.find_request(&id.to_string()[..4]).unwrap(), id);
+        let node = gate.desk.approve(id, seen(1), operator()).await.unwrap();
+        assert_eq!(
+            decided(&mut decision).await,
+            Decision::Approved(Arc::clone(&node))
+        );
+        assert!(gate.desk.pending().is_empty());
+        assert!(matches!(gate.knock(&knock(1)).await, Admission::Accept(known) if known == node));
+        let gate = gate.restart().await;
+        assert!(matches!(gate.knock(&knock(1)).await, Admission::Accept(known) if known == node));
+        assert_eq!(
+            gate.actions().await,
+            ["pairing.open", "pairing.request", "pairing.approve"]
+        );
+    }
+
+    #[tokio::test]
+    async fn the_window_is_closed_after_a_start_and_requests_survive_it() {
+        let gate = Gate::new().await;
+        assert_eq!(gate.desk.window(), None);
+        assert_eq!(gate.refusal(&knock(1)).await, Refusal::PairingOff);
+        gate.enable().await;
+        assert_eq!(gate.desk.window(), Some(at(600)));
+        let (id, _) = gate.pend(&knock(1)).await;
+        let gate = gate.restart().await;
+        assert_eq!(gate.desk.window(), None);
+        assert_eq!(gate.refusal(&knock(2)).await, Refusal::PairingOff);
+        let again = Knock {
+            code: "0000-0000-0000".parse().unwrap(),
+            ..knock(1)
+        };
+        let (same, _) = gate.pend(&again).await;
+        assert_eq!(same, id);
+        let pending = gate.desk.pending();
+        assert_eq!(
+            (pending[0].request.revision, &pending[0].request.code),
+            (2, &again.code)
+        );
+        let old = gate.desk.approve(id, seen(1), operator()).await;
+        assert!(
+            matches!(old, Err(PairingError::RequestChanged { .. })),
+            "{old:?}"
+        );
+        let seen = SeenRequest {
+            code: again.code,
+            ..seen(1)
+        };
+        gate.desk.approve(id, seen, operator()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_newer_connection_waits_in_place_of_the_older() {
+        let gate = Gate::open().await;
+        let (_, mut older) = gate.pend(&knock(1)).await;
+        let (id, mut newer) = gate.pend(&knock(1)).await;
+        assert_eq!(decided(&mut older).await, Decision::Superseded);
+        gate.desk.reject(id, operator()).await.unwrap();
+        assert_eq!(decided(&mut newer).await, Decision::Rejected);
+        assert_eq!(gate.refusal(&knock(1)).await, Refusal::Rejected);
+        let gate = gate.restart().await;
+        assert_eq!(gate.refusal(&knock(1)).await, Refusal::Rejected);
+    }
+
+    #[tokio::test]
+    async fn of_two_approvals_at_once_one_counts() {
+        let gate = Gate::open().await;
+        let (id, _) = gate.pend(&knock(1)).await;
+        let (one, other) = tokio::join!(
+            gate.desk.approve(id, seen(1), operator()),
+            gate.desk.approve(id, seen(1), operator()),
+        );
+        let (won, lost) = if one.is_ok() {
+            (one, other)
+        } else {
+            (other, one)
+        };
+        won.unwrap();
+        assert!(
+            matches!(
+                &lost,
+                Err(PairingError::Answered {
+                    answer: Answer::Approved,
+                    ..
+                })
+            ),
+            "{lost:?}"
+        );
+        let late = gate.desk.reject(id, operator()).await;
+        assert!(
+            matches!(late, Err(PairingError::Answered { .. })),
+            "{late:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_approval_whose_caller_goes_away_is_carried_out_whole() {
+        let gate = Gate::open().await;
+        let (id, mut decision) = gate.pend(&knock(1)).await;
+        {
+            let mut approve = Box::pin(gate.desk.approve(id, seen(1), operator()));
+            std::future::poll_fn(|cx| {
+                drop(approve.as_mut().poll(cx));
+                std::task::Poll::Ready(())
+            })
+            .await;
+        }
+        assert!(matches!(
+            decided(&mut decision).await,
+            Decision::Approved(_)
+        ));
+        assert!(matches!(gate.knock(&knock(1)).await, Admission::Accept(_)));
+    }
+
+    #[tokio::test]
+    async fn revoke_forget_and_pair_anew_under_the_same_id() {
+        let gate = Gate::open().await;
+        let device_id = gate.pair(1).await.device_id;
+        let mut changes = gate.desk.changes();
+        changes.mark_unchanged();
+        let node = gate.desk.revoke(device_id, operator()).await.unwrap();
+        assert_eq!(node.revoked_at, Some(at(0)));
+        assert!(changes.has_changed().unwrap());
+        assert_eq!(gate.refusal(&knock(1)).await, Refusal::Revoked);
+        let twice = gate.desk.revoke(device_id, operator()).await;
+        assert!(matches!(twice, Err(PairingError::Revoked)), "{twice:?}");
+        // The machine has a new key and asks for its old id, which is free.
+        let new_key = Knock {
+            introduction: knock(1).introduction,
+            ..knock(2)
+        };
+        let (id, _) = gate.pend(&new_key).await;
+        assert!(matches!(
+            gate.desk.pending()[0].warnings[0],
+            super::super::Warning::RevokedNodeId(_)
+        ));
+        gate.desk.approve(id, seen(2), operator()).await.unwrap();
+        // The old key comes back only after its record is gone, and needs another id.
+        gate.desk.forget(device_id, operator()).await.unwrap();
+        let gone = gate.desk.forget(device_id, operator()).await;
+        assert!(matches!(gone, Err(PairingError::UnknownNode)), "{gone:?}");
+        let old_key = Knock {
+            instance_id: moltis_proto::InstanceId::from_bytes([9; 16]),
+            ..knock(1)
+        };
+        assert_eq!(gate.refusal(&old_key).await, Refusal::NodeIdInUse);
+        gate.desk
+            .revoke(knock(2).device_id, operator())
+            .await
+            .unwrap();
+        gate.pend(&old_key).await;
+        let gate = gate.restart().await;
+        assert_eq!(gate.desk.nodes().len(), 1);
+        assert_eq!(gate.desk.pending().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn names_and_labels_change_and_stay_changed() {
+        let gate = Gate::open().await;
+        let device_id = gate.pair(1).await.device_id;
+        let name = NodeName::new("Büro").unwrap();
+        let labels = Labels::new([("a".to_owned(), "b".to_owned())].into()).unwrap();
+        let by = operator;
+        gate.desk
+            .rename(device_id, name.clone(), by())
+            .await
+            .unwrap();
+        gate.desk
+            .relabel(device_id, labels.clone(), by())
+            .await
+            .unwrap();
+        let unknown = DeviceId::from_bytes([99; 16]);
+        assert!(gate.desk.rename(unknown, name.clone(), by()).await.is_err());
+        // What the node says of name and labels later changes nothing.
+        gate.knock(&knock(1)).await;
+        let gate = gate.restart().await;
+        let node = gate.desk.node(device_id).unwrap();
+        assert_eq!((&node.name, &node.labels), (&name, &labels));
+    }
+
+    #[tokio::test]
+    async fn what_a_node_says_of_itself_is_kept_and_gives_it_nothing() {
+        let gate = Gate::open().await;
+        let before = gate.pair(1).await;
+        let mut says = knock(1);
+        says.introduction.timeout_ms = 7;
+        says.introduction.node_id = moltis_proto::NodeId::new("another").unwrap();
+        says.introduction.platform.kernel = "7.0".to_owned();
+        let Admission::Accept(now) = gate.knock(&says).await else {
+            panic!("it is known");
+        };
+        assert_eq!(
+            (now.claims.timeout_ms, now.platform.kernel.as_str()),
+            (7, "7.0")
+        );
+        assert_eq!((&now.node_id, &now.name), (&before.node_id, &before.name));
+        let gate = gate.restart().await;
+        assert_eq!(
+            gate.desk.node(before.device_id).unwrap().claims.timeout_ms,
+            7
+        );
+    }
+
+    #[tokio::test]
+    async fn a_mismatch_is_told_counted_and_fills_no_disk() {
+        let gate = Gate::open().await;
+        let device_id = gate.pair(1).await.device_id;
+        let before = gate.actions().await.len();
+        let wrong = Knock {
+            node_key: knock(9).node_key,
+            ..knock(1)
+        };
+        let mut events = gate.events.subscribe();
+        for _ in 0..200 {
+            assert_eq!(gate.refusal(&wrong).await, Refusal::KeyMismatch);
+        }
+        assert_eq!(events.recv().await.unwrap(), Event::KeyMismatch(device_id));
+        assert!(
+            events.try_recv().is_err(),
+            "one bell for two hundred knocks"
+        );
+        let [mismatch] = &gate.desk.mismatches().await.unwrap()[..] else {
+            panic!("one node is concerned");
+        };
+        assert_eq!((mismatch.times, mismatch.shown_key), (200, wrong.node_key));
+        assert_eq!(gate.actions().await.len(), before + 1);
+        let gate = gate.restart().await;
+        assert_eq!(gate.desk.mismatches().await.unwrap().len(), 1);
+        assert!(matches!(gate.knock(&knock(1)).await, Admission::Accept(_)));
+    }
+
+    #[tokio::test]
+    async fn the_window_opens_for_a_second_to_an_hour() {
+        let gate = Gate::new().await;
+        for wrong in [
+            Duration::ZERO,
+            Duration::from_millis(999),
+            Duration::from_secs(3601),
+        ] {
+            let refused = gate.desk.enable(wrong, operator()).await;
+            assert!(
+                matches!(refused, Err(PairingError::WindowTime { .. })),
+                "{refused:?}"
+            );
+        }
+        for time in [Duration::from_secs(1), Duration::from_hours(1)] {
+            gate.desk.enable(time, operator()).await.unwrap();
+        }
+        gate.desk.disable(operator()).await.unwrap();
+        gate.desk.disable(operator()).await.unwrap();
+        assert_eq!(gate.desk.window(), None);
+        assert_eq!(
+            gate.actions().await,
+            ["pairing.open", "pairing.open", "pairing.close"]
+        );
+    }
+
+    #[tokio::test]
+    async fn time_closes_the_window_and_ends_requests_whatever_the_wall_clock_says() {
+        let gate = Gate::open().await;
+        let (id, mut decision) = gate.pend(&knock(1)).await;
+        let mut events = gate.events.subscribe();
+        gate.clock.set(at(-1_000_000));
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_mins(10)).await;
+        assert_eq!(gate.desk.window(), None);
+        tokio::time::advance(Duration::from_mins(51)).await;
+        tokio::time::resume();
+        assert_eq!(decided(&mut decision).await, Decision::Expired);
+        assert_eq!(events.recv().await.unwrap(), Event::PairingChanged);
+        assert_eq!(gate.refusal(&knock(1)).await, Refusal::Expired);
+        let late = gate.desk.approve(id, seen(1), operator()).await;
+        assert!(
+            matches!(late, Err(PairingError::Expired { .. })),
+            "{late:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn ids_are_found_by_their_beginning() {
+        let gate = Gate::open().await;
+        let (id, _) = gate.pend(&knock(1)).await;
+        let text = id.to_string();
+        assert_eq!(gate.desk.find_request(&text).unwrap(), id);
+        assert_eq!(
+            gate.desk.find_request(&text[..3].to_uppercase()).unwrap(),
+            id
+        );
+        for none in ["", "zz", "no such id", &format!("{text}0")] {
+            let unknown = gate.desk.find_request(none);
+            assert!(
+                matches!(unknown, Err(PairingError::UnknownRequest { .. })),
+                "{unknown:?}"
+            );
+        }
+        gate.desk.reject(id, operator()).await.unwrap();
+        assert_eq!(gate.desk.find_request(&text).unwrap(), id);
+    }
+
+    #[tokio::test]
+    async fn when_a_node_was_seen_is_written_in_slices() {
+        let gate = Gate::open().await;
+        let device_id = gate.pair(1).await.device_id;
+        gate.clock.set(at(50));
+        gate.desk.saw(device_id, IpAddr::from([10, 0, 0, 7]));
+        tokio::time::pause();
+        tokio::time::advance(SLICE).await;
+        tokio::time::resume();
+        // Whatever the task does next comes behind the slice.
+        gate.desk.mismatches().await.unwrap();
+        let node = gate.desk.node(device_id).unwrap();
+        assert_eq!(node.last_seen_at, Some(at(50)));
+        assert_eq!(node.last_address.as_deref(), Some("10.0.0.7"));
+        let gate = gate.restart().await;
+        assert_eq!(
+            gate.desk.node(device_id).unwrap().last_seen_at,
+            Some(at(50))
+        );
+    }
+}

@@ -302,3 +302,396 @@ impl fmt::Display for Warning {
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use moltis_proto::limits::{PENDING_TIME, WINDOW_TIME};
+
+    use super::super::book::Waiting;
+    use super::*;
+    use crate::store::testing::{at, introduction, node};
+
+    pub(in super::super) fn knock(number: u8) -> Knock {
+        Knock {
+            node_key: PublicKey::from_bytes([number; 32]),
+            device_id: DeviceId::from_bytes([number; 16]),
+            instance_id: InstanceId::from_bytes([number; 16]),
+            intent: Intent::Pair,
+            introduction: introduction(&format!("box-{number}")),
+            code: "7Q4M-2XKD-P9VA".parse().unwrap(),
+            address: IpAddr::from([10, 0, 0, number]),
+        }
+    }
+
+    fn id(number: u8) -> RequestId {
+        RequestId::from_bytes([number; 16])
+    }
+
+    struct Door {
+        book: Book,
+        now: Instant,
+    }
+
+    impl Door {
+        fn shut() -> Self {
+            Self {
+                book: Book::default(),
+                now: Instant::now(),
+            }
+        }
+
+        fn open() -> Self {
+            let mut door = Self::shut();
+            door.book.open_window(WINDOW_TIME, at(0), door.now);
+            door
+        }
+
+        fn knows(mut self, node: NodeRecord) -> Self {
+            self.book.put_node(Arc::new(node));
+            self
+        }
+
+        fn waits(mut self, knock: &Knock) -> Self {
+            let request = knock.request(id(knock.node_key.as_bytes()[0]), at(0));
+            self.book
+                .put_waiting(Waiting::new(request, at(0), self.now));
+            self
+        }
+
+        fn answered(mut self, number: u8, answer: Answer) -> Self {
+            let request = PairingRequest {
+                answer: Some(answer),
+                answered_at: Some(at(1)),
+                ..knock(number).request(id(number), at(0))
+            };
+            self.book.answer(request);
+            self
+        }
+
+        fn rule(&self, knock: &Knock) -> Ruling {
+            admit(&self.book, knock, self.now)
+        }
+
+        fn approve(&self, number: u8, seen: &SeenRequest) -> Result<NodeRecord, PairingError> {
+            approve(&self.book, id(number), seen, "operator", at(5), self.now)
+        }
+    }
+
+    fn refused(refusal: Refusal) -> Ruling {
+        Ruling::Refuse(refusal)
+    }
+
+    fn revoked(number: u8) -> NodeRecord {
+        NodeRecord {
+            revoked_at: Some(at(1)),
+            ..node(number)
+        }
+    }
+
+    pub(in super::super) fn seen(number: u8) -> SeenRequest {
+        SeenRequest {
+            fingerprint: Fingerprint::of(&knock(number).node_key),
+            code: knock(number).code,
+        }
+    }
+
+    #[test]
+    fn a_known_node_is_let_in_whatever_it_wants_and_whatever_the_window() {
+        for door in [Door::shut(), Door::open()] {
+            let door = door.knows(node(1));
+            for intent in [Intent::Connect, Intent::Pair] {
+                let knock = Knock { intent, ..knock(1) };
+                assert_eq!(door.rule(&knock), Ruling::Accept(Arc::new(node(1))));
+            }
+        }
+    }
+
+    #[test]
+    fn a_revoked_key_is_turned_away_for_good() {
+        let door = Door::open().knows(revoked(1));
+        assert_eq!(door.rule(&knock(1)), refused(Refusal::Revoked));
+    }
+
+    #[test]
+    fn half_a_match_is_a_mismatch_of_the_known_node() {
+        for known in [node(1), revoked(1)] {
+            let door = Door::open().knows(known);
+            let other_key = Knock {
+                node_key: PublicKey::from_bytes([9; 32]),
+                ..knock(1)
+            };
+            let other_device = Knock {
+                device_id: DeviceId::from_bytes([9; 16]),
+                ..knock(1)
+            };
+            for knock in [other_key, other_device] {
+                assert_eq!(door.rule(&knock), Ruling::Mismatch(node(1).device_id));
+            }
+        }
+        // Key of one, device of another: the holder of the key is the one to look at.
+        let door = Door::open().knows(node(1)).knows(node(2));
+        let mixed = Knock {
+            device_id: node(2).device_id,
+            ..knock(1)
+        };
+        assert_eq!(door.rule(&mixed), Ruling::Mismatch(node(1).device_id));
+    }
+
+    #[test]
+    fn only_a_node_that_asks_becomes_a_request() {
+        let connect = Knock {
+            intent: Intent::Connect,
+            ..knock(1)
+        };
+        assert_eq!(Door::open().rule(&connect), refused(Refusal::Unknown));
+        let waiting = Door::open().waits(&knock(1));
+        assert_eq!(waiting.rule(&connect), refused(Refusal::Unknown));
+        assert_eq!(Door::open().rule(&knock(1)), Ruling::Create);
+    }
+
+    #[test]
+    fn the_closed_window_turns_strangers_away() {
+        assert_eq!(Door::shut().rule(&knock(1)), refused(Refusal::PairingOff));
+        let mut door = Door::open();
+        door.now += WINDOW_TIME;
+        assert_eq!(door.rule(&knock(1)), refused(Refusal::PairingOff));
+        let mut door = Door::open();
+        door.book.close_window();
+        assert_eq!(door.rule(&knock(1)), refused(Refusal::PairingOff));
+    }
+
+    #[test]
+    fn a_node_that_waits_is_taken_up_again_window_or_not() {
+        let door = Door::shut().waits(&knock(1));
+        assert_eq!(door.rule(&knock(1)), Ruling::Reattach(id(1)));
+        let other_process = Knock {
+            instance_id: InstanceId::from_bytes([9; 16]),
+            ..knock(1)
+        };
+        assert_eq!(door.rule(&other_process), Ruling::Reattach(id(1)));
+    }
+
+    #[test]
+    fn one_request_for_a_key_and_one_for_a_device() {
+        let door = Door::open().waits(&knock(1));
+        let other_key = Knock {
+            node_key: PublicKey::from_bytes([9; 32]),
+            ..knock(1)
+        };
+        let other_device = Knock {
+            device_id: DeviceId::from_bytes([9; 16]),
+            ..knock(1)
+        };
+        for knock in [other_key, other_device] {
+            assert_eq!(door.rule(&knock), refused(Refusal::KeyMismatch));
+        }
+    }
+
+    #[test]
+    fn the_process_that_was_told_no_is_told_again_and_a_new_one_may_ask() {
+        for (answer, refusal) in [
+            (Answer::Rejected, Refusal::Rejected),
+            (Answer::Expired, Refusal::Expired),
+        ] {
+            let door = Door::open().answered(1, answer);
+            assert_eq!(door.rule(&knock(1)), refused(refusal));
+            let new_process = Knock {
+                instance_id: InstanceId::from_bytes([9; 16]),
+                ..knock(1)
+            };
+            assert_eq!(door.rule(&new_process), Ruling::Create);
+        }
+        // Approved, revoked, forgotten: it may ask anew.
+        let door = Door::open().answered(1, Answer::Approved);
+        assert_eq!(door.rule(&knock(1)), Ruling::Create);
+    }
+
+    #[test]
+    fn a_request_whose_hour_is_over_waits_no_more() {
+        let mut door = Door::shut().waits(&knock(1));
+        door.now += PENDING_TIME;
+        assert_eq!(door.rule(&knock(1)), refused(Refusal::Expired));
+        let expired = door.approve(1, &seen(1));
+        assert!(
+            matches!(expired, Err(PairingError::Expired { .. })),
+            "{expired:?}"
+        );
+    }
+
+    #[test]
+    fn a_clock_that_was_turned_gives_no_request_more_than_its_hour() {
+        let now = Instant::now();
+        let request = |wall| Waiting::new(knock(1).request(id(1), at(1000)), wall, now);
+        assert_eq!(request(at(0)).deadline, now + PENDING_TIME);
+        assert_eq!(
+            request(at(1000 + 60)).deadline,
+            now + PENDING_TIME - Duration::from_mins(1)
+        );
+        assert_eq!(request(Timestamp::MAX).deadline, now);
+        assert_eq!(request(Timestamp::MIN).deadline, now + PENDING_TIME);
+    }
+
+    #[test]
+    fn a_node_id_in_use_is_refused_and_a_revoked_nodes_id_is_free() {
+        let taken = Knock {
+            introduction: introduction("box-2"),
+            ..knock(1)
+        };
+        let door = Door::open().knows(node(2));
+        assert_eq!(door.rule(&taken), refused(Refusal::NodeIdInUse));
+        let door = Door::open().knows(revoked(2));
+        assert_eq!(door.rule(&taken), Ruling::Create);
+        let request = taken.request(id(1), at(0));
+        let warned = warnings(&door.book, &request);
+        assert_eq!(
+            warned,
+            [Warning::RevokedNodeId(NodeId::new("box-2").unwrap())]
+        );
+    }
+
+    #[test]
+    fn sixteen_may_wait_and_three_from_one_address() {
+        let mut door = Door::open();
+        for number in 1..=16 {
+            assert_eq!(door.rule(&knock(number)), Ruling::Create, "{number}");
+            door = door.waits(&knock(number));
+        }
+        assert_eq!(door.rule(&knock(17)), refused(Refusal::PendingFull));
+        assert_eq!(door.rule(&knock(1)), Ruling::Reattach(id(1)));
+
+        for (address, neighbour) in [
+            ("10.0.0.9", "10.0.0.9"),
+            ("10.0.0.9", "::ffff:10.0.0.9"),
+            ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9"),
+        ] {
+            let from = |number, address: &str| Knock {
+                address: address.parse().unwrap(),
+                ..knock(number)
+            };
+            let door = Door::open()
+                .waits(&from(1, address))
+                .waits(&from(2, address))
+                .waits(&from(3, address));
+            assert_eq!(
+                door.rule(&from(4, neighbour)),
+                refused(Refusal::PendingFull)
+            );
+            assert_eq!(door.rule(&from(4, "2001:db8:1:3::1")), Ruling::Create);
+        }
+    }
+
+    #[test]
+    fn expired_requests_leave_room() {
+        let mut door = Door::shut();
+        for number in 1..=16 {
+            door = door.waits(&knock(number));
+        }
+        door.now += PENDING_TIME;
+        door.book.open_window(WINDOW_TIME, at(0), door.now);
+        assert_eq!(door.rule(&knock(17)), Ruling::Create);
+    }
+
+    #[test]
+    fn a_person_approves_exactly_what_was_shown() {
+        let door = Door::shut().waits(&knock(1));
+        let node = door.approve(1, &seen(1)).unwrap();
+        assert_eq!(node.node_key, knock(1).node_key);
+        assert_eq!(node.device_id, knock(1).device_id);
+        assert_eq!(node.labels, knock(1).introduction.labels);
+        assert_eq!(
+            (node.paired_at, node.paired_by.as_str()),
+            (at(5), "operator")
+        );
+        let other_code = SeenRequest {
+            code: "0000-0000-0000".parse().unwrap(),
+            ..seen(1)
+        };
+        let other_key = SeenRequest {
+            fingerprint: seen(2).fingerprint,
+            ..seen(1)
+        };
+        for seen in [other_code, other_key] {
+            let changed = door.approve(1, &seen);
+            assert!(
+                matches!(changed, Err(PairingError::RequestChanged { .. })),
+                "{changed:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_approved_says_why() {
+        let unknown = Door::shut().approve(1, &seen(1));
+        assert!(
+            matches!(unknown, Err(PairingError::UnknownRequest { .. })),
+            "{unknown:?}"
+        );
+        for answer in [Answer::Approved, Answer::Rejected] {
+            let answered = Door::shut().answered(1, answer).approve(1, &seen(1));
+            assert!(
+                matches!(&answered, Err(PairingError::Answered { answer: a, .. }) if *a == answer),
+                "{answered:?}"
+            );
+        }
+        let expired = Door::shut()
+            .answered(1, Answer::Expired)
+            .approve(1, &seen(1));
+        assert!(
+            matches!(expired, Err(PairingError::Expired { .. })),
+            "{expired:?}"
+        );
+    }
+
+    #[test]
+    fn a_pin_is_never_overwritten() {
+        let same_key = NodeRecord {
+            device_id: DeviceId::from_bytes([9; 16]),
+            ..node(1)
+        };
+        let same_device = NodeRecord {
+            node_key: PublicKey::from_bytes([9; 32]),
+            ..revoked(1)
+        };
+        for known in [same_key, same_device] {
+            let door = Door::shut().waits(&knock(1)).knows(known);
+            let pinned = door.approve(1, &seen(1));
+            assert!(matches!(pinned, Err(PairingError::Pinned)), "{pinned:?}");
+        }
+        let same_id = NodeRecord {
+            node_id: node(1).node_id,
+            ..node(2)
+        };
+        let taken = Door::shut()
+            .waits(&knock(1))
+            .knows(same_id)
+            .approve(1, &seen(1));
+        assert!(
+            matches!(taken, Err(PairingError::NodeIdInUse { .. })),
+            "{taken:?}"
+        );
+    }
+
+    #[test]
+    fn a_person_is_warned_of_what_could_deceive() {
+        let mut request = knock(1);
+        request.introduction.name = node(2).name;
+        request.introduction.user = "root".to_owned();
+        let twin = Knock {
+            introduction: introduction("box-1"),
+            ..knock(3)
+        };
+        let door = Door::shut().knows(node(2)).waits(&request).waits(&twin);
+        let warned = warnings(&door.book, &request.request(id(1), at(0)));
+        assert_eq!(
+            warned,
+            [
+                Warning::NameTaken(node(2).name),
+                Warning::NodeIdAskedTwice(node(1).node_id),
+                Warning::RunsAsRoot,
+            ]
+        );
+        assert!(warned.iter().all(|warning| !warning.to_string().is_empty()));
+    }
+}

@@ -149,3 +149,36 @@ fn line(row: &sqlx::sqlite::SqliteRow) -> Result<Line, StoreError> {
         detail: columns.text("detail")?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Action;
+    use crate::store::testing::{entry, store};
+
+    #[tokio::test]
+    async fn lines_come_newest_first_in_pages() {
+        let store = store().await;
+        for _ in 0..5 {
+            store.note(entry(Action::PairingOpen)).await.unwrap();
+        }
+        let seqs = |lines: Vec<Line>| lines.iter().map(|line| line.seq).collect::<Vec<_>>();
+        assert_eq!(seqs(store.audit_lines(None, 2).await.unwrap()), [5, 4]);
+        assert_eq!(
+            seqs(store.audit_lines(Some(4), 10).await.unwrap()),
+            [3, 2, 1]
+        );
+        assert!(store.audit_lines(Some(1), 10).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_chain_longer_than_a_page_is_walked_to_its_end() {
+        let store = store().await;
+        let notes = (0..2100).map(|_| store.note(entry(Action::PairingOpen)));
+        for note in futures_util::future::join_all(notes).await {
+            note.unwrap();
+        }
+        let verdict = store.verify_audit().await.unwrap();
+        assert_eq!((verdict.entries, verdict.first_bad), (2100, None));
+    }
+}

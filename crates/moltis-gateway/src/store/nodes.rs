@@ -298,3 +298,136 @@ fn record(row: &SqliteRow) -> Result<NodeRecord, StoreError> {
         revoked_at: columns.optional_time("revoked_at")?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::pairings::tests::pin;
+    use crate::store::testing::{at, introduction, node, operator, store};
+
+    async fn only(store: &Store) -> NodeRecord {
+        let nodes = store.nodes().await.unwrap();
+        assert_eq!(nodes.len(), 1);
+        nodes[0].as_ref().clone()
+    }
+
+    #[tokio::test]
+    async fn a_pinned_node_is_read_back_as_it_was() {
+        let store = store().await;
+        assert!(store.nodes().await.unwrap().is_empty());
+        pin(&store, node(1)).await;
+        assert_eq!(only(&store).await, node(1));
+    }
+
+    #[tokio::test]
+    async fn nodes_come_in_the_order_of_their_approval() {
+        let store = store().await;
+        for (number, paired_at) in [(1, 30), (2, 10), (3, 20)] {
+            let paired_at = at(paired_at);
+            pin(
+                &store,
+                NodeRecord {
+                    paired_at,
+                    ..node(number)
+                },
+            )
+            .await;
+        }
+        let nodes = store.nodes().await.unwrap();
+        let numbers: Vec<_> = nodes
+            .iter()
+            .map(|node| node.device_id.as_bytes()[0])
+            .collect();
+        assert_eq!(numbers, [2, 3, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_node_is_renamed_and_relabelled() {
+        let store = store().await;
+        pin(&store, node(1)).await;
+        let id = node(1).device_id;
+        let name = NodeName::new("Büro 2").unwrap();
+        let labels = Labels::default();
+        let by = operator();
+        assert!(
+            store
+                .rename_node(id, &name, at(1), &by)
+                .await
+                .unwrap()
+                .is_some()
+        );
+        assert!(
+            store
+                .relabel_node(id, &labels, at(1), &by)
+                .await
+                .unwrap()
+                .is_some()
+        );
+        let found = only(&store).await;
+        assert_eq!((found.name, found.labels), (name.clone(), labels.clone()));
+        let unknown = node(2).device_id;
+        assert!(
+            store
+                .rename_node(unknown, &name, at(1), &by)
+                .await
+                .unwrap()
+                .is_none()
+        );
+        assert!(
+            store
+                .relabel_node(unknown, &labels, at(1), &by)
+                .await
+                .unwrap()
+                .is_none()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_node_is_revoked_once_and_its_id_is_free() {
+        let store = store().await;
+        pin(&store, node(1)).await;
+        let by = operator();
+        let id = node(1).device_id;
+        assert!(store.revoke_node(id, at(9), &by).await.unwrap().is_some());
+        assert!(store.revoke_node(id, at(10), &by).await.unwrap().is_none());
+        assert_eq!(only(&store).await.revoked_at, Some(at(9)));
+        let node_id = node(1).node_id;
+        pin(&store, NodeRecord { node_id, ..node(2) }).await;
+        assert_eq!(store.nodes().await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_node_is_gone_and_may_come_again() {
+        let store = store().await;
+        pin(&store, node(1)).await;
+        let by = operator();
+        let id = node(1).device_id;
+        store.put_telemetry_hour(id, 5, vec![1]).await.unwrap();
+        assert!(store.forget_node(id, at(9), &by).await.unwrap().is_some());
+        assert!(store.forget_node(id, at(9), &by).await.unwrap().is_none());
+        assert!(store.nodes().await.unwrap().is_empty());
+        assert!(store.telemetry_hours(id, 0).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_a_node_says_and_when_it_was_seen_is_kept() {
+        let store = store().await;
+        pin(&store, node(1)).await;
+        let id = node(1).device_id;
+        let mut said = introduction("box-1");
+        said.version = "9".to_owned();
+        said.platform.kernel = "7".to_owned();
+        let claims = Claims::from(&said);
+        store.set_claims(id, &said.platform, &claims).await.unwrap();
+        let seen = Sighting {
+            device_id: id,
+            at: at(77),
+            address: "10.0.0.1".to_owned(),
+        };
+        store.touch_nodes(vec![seen]).await.unwrap();
+        let found = only(&store).await;
+        assert_eq!((found.platform, found.claims), (said.platform, claims));
+        assert_eq!(found.last_seen_at, Some(at(77)));
+        assert_eq!(found.last_address.as_deref(), Some("10.0.0.1"));
+    }
+}

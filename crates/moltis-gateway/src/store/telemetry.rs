@@ -78,3 +78,42 @@ impl Store {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::store::pairings::tests::pin;
+    use crate::store::testing::{node, store};
+
+    #[tokio::test]
+    async fn an_hour_is_written_over_and_read_in_order() {
+        let store = store().await;
+        pin(&store, node(1)).await;
+        let id = node(1).device_id;
+        for (hour, samples) in [(7, vec![1]), (6, vec![2]), (7, vec![1, 3])] {
+            store.put_telemetry_hour(id, hour, samples).await.unwrap();
+        }
+        let all = store.telemetry_hours(id, 0).await.unwrap();
+        assert_eq!(all, [(6, vec![2]), (7, vec![1, 3])]);
+        assert_eq!(store.telemetry_hours(id, 7).await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_was_forgotten_meanwhile_gets_no_row() {
+        let store = store().await;
+        let id = node(1).device_id;
+        store.put_telemetry_hour(id, 7, vec![1]).await.unwrap();
+        assert!(store.telemetry_hours(id, 0).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn old_hours_go() {
+        let store = store().await;
+        pin(&store, node(1)).await;
+        let id = node(1).device_id;
+        for hour in 0..10 {
+            store.put_telemetry_hour(id, hour, vec![1]).await.unwrap();
+        }
+        assert_eq!(store.expire_telemetry(7).await.unwrap().0, 7);
+        assert_eq!(store.telemetry_hours(id, 0).await.unwrap().len(), 3);
+    }
+}

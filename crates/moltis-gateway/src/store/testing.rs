@@ -15,7 +15,7 @@ use crate::clock::from_millis;
 
 /// A store whose files vanish with it.
 pub(crate) struct TestStore {
-    _dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
     pub(crate) store: Store,
 }
 
@@ -30,7 +30,7 @@ impl std::ops::Deref for TestStore {
 pub(crate) async fn store() -> TestStore {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).await.unwrap();
-    TestStore { _dir: dir, store }
+    TestStore { dir, store }
 }
 
 pub(crate) fn at(seconds: i64) -> Timestamp {
