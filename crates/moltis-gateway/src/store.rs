@@ -697,6 +697,7 @@ mod tests {
                 ending: ending(),
                 totals: moltis_proto::run::Totals::default(),
                 heads: Heads::default(),
+                started: None,
                 at: at(seconds - 5),
             };
             store.end_run(run(number).id, end).await.unwrap();

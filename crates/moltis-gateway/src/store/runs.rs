@@ -755,7 +755,7 @@ fn end(id: RunId, ended: Ended) -> Fold {
                 "UPDATE runs SET state = 'ended', ended_at = ?, outcome = ?, reason = ?, \
                  exit_code = ?, signal = ?, detail = ?, duration_ms = ?, survivors = ?, \
                  stdout_bytes = ?, stderr_bytes = ?, started_at = coalesce(started_at, ?), \
-                 pid = coalesce(pid, ?) WHERE id = ? AND state <> 'ended'",
+             pid = coalesce(pid, ?) WHERE id = ? AND state <> 'ended'",
                 audited
             ),
             values,
@@ -769,7 +769,7 @@ fn end(id: RunId, ended: Ended) -> Fold {
             "UPDATE runs SET state = 'ended', ended_at = ?, outcome = ?, reason = ?, \
              exit_code = ?, signal = ?, detail = ?, duration_ms = ?, survivors = ?, \
              stdout_bytes = ?, stderr_bytes = ?, started_at = coalesce(started_at, ?), \
-                 pid = coalesce(pid, ?) WHERE id = ? AND state <> 'ended'",
+             pid = coalesce(pid, ?) WHERE id = ? AND state <> 'ended'",
             audited,
             "INSERT INTO run_heads (seq, stdout, stderr) \
              SELECT seq, ?, ? FROM runs WHERE changes() > 0 AND id = ?;"
@@ -1056,6 +1056,34 @@ mod tests {
         assert_eq!(changed, 20);
         let verdict = store.verify_audit().await.unwrap();
         assert_eq!((verdict.entries, verdict.first_bad), (40, None));
+    }
+
+    #[tokio::test]
+    async fn an_ending_that_brings_the_start_along_writes_it_where_none_is_known() {
+        let store = store().await;
+        for number in [1, 2] {
+            create(&store, run(number)).await;
+        }
+        assert_eq!(store.all_open_runs().await.unwrap().len(), 2);
+        let noted = store.mark_started(run(2).id, 42, at(5)).await.unwrap();
+        assert!(noted.is_some());
+        for (number, expected) in [(1, (Some(7), at(9))), (2, (Some(42), at(5)))] {
+            let started = Some(Started {
+                at: at(9),
+                pid: Some(7),
+            });
+            let end = Ended {
+                started,
+                ..ended(b"x")
+            };
+            store.end_run(run(number).id, end).await.unwrap().unwrap();
+            let found = store.run(run(number).id).await.unwrap().unwrap();
+            assert_eq!(
+                (found.pid, found.started_at),
+                (expected.0, Some(expected.1))
+            );
+        }
+        assert!(store.all_open_runs().await.unwrap().is_empty());
     }
 
     #[tokio::test]
