@@ -318,6 +318,9 @@ impl Drop for Stage {
 }
 
 /// Points a program at a home, and at no gateway that the person may have elsewhere.
+///
+/// The person's own home is replaced as well: whatever a command or a program that is asked for its
+/// version leaves there goes with the stage.
 fn in_home(command: &mut Command, home: &Path) {
     for name in [
         "MOLTIS_GATEWAY",
@@ -327,7 +330,10 @@ fn in_home(command: &mut Command, home: &Path) {
     ] {
         command.env_remove(name);
     }
-    command.env("MOLTIS_HOME", home).env("NO_COLOR", "1");
+    command
+        .env("MOLTIS_HOME", home.join(".moltis"))
+        .env("HOME", home);
+    command.env("NO_COLOR", "1");
 }
 
 /// Builds Moltis and returns where the program is.

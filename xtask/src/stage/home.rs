@@ -15,6 +15,9 @@ const SOCKET_PATH_MAX: usize = 100;
 /// The longest name below the home: a keeper's socket, with 16 bytes in hexadecimal.
 const LONGEST: &str = "gateway/local/k0123456789abcdef0123456789abcdef.sock";
 
+/// The folder beside both homes that stands for the person's own.
+pub(super) const PERSON: &str = "person";
+
 /// A home for a gateway and one for a node, removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Home {
@@ -47,7 +50,7 @@ impl Home {
             folder
         };
         let home = Self { folder };
-        for dir in [home.gateway(), home.node()] {
+        for dir in [home.gateway(), home.node(), home.path().join(PERSON)] {
             fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
         }
         Ok(home)
