@@ -57,8 +57,8 @@ impl fmt::Debug for KeeperDir {
 impl Keepers for KeeperDir {
     fn connect(&self) -> BoxFuture<'_, Result<Vec<KeeperStream>, KeepersError>> {
         Box::pin(async {
-            let newest = connect::connect(&self.dir, &*self.starter).await?;
-            Ok(vec![newest])
+            let version = env!("CARGO_PKG_VERSION");
+            Ok(connect::connect_all(&self.dir, &*self.starter, version).await?)
         })
     }
 }

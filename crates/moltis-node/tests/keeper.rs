@@ -9,5 +9,13 @@ mod fixture;
 
 #[path = "keeper/ends.rs"]
 mod ends;
+#[path = "keeper/input.rs"]
+mod input;
 #[path = "keeper/output.rs"]
 mod output;
+#[path = "keeper/rules.rs"]
+mod rules;
+#[path = "keeper/speed.rs"]
+mod speed;
+#[path = "keeper/stays.rs"]
+mod stays;

@@ -12,6 +12,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::UnixStream;
 
+use super::journal;
+
+/// How often a keeper that was started is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(3);
+
 /// How long a keeper that was started may take until its socket answers.
 pub const START_TIME: Duration = Duration::from_secs(10);
 
@@ -82,7 +87,41 @@ impl From<DuplexStream> for KeeperStream {
     }
 }
 
-/// Connects to the living keeper of `dir`; where none answers, has one started and waits for it.
+/// Connects to every living keeper of `dir`, the one for new runs first: that is the one of
+/// `version`, which is started where none answers. Those of other versions keep the runs that they
+/// have, and leave when the last one is forgotten and nobody is attached.
+///
+/// # Errors
+/// [`ConnectError`], each naming the directory.
+pub async fn connect_all(
+    dir: &Path,
+    starter: &dyn Starter,
+    version: &str,
+) -> Result<Vec<KeeperStream>, ConnectError> {
+    let living = living(dir).await?;
+    if let Some(streams) = ours_first(living, version) {
+        return Ok(streams);
+    }
+    starter.start(dir).map_err(|source| ConnectError::Start {
+        dir: dir.to_owned(),
+        source,
+    })?;
+    let answered = async {
+        loop {
+            if let Some(streams) = ours_first(self::living(dir).await?, version) {
+                return Ok(streams);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    tokio::time::timeout(START_TIME, answered)
+        .await
+        .map_err(|_elapsed| ConnectError::NoAnswer {
+            dir: dir.to_owned(),
+        })?
+}
+
+/// Connects to a living keeper of `dir`; where none answers, has one started and waits for it.
 ///
 /// # Errors
 /// [`ConnectError`], each naming the directory.
@@ -94,33 +133,67 @@ pub async fn connect(dir: &Path, starter: &dyn Starter) -> Result<KeeperStream, 
         dir: dir.to_owned(),
         source,
     })?;
-    let no_answer = || ConnectError::NoAnswer {
-        dir: dir.to_owned(),
-    };
     let answered = async {
         loop {
             if let Some(stream) = find(dir).await? {
                 return Ok(stream);
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     };
     tokio::time::timeout(START_TIME, answered)
         .await
-        .map_err(|_elapsed| no_answer())?
+        .map_err(|_elapsed| ConnectError::NoAnswer {
+            dir: dir.to_owned(),
+        })?
 }
 
-/// Connects to the living keeper of `dir`; `None` where none answers.
+/// Connects to a living keeper of `dir`; `None` where none answers.
 ///
 /// # Errors
 /// [`ConnectError::Directory`] when the directory cannot be read; one that is missing holds none.
 pub async fn find(dir: &Path) -> Result<Option<KeeperStream>, ConnectError> {
+    let first = living(dir).await?.into_iter().next();
+    Ok(first.map(|living| living.stream))
+}
+
+/// Connects to every living keeper of `dir`.
+///
+/// # Errors
+/// [`ConnectError::Directory`] when the directory cannot be read; one that is missing holds none.
+pub async fn find_all(dir: &Path) -> Result<Vec<KeeperStream>, ConnectError> {
+    let living = living(dir).await?.into_iter();
+    Ok(living.map(|living| living.stream).collect())
+}
+
+/// A keeper that answered.
+struct Living {
+    stream: KeeperStream,
+    version: Option<String>,
+}
+
+/// Returns the streams of those that live with the one of this version first; `None` without one.
+fn ours_first(living: Vec<Living>, version: &str) -> Option<Vec<KeeperStream>> {
+    let ours = living
+        .iter()
+        .position(|living| living.version.as_deref() == Some(version))?;
+    let mut streams: Vec<_> = living.into_iter().map(|living| living.stream).collect();
+    streams.swap(0, ours);
+    Some(streams)
+}
+
+/// Knocks at every socket in `dir`.
+async fn living(dir: &Path) -> Result<Vec<Living>, ConnectError> {
+    let mut living = Vec::new();
     for socket in sockets(dir)? {
         if let Ok(stream) = UnixStream::connect(&socket).await {
-            return Ok(Some(stream.into()));
+            living.push(Living {
+                stream: stream.into(),
+                version: journal::version_of(&socket.with_extension("journal")),
+            });
         }
     }
-    Ok(None)
+    Ok(living)
 }
 
 /// Returns the sockets in `dir`, whether or not anybody listens.
@@ -148,6 +221,7 @@ fn sockets(dir: &Path) -> Result<Vec<PathBuf>, ConnectError> {
             sockets.push(path);
         }
     }
+    sockets.sort();
     Ok(sockets)
 }
 

@@ -119,8 +119,8 @@ impl Core {
     /// Keeps runs until it is asked to stop, or has nothing to do for long.
     pub(super) async fn run(mut self, mut door: Door, stop: CancellationToken) {
         loop {
-            self.settle();
-            let has_frames = self.stage();
+            let has_frames = self.hear();
+            self.advance();
             if self.is_over() {
                 break;
             }
@@ -231,15 +231,20 @@ impl Core {
         }
     }
 
-    /// Takes what the client said and makes frames for it. Returns whether it has said more.
-    fn stage(&mut self) -> bool {
-        let has_more = self.hear();
-        if self.stage_frames().is_err() {
-            self.detach("a message to it does not fit a frame");
+    /// Lets runs and client do what they can, until all of them wait for something.
+    fn advance(&mut self) {
+        loop {
+            self.settle();
+            if self.stage_frames().is_err() {
+                self.detach("a message to it does not fit a frame");
+            }
+            if self.dirty.is_empty() {
+                break;
+            }
         }
-        has_more
     }
 
+    /// Makes frames for the client, as long as it takes them.
     fn stage_frames(&mut self) -> Result<(), wire::WireError> {
         let Some(client) = &mut self.client else {
             return Ok(());
@@ -252,16 +257,18 @@ impl Core {
                 let Some(run) = runs.get_mut(&id) else {
                     return Offer::Nothing;
                 };
-                mark_dirty(run, dirty);
                 match run.outbox.poll_transmit(credit, now) {
-                    Some(frame) => Offer::Frame {
-                        bytes: match &frame {
-                            Transmit::Output { bytes, .. } => bytes.len(),
-                            Transmit::Gap { .. } | Transmit::Ended { .. } => 0,
-                        },
-                        frame: (id, frame),
-                        more: run.outbox.has_transmit(),
-                    },
+                    Some(frame) => {
+                        mark_dirty(run, dirty);
+                        Offer::Frame {
+                            bytes: match &frame {
+                                Transmit::Output { bytes, .. } => bytes.len(),
+                                Transmit::Gap { .. } | Transmit::Ended { .. } => 0,
+                            },
+                            frame: (id, frame),
+                            more: run.outbox.has_transmit(),
+                        }
+                    }
                     None if run.outbox.wants_credit() => Offer::WantsCredit,
                     None => Offer::Nothing,
                 }
@@ -270,9 +277,6 @@ impl Core {
                 break;
             };
             push_frame(client, id, frame)?;
-        }
-        if !dirty.is_empty() {
-            self.settle();
         }
         Ok(())
     }
@@ -459,7 +463,7 @@ impl Core {
                 run.outbox.spill(now);
                 mark_dirty(run, &mut self.dirty);
             }
-            self.settle();
+            self.advance();
         }
         let is_late = self.leave_by.is_some_and(|at| at <= now);
         let is_told = self.client.as_ref().is_none_or(Client::is_drained);

@@ -30,7 +30,8 @@ pub(crate) const WINDOWS: Windows = Windows {
 pub(crate) struct Known {
     pub(crate) pid: Option<u32>,
     pub(crate) next: [u64; 2],
-    acked: [u64; 2],
+    /// Bytes that came and are not acknowledged.
+    under_way: u64,
     /// The bytes, unless there are too many to keep.
     pub(crate) bytes: [Vec<u8>; 2],
     pub(crate) gaps: Vec<(Stream, u64, u64, GapReason)>,
@@ -144,15 +145,23 @@ impl Client {
     }
 
     pub(crate) async fn start(&mut self, run_id: RunId, spec: RunSpec) {
-        let digest = Digest::from_bytes([run_id.as_bytes()[0]; 32]);
-        let spec = Box::new(spec);
         self.runs.insert(run_id, Known::default());
+        self.start_with_digest(run_id, 1, spec).await;
+    }
+
+    pub(crate) async fn start_with_digest(&mut self, run_id: RunId, digest: u8, spec: RunSpec) {
+        let digest = Digest::from_bytes([digest; 32]);
+        let spec = Box::new(spec);
         self.say(ToKeeper::Start {
             run_id,
             digest,
             spec,
         })
         .await;
+    }
+
+    pub(crate) async fn say_raw(&mut self, frame: &[u8]) {
+        self.writer.send_encoded(frame).await.unwrap();
     }
 
     /// Starts a run and takes everything to its end.
@@ -186,7 +195,7 @@ impl Client {
     pub(crate) async fn resume(&mut self, run_id: RunId, stdout: u64, stderr: u64) {
         let known = self.runs.entry(run_id).or_default();
         known.next = [stdout, stderr];
-        known.acked = known.next;
+        known.under_way = 0;
         known.ended = None;
         self.say(ToKeeper::Resume {
             run_id,
@@ -198,14 +207,14 @@ impl Client {
 
     pub(crate) async fn acknowledge(&mut self, run_id: RunId) {
         let known = self.runs.get_mut(&run_id).unwrap();
-        known.acked = known.next;
+        known.under_way = 0;
         let [stdout, stderr] = known.next;
-        self.say(ToKeeper::Ack {
+        let ack = ToKeeper::Ack {
             run_id,
             stdout,
             stderr,
-        })
-        .await;
+        };
+        self.writer.send(&ack).await.ok(); // a keeper that leaves may be gone already
     }
 
     pub(crate) async fn stdin(&mut self, run_id: RunId, offset: u64, bytes: &[u8], eof: bool) {
@@ -258,7 +267,8 @@ impl Client {
                 if self.keeps {
                     known.bytes[n].extend_from_slice(&bytes.0);
                 }
-                let under_way: u64 = (0..2).map(|n| known.next[n] - known.acked[n]).sum();
+                known.under_way += bytes.0.len() as u64;
+                let under_way = known.under_way;
                 assert!(
                     under_way <= u64::from(WINDOWS.run_bytes),
                     "within the window"

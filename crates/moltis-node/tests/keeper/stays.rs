@@ -1,0 +1,417 @@
+//! What outlives a client, and what outlives a keeper.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moltis_proto::run::{GapReason, Outcome, Reason, RunState, Stream};
+use moltis_proto::{RunRefusal, ToKeeper};
+use tokio::time::Instant;
+
+use crate::client::{Client, argv, id, shell};
+use crate::fixture::{Inside, Outside, gone, is_alive};
+
+#[tokio::test]
+async fn a_run_goes_on_without_a_client_and_is_resumed_at_each_point() {
+    let keeper = Inside::new();
+    let (mut client, listed) = keeper.attach().await;
+    assert!(listed.runs.is_empty());
+    client
+        .start(
+            id(1),
+            shell("for n in 1 2 3 4 5 6 7 8 9; do echo $n; sleep 0.03; done"),
+        )
+        .await;
+    let mut next = 0;
+    for round in 0..5 {
+        client.until(id(1), |run| run.next[0] > next).await;
+        next = client.runs[&id(1)].next[0];
+        drop(client);
+        let (again, listed) = keeper.attach().await;
+        client = again;
+        assert_eq!(listed.runs.len(), 1, "round {round}");
+        // From where it stopped, or from before: what was sent already comes again.
+        next -= next.min(2 * (round % 2));
+        client.resume(id(1), next, 0).await;
+    }
+    let from = usize::try_from(next).unwrap();
+    let run = client.finish(id(1)).await;
+    assert_eq!(run.stdout(), "1\n2\n3\n4\n5\n6\n7\n8\n9\n"[from..]);
+    assert_eq!(run.ending().outcome, Outcome::Exited);
+}
+
+#[tokio::test]
+async fn an_ended_run_is_kept_until_it_is_forgotten_and_its_id_for_ever() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    client.run(id(1), shell("echo kept; exit 3")).await;
+    for _ in 0..2 {
+        let (again, listed) = keeper.attach().await;
+        client = again;
+        assert_eq!(listed.runs[0].state, RunState::Ended);
+        assert_eq!(listed.runs[0].totals.stdout, 5);
+        client.resume(id(1), 0, 0).await;
+        assert_eq!(client.finish(id(1)).await.stdout(), "kept\n");
+    }
+    client.say(ToKeeper::Forget { run_id: id(1) }).await;
+    let run = client.run(id(1), shell("echo kept; exit 3")).await;
+    assert_eq!(run.refused, Some(RunRefusal::Forgotten));
+    assert!(keeper.attach().await.1.runs.is_empty());
+}
+
+#[tokio::test]
+async fn the_same_start_twice_is_one_run_and_another_under_its_id_is_refused() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    let file = keeper.dir.path().join("count");
+    let line = format!("echo once >> {}; sleep 0.2", file.display());
+    client.start(id(1), shell(&line)).await;
+    client.until(id(1), |run| run.pid.is_some()).await;
+    let pid = client.runs[&id(1)].pid.unwrap();
+    client.start(id(1), shell(&line)).await;
+    let run = client.until(id(1), |run| run.state.is_some()).await;
+    assert_eq!(run.state.as_ref().unwrap().state, RunState::Running { pid });
+    client
+        .start_with_digest(id(1), 99, shell("echo another"))
+        .await;
+    client
+        .until(id(1), |run| run.refused == Some(RunRefusal::DigestMismatch))
+        .await;
+    client.until(id(1), |run| run.ended.is_some()).await;
+    client.start(id(1), shell(&line)).await;
+    let run = client.until(id(1), |run| run.state.is_some()).await;
+    assert_eq!(run.state.as_ref().unwrap().state, RunState::Ended);
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "once\n");
+}
+
+#[tokio::test]
+async fn the_newest_client_supersedes_and_one_that_says_nothing_does_not() {
+    let keeper = Outside::start().await;
+    let mut first = keeper.client().await;
+    let _silent = keeper.stream().await;
+    first.run(id(1), shell("echo still here")).await;
+    let mut second = keeper.client().await;
+    assert!(first.poll().await.is_none());
+    second.run(id(2), shell("true")).await;
+}
+
+#[tokio::test]
+async fn a_client_that_lies_is_let_go_and_its_runs_are_not_touched() {
+    let keeper = Inside::new();
+    let lies = [
+        ToKeeper::Ack {
+            run_id: id(1),
+            stdout: 1_000,
+            stderr: 0,
+        },
+        ToKeeper::Resume {
+            run_id: id(1),
+            stdout: 1_000,
+            stderr: 0,
+        },
+        ToKeeper::Stdin {
+            run_id: id(1),
+            offset: 5,
+            bytes: b"x".as_slice().into(),
+            eof: false,
+        },
+        ToKeeper::Attach {
+            windows: crate::client::WINDOWS,
+        },
+    ];
+    let mut client = keeper.client().await;
+    let mut spec = shell("echo ready; read line; echo $line");
+    spec.stdin = moltis_proto::run::StdinMode::Open;
+    client.start(id(1), spec).await;
+    client.until(id(1), |run| run.next[0] == 6).await;
+    for lie in lies {
+        client.say(lie).await;
+        while client.poll().await.is_some() {}
+        client = keeper.client().await;
+        client.resume(id(1), 0, 0).await;
+        client.until(id(1), |run| run.next[0] == 6).await;
+    }
+    client.stdin(id(1), 0, b"fine\n", true).await;
+    assert_eq!(client.finish(id(1)).await.stdout(), "ready\nfine\n");
+}
+
+#[tokio::test]
+async fn garbage_on_the_socket_harms_nobody() {
+    use tokio::io::AsyncWriteExt as _;
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0; 64],
+        &[0, 0, 0, 3, 0xff, 0xff, 0xff],
+        &[0xff; 64],
+    ] {
+        let mut stream = keeper.stream().await;
+        stream.write_all(garbage).await.unwrap();
+    }
+    client.run(id(1), shell("true")).await;
+    let (mut rude, _) = keeper.attach().await;
+    rude.say_raw(&[0xff; 300]).await;
+    assert!(rude.poll().await.is_none());
+    keeper.client().await;
+}
+
+#[tokio::test]
+async fn output_that_nobody_takes_goes_to_the_spool_and_comes_whole_later() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    client
+        .start(id(1), shell("head -c 20000000 /dev/zero; echo end >&2"))
+        .await;
+    drop(client);
+    let began = Instant::now();
+    // The command ends, although nobody takes anything.
+    loop {
+        let (_, listed) = keeper.attach().await;
+        if listed.runs[0].state == RunState::Ended {
+            assert_eq!(listed.runs[0].totals.stdout, 20_000_000);
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (mut client, _) = keeper.attach().await;
+    client.keeps = false;
+    client.resume(id(1), 0, 0).await;
+    let run = client.finish(id(1)).await;
+    assert_eq!(run.next, [20_000_000, 4]);
+    assert!(run.gaps.is_empty());
+    let spool = keeper.dir.path().join(format!("{}.out", id(1)));
+    client.say(ToKeeper::Forget { run_id: id(1) }).await;
+    while spool.exists() {
+        assert!(began.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_full_spool_keeps_the_beginning_and_the_newest_and_marks_the_gap() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    // The numbers in the output say where it is from.
+    client.start(id(1), shell("seq -f %099.0f 1 1000000")).await;
+    drop(client);
+    loop {
+        let (_, listed) = keeper.attach().await;
+        if listed.runs[0].state == RunState::Ended {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (mut client, _) = keeper.attach().await;
+    client.resume(id(1), 0, 0).await;
+    let run = client.finish(id(1)).await;
+    assert_eq!(run.ended.as_ref().unwrap().1.stdout, 100_000_000);
+    let [(Stream::Stdout, from, to, GapReason::Limit)] = run.gaps[..] else {
+        panic!("one gap expected: {:?}", run.gaps);
+    };
+    assert!(from >= 1 << 20);
+    assert!(100_000_000 - to >= 60 << 20);
+    let line_at = |offset: u64| format!("{:099}\n", offset / 100 + 1);
+    assert!(run.bytes[0].starts_with(line_at(0).as_bytes()));
+    assert!(run.bytes[0].ends_with(line_at(99_999_900).as_bytes()));
+    let behind = usize::try_from(from + (to.next_multiple_of(100) - to)).unwrap();
+    let line = &run.bytes[0][behind..behind + 100];
+    assert_eq!(line, line_at(to.next_multiple_of(100)).as_bytes());
+}
+
+#[tokio::test]
+async fn a_dead_keepers_runs_are_taken_over() {
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    client.run(id(1), shell("echo forgotten")).await;
+    client.say(ToKeeper::Forget { run_id: id(1) }).await;
+    client.run(id(2), shell("echo ended; exit 3")).await;
+    client.start(id(3), argv(&["sleep", "60"])).await;
+    client.until(id(3), |run| run.pid.is_some()).await;
+    client
+        .start(id(4), shell("head -c 9000000 /dev/zero; sleep 60"))
+        .await;
+    let journal = keeper.attach().await.1.journals[0];
+    settled(&keeper, 4, 9_000_000).await;
+    let dir = keeper.kill();
+
+    let keeper = Outside::start_in(Arc::clone(&dir), 1).await;
+    let (mut client, listed) = keeper.attach().await;
+    assert_eq!(listed.journals.len(), 2);
+    assert_ne!(listed.journals[0], journal);
+    assert_eq!(listed.journals[1], journal);
+    assert_eq!(listed.runs.len(), 3);
+    assert!(
+        listed
+            .runs
+            .iter()
+            .all(|run| run.state == RunState::Ended && run.journal_id == journal)
+    );
+    // What the gateway has of an ended run is not missed; what nobody has is a gap.
+    client.resume(id(2), 0, 0).await;
+    let run = client.finish(id(2)).await;
+    assert_eq!(run.gaps, [(Stream::Stdout, 0, 6, GapReason::KeeperDied)]);
+    assert_eq!(
+        run.ending().status,
+        Some(moltis_proto::run::ExitStatus::Code(3))
+    );
+    client.resume(id(3), 0, 0).await;
+    let ending = client.finish(id(3)).await.ending().clone();
+    assert_eq!(
+        (ending.outcome, ending.reason),
+        (Outcome::Lost, Some(Reason::KeeperDied))
+    );
+    assert!(ending.descendants_may_survive);
+    client.resume(id(4), 0, 0).await;
+    let run = client.finish(id(4)).await;
+    assert!(run.gaps.is_empty());
+    assert!(
+        run.bytes[0].len() > 7_000_000,
+        "{} bytes",
+        run.bytes[0].len()
+    );
+
+    // A gateway that has more than the spool is believed.
+    client.resume(id(4), 9_500_000, 0).await;
+    let run = client.finish(id(4)).await;
+    assert_eq!(run.ended.as_ref().unwrap().1.stdout, 9_500_000);
+    for number in 2..=4 {
+        client.say(ToKeeper::Forget { run_id: id(number) }).await;
+    }
+    assert!(keeper.attach().await.1.runs.is_empty());
+    let dir = keeper.kill();
+    let keeper = Outside::start_in(dir, 1).await;
+    assert!(keeper.attach().await.1.runs.is_empty());
+}
+
+/// Waits until the keeper has so much of a run, nobody following it.
+async fn settled(keeper: &Outside, number: u8, bytes: u64) {
+    let began = Instant::now();
+    loop {
+        let (_, listed) = keeper.attach().await;
+        let run = listed.runs.iter().find(|run| run.run_id == id(number));
+        if run.is_some_and(|run| run.totals.stdout == bytes) {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn after_another_boot_running_runs_are_lost_to_it() {
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    client.start(id(1), argv(&["sleep", "60"])).await;
+    let pid = client
+        .until(id(1), |run| run.pid.is_some())
+        .await
+        .pid
+        .unwrap();
+    let dir = keeper.kill();
+    std::process::Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()
+        .unwrap();
+    let keeper = Outside::start_in(dir, 2).await;
+    let (mut client, listed) = keeper.attach().await;
+    assert_eq!(listed.boot_id, moltis_proto::BootId::from_bytes([2; 16]));
+    client.resume(id(1), 0, 0).await;
+    let ending = client.finish(id(1)).await.ending();
+    assert_eq!(
+        (ending.outcome, ending.reason),
+        (Outcome::Lost, Some(Reason::NodeRebooted))
+    );
+    assert!(!ending.descendants_may_survive);
+}
+
+#[tokio::test]
+async fn a_corrupt_journal_is_read_up_to_its_last_good_record() {
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    client.run(id(1), shell("exit 1")).await;
+    client.run(id(2), shell("exit 2")).await;
+    let dir = keeper.kill();
+    let journal = std::fs::read_dir(dir.path())
+        .unwrap()
+        .flatten()
+        .find(|entry| {
+            entry
+                .path()
+                .extension()
+                .is_some_and(|extension| extension == "journal")
+        });
+    let path = journal.unwrap().path();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let length = bytes.len();
+    bytes[length - 3] ^= 0x40;
+    bytes.extend_from_slice(b"the end of a keeper that died writing");
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::write(dir.path().join("knonsense.journal"), "nonsense").unwrap();
+
+    let keeper = Outside::start_in(dir, 1).await;
+    let (mut client, listed) = keeper.attach().await;
+    assert_eq!(listed.runs.len(), 2);
+    client.resume(id(1), 0, 0).await;
+    assert_eq!(client.finish(id(1)).await.ending().outcome, Outcome::Exited);
+    client.resume(id(2), 0, 0).await;
+    assert_eq!(client.finish(id(2)).await.ending().outcome, Outcome::Lost);
+}
+
+#[tokio::test]
+async fn leave_ends_every_run_and_then_the_keeper() {
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    let line = "trap 'sleep 0.5; exit' TERM; echo ready; while :; do sleep 0.01; done";
+    client.start(id(1), shell(line)).await;
+    let pid = client
+        .until(id(1), |run| run.next[0] > 0)
+        .await
+        .pid
+        .unwrap();
+    client.say(ToKeeper::Leave).await;
+    client.start(id(2), shell("true")).await;
+    assert_eq!(
+        client.finish(id(2)).await.refused,
+        Some(RunRefusal::Leaving)
+    );
+    assert_eq!(
+        client.finish(id(1)).await.ending().outcome,
+        Outcome::Cancelled
+    );
+    while client.poll().await.is_some() {}
+    let dir = keeper.wait();
+    assert!(!is_alive(pid));
+    // Nobody has forgotten the run, so the next keeper tells its end.
+    let keeper = Outside::start_in(dir, 1).await;
+    let (mut client, listed) = keeper.attach().await;
+    assert_eq!(listed.runs.len(), 1);
+    client.resume(id(1), 0, 0).await;
+    assert_eq!(
+        client.finish(id(1)).await.ending().outcome,
+        Outcome::Cancelled
+    );
+}
+
+#[tokio::test]
+async fn a_keeper_in_this_process_takes_its_children_with_it() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    client.start(id(1), argv(&["sleep", "60"])).await;
+    let pid = client
+        .until(id(1), |run| run.pid.is_some())
+        .await
+        .pid
+        .unwrap();
+    keeper.keeper.shut_down().await;
+    gone(pid).await;
+}
+
+#[tokio::test]
+async fn a_second_keeper_of_the_same_version_finds_the_first_and_goes() {
+    let keeper = Outside::start().await;
+    let second = Outside::start_in(Arc::clone(&keeper.dir), 1).await;
+    second.wait();
+    let client: Client = keeper.client().await;
+    drop(client);
+}
