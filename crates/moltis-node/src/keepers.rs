@@ -33,16 +33,25 @@ impl fmt::Debug for dyn Keepers {
 /// The keepers of one directory, `runs/` of a node.
 pub struct KeeperDir {
     dir: PathBuf,
+    version: String,
     starter: Box<dyn Starter>,
 }
 
 impl KeeperDir {
-    /// Looks for keepers in `dir`; `starter` starts one where none answers.
+    /// Looks for keepers in `dir`; `starter` starts one where none of this crate's version answers.
     pub fn new(dir: impl Into<PathBuf>, starter: impl Starter + 'static) -> Self {
         Self {
             dir: dir.into(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             starter: Box::new(starter),
         }
+    }
+
+    /// New runs go to keepers of this version: the one that `starter` gives its keepers.
+    #[must_use]
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.version = version.into();
+        self
     }
 }
 
@@ -57,8 +66,7 @@ impl fmt::Debug for KeeperDir {
 impl Keepers for KeeperDir {
     fn connect(&self) -> BoxFuture<'_, Result<Vec<KeeperStream>, KeepersError>> {
         Box::pin(async {
-            let version = env!("CARGO_PKG_VERSION");
-            Ok(connect::connect_all(&self.dir, &*self.starter, version).await?)
+            Ok(connect::connect_all(&self.dir, &*self.starter, &self.version).await?)
         })
     }
 }

@@ -241,7 +241,8 @@ impl Link {
     }
 }
 
-/// Who is told what happens: the log, the channel of events, `node.state`.
+/// Who is told what happens: the channel of events, `node.state`, and the log in detail; whoever
+/// takes the events writes the log's other lines.
 #[derive(Debug)]
 struct Tell {
     events: Option<mpsc::Sender<LinkEvent>>,
@@ -267,7 +268,7 @@ impl Tell {
 
     fn pending(&mut self, event: LinkEvent) {
         if let LinkEvent::Pending { code, .. } = &event {
-            tracing::info!(%code, "waiting for approval on the gateway");
+            tracing::debug!(%code, "waiting for approval on the gateway");
             let code = code.to_string();
             self.record(|state, url| state.waiting(url, &code));
         }
@@ -275,7 +276,7 @@ impl Tell {
     }
 
     fn accepted(&mut self, accepted: &Accepted, subprotocol: Subprotocol) {
-        tracing::info!(url = %self.url, protocol = subprotocol.name(), "connected to the gateway");
+        tracing::debug!(url = %self.url, protocol = subprotocol.name(), "connected to the gateway");
         self.record(|state, url| state.connected(url, SystemTime::now()));
         self.event(LinkEvent::Accepted {
             epoch: accepted.epoch,
@@ -286,7 +287,7 @@ impl Tell {
 
     fn disconnected(&mut self, error: LinkError, retry_in: Duration) {
         let words = chain(&error);
-        tracing::warn!(url = %self.url, error = %words, retry_in_ms = retry_in.as_millis(), "no connection to the gateway");
+        tracing::debug!(url = %self.url, error = %words, retry_in_ms = retry_in.as_millis(), "no connection to the gateway");
         self.record(|state, url| state.disconnected(url, &words));
         self.event(LinkEvent::Disconnected {
             error: Arc::new(error),

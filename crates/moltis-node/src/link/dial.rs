@@ -157,7 +157,7 @@ async fn upgrade(
     let (socket, response) =
         client_async_tls_with_config(request, stream, Some(config), Some(connector))
             .await
-            .map_err(|error| answer::classify(url, error))?;
+            .map_err(|error| answer::classify(url, offers, error))?;
     let chosen = response
         .headers()
         .get(header::SEC_WEBSOCKET_PROTOCOL)

@@ -69,7 +69,8 @@ async fn web_servers_and_proxies_are_told_apart() {
         matches!(moved, LinkError::WebPage { status: 301, .. }),
         "{moved:?}"
     );
-    let stripped = http("426 Upgrade Required", "this is a Moltis gateway").await;
+    let words = "A node connects with one of moltis.node.v1, moltis.node.v1+aes. To join:";
+    let stripped = http("426 Upgrade Required", words).await;
     assert!(
         matches!(stripped, LinkError::ProxyWithoutUpgrade { .. }),
         "{stripped:?}"

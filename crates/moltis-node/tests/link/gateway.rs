@@ -188,6 +188,11 @@ impl Peer {
         Ok(self.codec.decode(&plain).unwrap())
     }
 
+    /// Returns the next frame as it came.
+    pub(crate) async fn frame(&mut self) -> bytes::Bytes {
+        next_binary(&mut self.socket).await.unwrap()
+    }
+
     /// Returns the next message that is no telemetry.
     pub(crate) async fn hear(&mut self) -> ToGateway {
         loop {

@@ -12,3 +12,4 @@ mod node;
 mod pairing;
 mod session;
 mod settings;
+mod speed;

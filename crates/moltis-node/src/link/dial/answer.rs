@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use moltis_proto::Subprotocol;
 use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::error::{ProtocolError, SubProtocolError};
 use tokio_tungstenite::tungstenite::handshake::client::Response;
@@ -15,14 +16,14 @@ use crate::url::GatewayUrl;
 const BUSY_TIME: Duration = Duration::from_secs(5);
 
 /// Turns a failed upgrade into words.
-pub(super) fn classify(url: &GatewayUrl, error: Error) -> LinkError {
+pub(super) fn classify(url: &GatewayUrl, offers: &[Subprotocol], error: Error) -> LinkError {
     let url = url.clone();
     let not_a_gateway = |url, found: &str| LinkError::NotAGateway {
         url,
         found: found.to_owned(),
     };
     match error {
-        Error::Http(response) => status(url, &response),
+        Error::Http(response) => status(url, offers, &response),
         Error::Io(source) if is_tls(&source) => LinkError::Tls { url, source },
         Error::Io(source) if source.kind() == io::ErrorKind::UnexpectedEof => LinkError::Hangup {
             during: Some(Step::Upgrade),
@@ -48,11 +49,11 @@ pub(super) fn classify(url: &GatewayUrl, error: Error) -> LinkError {
     }
 }
 
-fn status(url: GatewayUrl, response: &Response) -> LinkError {
+fn status(url: GatewayUrl, offers: &[Subprotocol], response: &Response) -> LinkError {
     let status = response.status().as_u16();
     match status {
         404 | 410 => LinkError::NotFound { url, status },
-        426 if says(response, "subprotocol") => LinkError::Version(None),
+        426 if speaks_only_others(response, offers) => LinkError::Version(None),
         426 => LinkError::ProxyWithoutUpgrade { url },
         429 | 503 => LinkError::Busy {
             url,
@@ -65,12 +66,18 @@ fn status(url: GatewayUrl, response: &Response) -> LinkError {
     }
 }
 
-/// The body is there only as far as it came with the head; both words stand in its first line.
-fn says(response: &Response, word: &str) -> bool {
-    response
-        .body()
-        .as_deref()
-        .is_some_and(|body| String::from_utf8_lossy(body).contains(word))
+/// A gateway answers 426 with the names that it speaks. Where none of ours is among them it is too
+/// old or too new; else the request has lost its upgrade on the way. The body is there as far as it
+/// came with the head.
+fn speaks_only_others(response: &Response, offers: &[Subprotocol]) -> bool {
+    let body = response.body().as_deref().unwrap_or_default();
+    let words = String::from_utf8_lossy(body);
+    let mut names = words
+        .split(|c: char| c.is_whitespace() || c == ',')
+        .map(|word| word.trim_end_matches('.'))
+        .filter(|word| word.starts_with("moltis.node."))
+        .peekable();
+    names.peek().is_some() && !names.any(|name| offers.iter().any(|offer| offer.name() == name))
 }
 
 fn is_page(response: &Response) -> bool {
