@@ -6,10 +6,11 @@
 use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use crate::keeper::{KeeperStream, Starter, connect};
+use crate::keeper::{Keeper, KeeperStream, Starter, connect};
 
 /// Why no keeper can be reached.
 pub type KeepersError = Box<dyn Error + Send + Sync>;
@@ -27,6 +28,13 @@ pub trait Keepers: Send + Sync + 'static {
 impl fmt::Debug for dyn Keepers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Keepers")
+    }
+}
+
+/// A keeper in this process: what an embedder joins to its node, with the runs ending as it does.
+impl Keepers for Arc<Keeper> {
+    fn connect(&self) -> BoxFuture<'_, Result<Vec<KeeperStream>, KeepersError>> {
+        Box::pin(async { Ok(vec![Keeper::connect(self).await?]) })
     }
 }
 

@@ -10,6 +10,7 @@ mod keepers;
 mod life;
 mod node;
 mod pairing;
+mod real;
 mod session;
 mod settings;
 mod speed;

@@ -84,9 +84,24 @@ impl TestNode {
         setup: impl FnOnce(NodeBuilder) -> NodeBuilder,
     ) -> Self {
         let (far, keepers) = mpsc::channel(16);
+        Self::of(settings, TestKeepers { count, far }, keepers, setup)
+    }
+
+    /// A node with real keepers.
+    pub(crate) fn with_real(settings: impl Into<Settings>, keepers: impl Keepers) -> Self {
+        let (_, none) = mpsc::channel(1);
+        Self::of(settings, keepers, none, |node| node)
+    }
+
+    fn of(
+        settings: impl Into<Settings>,
+        played: impl Keepers,
+        keepers: mpsc::Receiver<TestKeeper>,
+        setup: impl FnOnce(NodeBuilder) -> NodeBuilder,
+    ) -> Self {
         let (tell, events) = mpsc::channel(256);
         let identity = NodeIdentity::generate(NodeId::new("box-1").unwrap());
-        let node = Node::builder(settings, identity, TestKeepers { count, far }).events(tell);
+        let node = Node::builder(settings, identity, played).events(tell);
         let stop = CancellationToken::new();
         let mut task = JoinSet::new();
         task.spawn(setup(node).build().run(stop.clone()));
