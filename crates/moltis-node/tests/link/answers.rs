@@ -75,11 +75,8 @@ async fn web_servers_and_proxies_are_told_apart() {
         matches!(stripped, LinkError::ProxyWithoutUpgrade { .. }),
         "{stripped:?}"
     );
-    let newer = http(
-        "426 Upgrade Required",
-        "no subprotocol of yours is known here",
-    )
-    .await;
+    let words = "A node connects with one of moltis.node.v3, moltis.node.v2. To join:";
+    let newer = http("426 Upgrade Required", words).await;
     assert!(matches!(newer, LinkError::Version(None)), "{newer:?}");
     let dead = http("502 Bad Gateway\r\ncontent-type: text/html", "<html>").await;
     assert!(

@@ -12,7 +12,6 @@ use moltis_node::{Keepers, Node};
 use moltis_proto::{FromKeeper, NodeId, Subprotocol, ToGateway, ToKeeper};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -34,37 +33,43 @@ impl Keepers for Sockets {
     }
 }
 
-async fn measure(offer: Subprotocol) -> f64 {
-    let gateway = TestGateway::bind().await;
-    let (far, mut keepers) = mpsc::channel(1);
-    let identity = NodeIdentity::generate(NodeId::new("box-1").unwrap());
-    let node = Node::builder(config(gateway.url()), identity, Sockets(far))
-        .offers(vec![offer])
-        .build();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        node.run(CancellationToken::new()).await.unwrap();
-    });
-    tasks.spawn(async move {
-        let keeper = keepers.recv().await.unwrap();
-        let (reader, writer) = keeper.into_split();
-        let mut reader = FrameReader::new(reader);
-        let mut writer = FrameWriter::new(writer);
-        let _attach: ToKeeper = reader.message().await.unwrap().unwrap();
-        let list = FromKeeper::Runs {
-            boot_id: moltis_proto::BootId::from_bytes([1; 16]),
-            journals: Vec::new(),
-            runs: Vec::new(),
-            last: true,
-        };
-        writer.send(&list).await.unwrap();
-        for number in 0.. {
-            let frame = output(1, number * CHUNK.len() as u64, CHUNK);
-            if writer.send(&frame).await.is_err() {
-                return;
-            }
+/// What one side costs: processor time of its own thread.
+fn on_own_thread<T: Send + 'static>(
+    work: impl AsyncFnOnce() -> T + Send + 'static,
+) -> std::thread::JoinHandle<(T, Duration)> {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let done = runtime.block_on(work());
+        let spent = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        let spent = Duration::try_from(spent).unwrap();
+        (done, spent)
+    })
+}
+
+async fn keep(keeper: UnixStream) {
+    let (reader, writer) = keeper.into_split();
+    let mut reader = FrameReader::new(reader);
+    let mut writer = FrameWriter::new(writer);
+    let _attach: ToKeeper = reader.message().await.unwrap().unwrap();
+    let list = FromKeeper::Runs {
+        boot_id: moltis_proto::BootId::from_bytes([1; 16]),
+        journals: Vec::new(),
+        runs: Vec::new(),
+        last: true,
+    };
+    writer.send(&list).await.unwrap();
+    for number in 0.. {
+        let frame = output(1, number * CHUNK.len() as u64, CHUNK);
+        if writer.send(&frame).await.is_err() {
+            return;
         }
-    });
+    }
+}
+
+async fn drain(gateway: &TestGateway) -> Duration {
     let mut peer = gateway.admit().await;
     assert!(matches!(peer.hear().await, ToGateway::Run(_)));
     let begun = Instant::now();
@@ -76,22 +81,48 @@ async fn measure(offer: Subprotocol) -> f64 {
         peer.opener.open(&frame, &mut plain).unwrap();
         received += plain.len() as u64;
     }
-    let seconds = begun.elapsed().as_secs_f64();
-    tasks.shutdown().await;
-    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-    let rate = received as f64 / 1e6 / seconds;
-    rate
+    begun.elapsed()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+#[expect(clippy::print_stdout, reason = "figures for people")]
+fn measure(offer: Subprotocol) {
+    let (url, told) = std::sync::mpsc::channel();
+    let stop = CancellationToken::new();
+    let end = stop.clone();
+    let gateway = on_own_thread(async move || {
+        let gateway = TestGateway::bind().await;
+        url.send(gateway.url()).unwrap();
+        let took = drain(&gateway).await;
+        end.cancel();
+        took
+    });
+    let (far, mut sockets) = mpsc::channel(1);
+    let keeper = on_own_thread(async move || keep(sockets.recv().await.unwrap()).await);
+    let url = told.recv().unwrap();
+    let link = on_own_thread(async move || {
+        let identity = NodeIdentity::generate(NodeId::new("box-1").unwrap());
+        let node = Node::builder(config(url), identity, Sockets(far)).offers(vec![offer]);
+        node.build().run(stop).await.unwrap();
+    });
+    let (took, gateway_cpu) = gateway.join().unwrap();
+    let ((), link_cpu) = link.join().unwrap();
+    keeper.join().unwrap();
+    #[expect(clippy::cast_precision_loss, reason = "figures for people")]
+    let megabytes = BYTES as f64 / 1e6;
+    println!(
+        "{:20} {:5.0} MB/s   link alone {:5.0} MB/s   a gateway that only opens {:5.0} MB/s",
+        offer.name(),
+        megabytes / took.as_secs_f64(),
+        megabytes / link_cpu.as_secs_f64(),
+        megabytes / gateway_cpu.as_secs_f64(),
+    );
+}
+
+#[test]
 #[ignore = "a measurement"]
-#[expect(clippy::print_stdout, reason = "a figure for people")]
-async fn one_run_fills_the_road() {
+fn one_run_fills_the_road() {
     for _ in 0..3 {
-        for offer in [Subprotocol::PostcardAes, Subprotocol::Postcard] {
-            let rate = measure(offer).await;
-            println!("{}: {rate:.0} MB/s", offer.name());
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        measure(Subprotocol::PostcardAes);
+        measure(Subprotocol::Postcard);
     }
 }
