@@ -148,10 +148,11 @@ fn of_problem(problem: Problem) -> Failure {
             .collect();
         said = said.hint(format!("it could be {}", candidates.join(", ")));
     }
-    if let Some(hint) = problem.hint {
+    // The gateway speaks of headers to those who write programs.
+    if problem.code == Code::Unauthenticated {
+        said = said.hint("set MOLTIS_API_TOKEN to a token made there by `moltis token create`");
+    } else if let Some(hint) = problem.hint {
         said = said.hint(hint);
-    } else if problem.code == Code::Unauthenticated {
-        said = said.hint("set MOLTIS_API_TOKEN to a token made by `moltis token create` there");
     }
     if problem.code == Code::Internal && !problem.request_id.is_empty() {
         said = said.hint(format!(

@@ -48,6 +48,11 @@ pub(super) fn add(context: &Context, args: &Add) -> anyhow::Result<Exit> {
     home.prepare()?;
     let state = lock(&home)?;
     let joined = request.write(&home)?;
+    if rustix::process::geteuid().is_root() {
+        context
+            .output
+            .warn("commands from the gateway will run on this machine as root");
+    }
     let prepared = Prepared {
         home: home.clone(),
         config: joined.config.clone(),

@@ -3,14 +3,18 @@
 //! What is approved is what was shown: fingerprint and code go back with the answer, and the
 //! gateway refuses when they have changed.
 
+use std::time::Duration;
+
 use hyper::Method;
 use jiff::Timestamp;
 use moltis_gateway::api::Empty;
-use moltis_gateway::api::nodes::NodeDetail;
+use moltis_gateway::api::nodes::{NodeDetail, NodeState};
 use moltis_gateway::api::pairing::{
     Approve as ApproveBody, PairingCommand, PairingRequest, PairingStatus, SetPairing,
 };
 use moltis_gateway::api::problem::Code;
+
+use tokio::time::{sleep, timeout};
 
 use super::Context;
 use crate::api::address::escape;
@@ -19,6 +23,11 @@ use crate::args::node::{Approve, Pairing, PairingDisable, PairingEnable, Pending
 use crate::exit::Exit;
 use crate::failure::{Failure, failure};
 use crate::units::{ago, short, until};
+
+/// How long an approved node may take until it is online, and how often we look.
+const ONLINE_TIME: Duration = Duration::from_secs(3);
+/// See [`ONLINE_TIME`].
+const ONLINE_PAUSE: Duration = Duration::from_millis(20);
 
 /// `moltis node pairing …`.
 pub(super) async fn window(context: &Context, args: Pairing) -> anyhow::Result<Exit> {
@@ -63,22 +72,22 @@ async fn enable(context: &Context, args: PairingEnable) -> anyhow::Result<()> {
     if args.format.json {
         return output.json(&status);
     }
-    output.note(&format!(
-        "New nodes may ask to pair for {}. On the other machine:",
-        minutes(args.time)
-    ));
     let line: PairingCommand = client
         .get("pairing/command")
         .await
         .map_err(ApiError::into_failure)?;
-    output.text(&format!("  {}", line.command))?;
+    output.text(&format!(
+        "New nodes may ask to pair for {}. On the other machine:\n  {}",
+        minutes(args.time),
+        line.command
+    ))?;
     if let Some(warning) = line.warning {
         output.warn(&warning);
     }
     Ok(())
 }
 
-fn minutes(time: std::time::Duration) -> String {
+fn minutes(time: Duration) -> String {
     let seconds = time.as_secs();
     match (seconds / 60, seconds % 60) {
         (1, 0) => "1 minute".to_owned(),
@@ -221,7 +230,25 @@ pub(super) async fn approve(context: &Context, args: Approve) -> anyhow::Result<
         "approved {} as node {}",
         node.node.name, node.node.id
     ))?;
+    if !comes(&client, &node.node.id).await {
+        output.note("it is not connected now; it works as soon as it is");
+    }
     Ok(Exit::SUCCESS)
+}
+
+/// Waits a moment for a node that was waiting itself, so that the next command finds it online.
+async fn comes(client: &Client, node: &str) -> bool {
+    let path = format!("nodes/{}", escape(node));
+    let online = async {
+        loop {
+            match client.get::<NodeDetail>(&path).await {
+                Ok(detail) if detail.node.state == NodeState::Online => return true,
+                Ok(_) => sleep(ONLINE_PAUSE).await,
+                Err(_) => return false,
+            }
+        }
+    };
+    timeout(ONLINE_TIME, online).await.unwrap_or(false)
 }
 
 /// `moltis node reject`.
@@ -330,9 +357,9 @@ mod tests {
 
     #[test]
     fn the_window_is_told_in_words() {
-        assert_eq!(minutes(std::time::Duration::from_mins(10)), "10 minutes");
-        assert_eq!(minutes(std::time::Duration::from_mins(1)), "1 minute");
-        assert_eq!(minutes(std::time::Duration::from_secs(90)), "90 seconds");
+        assert_eq!(minutes(Duration::from_mins(10)), "10 minutes");
+        assert_eq!(minutes(Duration::from_mins(1)), "1 minute");
+        assert_eq!(minutes(Duration::from_secs(90)), "90 seconds");
         let now = "2026-01-02T03:06:05Z".parse().unwrap();
         let status = PairingStatus {
             enabled: true,

@@ -15,8 +15,8 @@ use hyper::Method;
 use moltis_gateway::api::runs::{Cancel, Resize, Run, State, Stream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
-use tokio::time::sleep;
+use tokio::task::{JoinHandle, LocalSet};
+use tokio::time::{sleep, timeout};
 
 use super::super::Context;
 use super::collect::Collected;
@@ -32,6 +32,9 @@ use crate::units::short;
 
 /// Pause before a cancel that the gateway has not heard is said again.
 const CANCEL_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a second Ctrl+C waits for the gateway to hear the first.
+const LEAVE_TIME: Duration = Duration::from_millis(500);
 
 /// How a run is followed.
 #[derive(Debug, Clone, Copy)]
@@ -109,6 +112,8 @@ struct Follower {
     raw: Option<RawMode>,
     /// The signal that made us cancel the run; SIGPIPE where nobody reads us any more.
     ended_by: Option<i32>,
+    /// Ends when the gateway has heard the cancel.
+    cancelling: Option<JoinHandle<()>>,
     /// The writer has failed; what comes is thrown away while the run ends.
     unwritable: bool,
     said_cut: bool,
@@ -177,6 +182,7 @@ impl Follower {
             resizes,
             raw,
             ended_by: None,
+            cancelling: None,
             unwritable: false,
             said_cut: false,
             said_unreachable: false,
@@ -275,14 +281,14 @@ impl Follower {
         self.ended_by = Some(because);
         let client = Rc::clone(&self.client);
         let path = format!("runs/{}/cancel", self.run_id);
-        tokio::task::spawn_local(async move {
+        self.cancelling = Some(tokio::task::spawn_local(async move {
             // Any other answer means that it is heard, or that the ending is on its way.
             while let Err(error) = client.tell(Method::POST, &path, &Cancel::default()).await
                 && error.passes()
             {
                 sleep(CANCEL_PAUSE).await;
             }
-        });
+        }));
     }
 
     fn resize(&self) {
@@ -328,8 +334,12 @@ impl Follower {
         }
     }
 
-    /// Writes what is left, and listens to Ctrl+C meanwhile.
+    /// Writes what is left, and listens to Ctrl+C meanwhile. Whoever leaves a run has cancelled it
+    /// before: a gateway that is there hears that first.
     async fn close(&mut self, end: End) -> End {
+        if let (End::Left, Some(cancelling)) = (&end, self.cancelling.take()) {
+            timeout(LEAVE_TIME, cancelling).await.ok(); // the gateway is away
+        }
         let (run, streams) = match (end, self.streams.take()) {
             (End::Ended(run), Some(streams)) => (run, streams),
             (end, _) => return end,

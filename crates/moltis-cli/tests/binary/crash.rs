@@ -1,0 +1,131 @@
+//! What is killed, and what goes on.
+
+use std::fs;
+
+use rustix::process::Signal;
+
+use crate::harness::{Home, eventually};
+
+/// A command that says a line for each file that appears, so that a test decides its pace.
+fn stepwise(home: &Home) -> String {
+    let dir = home.user();
+    format!(
+        "n=0; while [ $n -lt 3 ]; do while [ ! -e {0}/step$n ]; do sleep 0.05; done; echo line $n; n=$((n+1)); done; exit 9",
+        dir.display()
+    )
+}
+
+fn step(home: &Home, number: u32) {
+    fs::write(home.user().join(format!("step{number}")), "").unwrap();
+}
+
+#[test]
+fn exec_goes_on_by_itself_when_the_gateway_is_killed_and_started_again() {
+    let (home, machine) = (Home::new(), Home::new());
+    let mut gateway = home.gateway();
+    let _node = gateway.join(&machine, "box");
+    let script = stepwise(&machine);
+    let mut exec = home.start(["node", "exec", "box", "--shell", &script]);
+    step(&machine, 0);
+    exec.stdout.wait_for("line 0");
+    gateway.crash();
+    exec.stderr.wait_for("goes on");
+    step(&machine, 1);
+    gateway.restart();
+    exec.stdout.wait_for("line 1");
+    step(&machine, 2);
+    let done = exec.wait();
+    assert_eq!(done.code, 9, "{done:?}");
+    assert_eq!(done.stdout, "line 0\nline 1\nline 2\n", "all of it, once");
+    assert_eq!(
+        done.stderr.matches("goes on").count(),
+        1,
+        "said once: {done:?}"
+    );
+}
+
+#[test]
+fn a_local_run_goes_on_when_the_gateway_is_killed_and_started_again() {
+    let home = Home::new();
+    let mut gateway = home.gateway();
+    let script = stepwise(&home);
+    let mut exec = home.start(["node", "exec", "local", "--shell", &script]);
+    step(&home, 0);
+    exec.stdout.wait_for("line 0");
+    gateway.crash_and_restart();
+    step(&home, 1);
+    step(&home, 2);
+    let done = exec.wait();
+    assert_eq!(
+        (done.code, done.stdout.as_str()),
+        (9, "line 0\nline 1\nline 2\n"),
+        "{done:?}"
+    );
+}
+
+#[test]
+fn a_run_goes_on_when_the_node_is_killed_and_started_again() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let mut node = gateway.join(&machine, "box");
+    let script = stepwise(&machine);
+    let mut exec = home.start(["node", "exec", "box", "--shell", &script]);
+    step(&machine, 0);
+    exec.stdout.wait_for("line 0");
+    node.signal(Signal::KILL);
+    node.wait();
+    step(&machine, 1);
+    let node = machine.start(["node", "run"]);
+    exec.stdout.wait_for("line 1");
+    step(&machine, 2);
+    let done = exec.wait();
+    assert_eq!(
+        (done.code, done.stdout.as_str()),
+        (9, "line 0\nline 1\nline 2\n"),
+        "{done:?}"
+    );
+    drop(node);
+}
+
+#[test]
+fn a_killed_exec_leaves_its_run_to_be_attached_to() {
+    let home = Home::new();
+    let _gateway = home.gateway();
+    let script = stepwise(&home);
+    let mut exec = home.start(["node", "exec", "local", "--shell", &script]);
+    step(&home, 0);
+    exec.stdout.wait_for("line 0");
+    exec.signal(Signal::KILL);
+    exec.wait();
+    let id = home.json(["runs", "list", "--json"])[0]["id"].clone();
+    step(&home, 1);
+    step(&home, 2);
+    let done = home.run(["runs", "attach", id.as_str().unwrap()]);
+    assert_eq!(
+        (done.code, done.stdout.as_str()),
+        (9, "line 0\nline 1\nline 2\n"),
+        "{done:?}"
+    );
+}
+
+#[test]
+fn a_killed_keeper_ends_its_runs_as_lost() {
+    let home = Home::new();
+    let _gateway = home.gateway();
+    let mut exec = home.start(["node", "exec", "local", "--shell", "echo up; sleep 600"]);
+    exec.stdout.wait_for("up");
+    let dir = home.path().join("local");
+    let keeper = crate::harness::processes_of(&dir).into_iter().find(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.windows(6).any(|window| window == b"keeper")
+    });
+    let keeper = rustix::process::Pid::from_raw(keeper.unwrap()).unwrap();
+    rustix::process::kill_process(keeper, Signal::KILL).unwrap();
+    let done = exec.wait();
+    assert_eq!(done.code, 255, "{done:?}");
+    let run = eventually("the run to be lost", || {
+        let run = home.json(["runs", "list", "--json"])[0].clone();
+        (run["outcome"] == "lost").then_some(run)
+    });
+    assert_eq!(run["outcome_reason"], "keeper_died");
+}

@@ -1,0 +1,457 @@
+//! Homes, processes and waiting. Whatever a test starts is ended when its guard is dropped, also
+//! the keepers, which are meant to outlive those who started them.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// How long anything may take: two cores, a debug build, and other tests beside.
+pub(crate) const LONG: Duration = Duration::from_mins(1);
+
+/// An empty home in a short path, and everything that was started on it.
+#[derive(Debug)]
+pub(crate) struct Home {
+    dir: tempfile::TempDir,
+}
+
+/// What a command left behind.
+#[derive(Debug, Clone)]
+pub(crate) struct Done {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) stdout_bytes: Vec<u8>,
+}
+
+impl Home {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("mo")
+            .tempdir_in("/tmp")
+            .unwrap();
+        fs::create_dir(dir.path().join("user")).unwrap();
+        Self { dir }
+    }
+
+    /// The directory that `MOLTIS_HOME` names; it does not exist before a command makes it.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().join("m")
+    }
+
+    /// The home directory of the user.
+    pub(crate) fn user(&self) -> PathBuf {
+        self.dir.path().join("user")
+    }
+
+    /// Makes the home with this file in it.
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
+        use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+        if !self.path().exists() {
+            fs::DirBuilder::new()
+                .mode(0o700)
+                .create(self.path())
+                .unwrap();
+        }
+        let path = self.path().join(name);
+        let mut file = fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        path
+    }
+
+    /// The binary with these arguments, in an environment that holds nothing of ours.
+    pub(crate) fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moltis"));
+        command
+            .args(args)
+            .env_clear()
+            .envs(self.environment())
+            .current_dir(self.user())
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
+        vec![
+            ("PATH", "/usr/local/bin:/usr/bin:/bin".into()),
+            ("HOME", self.user().into()),
+            ("SHELL", "/bin/sh".into()),
+            ("MOLTIS_HOME", self.path().into()),
+            ("NO_COLOR", "1".into()),
+        ]
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Done {
+        run(self.command(args))
+    }
+
+    /// Runs a command that has to succeed, and returns its stdout.
+    pub(crate) fn ok<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        let args: Vec<_> = args
+            .into_iter()
+            .map(|arg| arg.as_ref().to_owned())
+            .collect();
+        let done = self.run(&args);
+        assert_eq!(done.code, 0, "{args:?}: {done:?}");
+        done.stdout
+    }
+
+    /// Runs a command that has to print one JSON document.
+    pub(crate) fn json<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Value {
+        let text = self.ok(args);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Starts a command and keeps what it prints.
+    pub(crate) fn start<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Process {
+        Process::start(self.command(args))
+    }
+
+    /// Starts a gateway on a free port of loopback and waits until it is ready.
+    pub(crate) fn gateway(&self) -> Gateway<'_> {
+        self.gateway_with(&["--listen", "127.0.0.1:0"])
+    }
+
+    pub(crate) fn gateway_with(&self, args: &[&str]) -> Gateway<'_> {
+        let process = self.start(["gateway"].iter().chain(args));
+        let line = process.stdout.wait_for("listening on http://");
+        let address = line
+            .lines()
+            .find_map(|line| line.strip_prefix("listening on http://"))
+            .unwrap()
+            .trim()
+            .to_owned();
+        Gateway {
+            home: self,
+            process,
+            address,
+        }
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // Keepers have this directory on their command line; what they run descends from them.
+        end_all_that_name(self.dir.path());
+    }
+}
+
+/// A gateway that runs.
+#[derive(Debug)]
+pub(crate) struct Gateway<'a> {
+    pub(crate) home: &'a Home,
+    pub(crate) process: Process,
+    /// `127.0.0.1:41233`
+    pub(crate) address: String,
+}
+
+impl<'a> Gateway<'a> {
+    /// Where nodes dial.
+    pub(crate) fn ws(&self) -> String {
+        format!("ws://{}/ws", self.address)
+    }
+
+    /// Joins a machine of its own home to this gateway, whole story.
+    pub(crate) fn join(&self, home: &'a Home, name: &str) -> Process {
+        self.join_with(home, &["--name", name])
+    }
+
+    pub(crate) fn join_with(&self, home: &Home, args: &[&str]) -> Process {
+        self.home.ok(["node", "pairing", "enable"]);
+        let ws = self.ws();
+        let mut line = vec!["node", "add", "--foreground", "--host", &ws];
+        line.extend(args);
+        let node = home.start(line);
+        let code = code_of(&node.stdout.wait_for("Connection code"));
+        let id = self.request_with(&code);
+        self.home.ok(["node", "approve", &id, "--yes"]);
+        node.stdout.wait_for("Approved.");
+        node
+    }
+
+    /// Returns the id of the request that shows this code.
+    pub(crate) fn request_with(&self, code: &str) -> String {
+        let pending = self.home.json(["node", "pending", "--json"]);
+        let request = pending
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|request| request["connection_code"].as_str() == Some(code));
+        let request = request.unwrap_or_else(|| panic!("no request shows {code}: {pending}"));
+        request["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Ends it without a word and starts it again on the same port.
+    pub(crate) fn crash_and_restart(&mut self) {
+        self.crash();
+        self.restart();
+    }
+
+    /// Ends it without a word.
+    pub(crate) fn crash(&mut self) {
+        self.process.signal(Signal::KILL);
+        self.process.wait();
+    }
+
+    /// Starts it again on the same port.
+    pub(crate) fn restart(&mut self) {
+        let address = self.address.clone();
+        self.process = self.home.start(["gateway", "--listen", &address]);
+        self.process.stdout.wait_for("listening on http://");
+    }
+}
+
+/// Returns the connection code that `node add` printed last.
+pub(crate) fn code_of(printed: &str) -> String {
+    let line = printed
+        .lines()
+        .rfind(|line| line.starts_with("Connection code"))
+        .unwrap_or_else(|| panic!("no code in {printed}"));
+    line.split_whitespace().nth(2).unwrap().to_owned()
+}
+
+/// A child process; ended when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) stdout: Printed,
+    pub(crate) stderr: Printed,
+}
+
+impl Process {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = Printed::of(child.stdout.take().unwrap());
+        let stderr = Printed::of(child.stderr.take().unwrap());
+        Self {
+            child,
+            stdout,
+            stderr,
+        }
+    }
+
+    pub(crate) fn stdin(&mut self) -> std::process::ChildStdin {
+        self.child.stdin.take().unwrap()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Waits for the end, and returns everything.
+    pub(crate) fn wait(&mut self) -> Done {
+        let status = wait_for_exit(&mut self.child);
+        self.stdout.wait_for_end();
+        self.stderr.wait_for_end();
+        Done {
+            code: code(status),
+            stdout: self.stdout.text(),
+            stderr: self.stderr.text(),
+            stdout_bytes: self.stdout.bytes(),
+        }
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// What a process printed so far, read by a thread.
+#[derive(Debug, Clone)]
+pub(crate) struct Printed(Arc<(Mutex<Text>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct Text {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl Printed {
+    pub(crate) fn of(source: impl Read + Send + 'static) -> Self {
+        let printed = Self(Arc::default());
+        let writer = printed.clone();
+        std::thread::spawn(move || {
+            let mut source = BufReader::with_capacity(64 * 1024, source);
+            loop {
+                // A terminal whose last user is gone answers with an error: that is its end.
+                let read = source.fill_buf().map(<[u8]>::to_vec).unwrap_or_default();
+                source.consume(read.len());
+                let mut text = writer.lock();
+                text.bytes.extend_from_slice(&read);
+                text.ended = read.is_empty();
+                writer.0.1.notify_all();
+                if text.ended {
+                    return;
+                }
+            }
+        });
+        printed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Text> {
+        self.0.0.lock().unwrap()
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.lock().bytes.clone()
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+
+    /// Waits until `condition` holds of what was printed.
+    pub(crate) fn wait_until(&self, what: &str, condition: impl Fn(&str) -> bool) -> String {
+        let mut text = self.lock();
+        let deadline = std::time::SystemTime::now() + LONG;
+        loop {
+            let printed = String::from_utf8_lossy(&text.bytes).into_owned();
+            if condition(&printed) {
+                return printed;
+            }
+            let left = deadline.duration_since(std::time::SystemTime::now());
+            match left {
+                Ok(left) if !text.ended => {
+                    text = self.0.1.wait_timeout(text, left).unwrap().0;
+                }
+                _ => panic!("waited for {what} and found: {printed}"),
+            }
+        }
+    }
+
+    /// Waits until this was printed, as far as the end of its line.
+    pub(crate) fn wait_for(&self, wanted: &str) -> String {
+        self.wait_until(wanted, |printed| {
+            printed
+                .find(wanted)
+                .is_some_and(|at| printed[at..].contains('\n'))
+        })
+    }
+
+    fn wait_for_end(&self) {
+        let mut text = self.lock();
+        let deadline = std::time::SystemTime::now() + LONG;
+        while !text.ended {
+            let left = deadline.duration_since(std::time::SystemTime::now());
+            let left = left.expect("the output ends with the process");
+            text = self.0.1.wait_timeout(text, left).unwrap().0;
+        }
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) fn run(command: Command) -> Done {
+    Process::start(command).wait()
+}
+
+/// Asks again and again until the answer is there.
+pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = std::time::SystemTime::now() + LONG;
+    while std::time::SystemTime::now() < deadline {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("waited for {what} in vain");
+}
+
+fn wait_for_exit(child: &mut Child) -> ExitStatus {
+    eventually("the end of a process", || child.try_wait().unwrap())
+}
+
+fn code(status: ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt as _;
+    status
+        .code()
+        .unwrap_or_else(|| -status.signal().unwrap_or_default())
+}
+
+/// Returns the processes that have this path on their command line, with
+/// all that descends from them.
+pub(crate) fn processes_of(path: &Path) -> BTreeSet<i32> {
+    let wanted = path.as_os_str().as_encoded_bytes();
+    let mut parents = Vec::new();
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        let after = stat.rsplit(") ").next().unwrap_or_default();
+        let mut fields = after.split(' ');
+        let is_zombie = fields.next() == Some("Z");
+        let parent: i32 = fields
+            .next()
+            .and_then(|field| field.parse().ok())
+            .unwrap_or(0);
+        if is_zombie {
+            continue;
+        }
+        parents.push((pid, parent));
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if line.windows(wanted.len()).any(|window| window == wanted) {
+            found.insert(pid);
+        }
+    }
+    loop {
+        let more: Vec<i32> = parents
+            .iter()
+            .filter(|(pid, parent)| found.contains(parent) && !found.contains(pid))
+            .map(|(pid, _)| *pid)
+            .collect();
+        if more.is_empty() {
+            return found;
+        }
+        found.extend(more);
+    }
+}
+
+fn end_all_that_name(path: &Path) {
+    for _ in 0..20 {
+        let found = processes_of(path);
+        if found.is_empty() {
+            return;
+        }
+        for pid in found {
+            if let Some(pid) = Pid::from_raw(pid) {
+                kill_process(pid, Signal::KILL).ok();
+            }
+        }
+    }
+}

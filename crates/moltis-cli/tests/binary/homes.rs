@@ -1,0 +1,230 @@
+//! Homes, files and ports that are not as they should be: a clear error, and nothing is harmed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use crate::harness::{Done, Home, run};
+
+fn fails(home: &Home, args: &[&str], wanted: &[&str]) -> Done {
+    let done = home.run(args);
+    assert_eq!(done.code, 1, "{args:?}: {done:?}");
+    for wanted in wanted {
+        assert!(
+            done.stderr.contains(wanted),
+            "{wanted:?} in {args:?}: {}",
+            done.stderr
+        );
+    }
+    done
+}
+
+#[test]
+fn a_relative_or_too_long_home_is_refused() {
+    let home = Home::new();
+    let long = format!("/tmp/{}", "x".repeat(100));
+    for (value, wanted) in [
+        ("here/moltis", "relative"),
+        (long.as_str(), "105 bytes long"),
+    ] {
+        for args in [
+            &["gateway"][..],
+            &["node", "list"],
+            &["node", "fingerprint"],
+        ] {
+            let mut command = home.command(args);
+            command.env("MOLTIS_HOME", value);
+            let done = run(command);
+            assert_eq!(done.code, 1, "{done:?}");
+            assert!(done.stderr.contains(wanted), "{done:?}");
+            assert!(done.stderr.contains("hint: set MOLTIS_HOME"), "{done:?}");
+        }
+    }
+    assert!(!home.user().join("here").exists());
+}
+
+#[test]
+fn a_home_that_cannot_be_made_is_told() {
+    let home = Home::new();
+    let file = home.user().join("file");
+    fs::write(&file, "").unwrap();
+    let mut command = home.command(["gateway"]);
+    command.env("MOLTIS_HOME", file.join("below"));
+    let done = run(command);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(
+        done.stderr.contains("cannot make the home directory"),
+        "{done:?}"
+    );
+}
+
+#[test]
+fn a_home_that_others_may_write_to_is_refused() {
+    let home = Home::new();
+    home.write("moltis.toml", "");
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fails(
+        &home,
+        &["gateway"],
+        &["its mode is 0777, expected 0700", "chmod 700"],
+    );
+}
+
+#[test]
+fn everything_below_a_home_is_its_owners_alone() {
+    let home = Home::new();
+    let gateway = home.gateway();
+    let _node = gateway.join(&home, "box");
+    home.ok(["node", "exec", "box", "--", "true"]);
+    home.ok(["node", "exec", "local", "--", "true"]);
+    let mut directories = vec![home.path()];
+    let mut seen = 0;
+    while let Some(directory) = directories.pop() {
+        let mode = fs::metadata(&directory).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{}", directory.display());
+        for entry in fs::read_dir(&directory).unwrap().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.is_dir() {
+                directories.push(entry.path());
+            } else {
+                let mode = meta.permissions().mode();
+                assert_eq!(mode & 0o777, 0o600, "{}", entry.path().display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 8, "{seen} files");
+}
+
+#[test]
+fn a_gateway_and_a_node_share_one_home() {
+    let home = Home::new();
+    let gateway = home.gateway();
+    let _node = gateway.join(&home, "box");
+    for target in ["box", "local"] {
+        let done = home.run(["node", "exec", target, "--", "echo", target]);
+        assert_eq!((done.code, done.stdout.trim()), (0, target), "{done:?}");
+    }
+}
+
+#[test]
+fn mistakes_in_the_configuration_are_told_by_line_and_key() {
+    let home = Home::new();
+    home.write("moltis.toml", "[gateway]\n\nlisen = [\"127.0.0.1:0\"]\n");
+    fails(
+        &home,
+        &["gateway"],
+        &[
+            "moltis.toml:3",
+            "unknown key `gateway.lisen`",
+            "`gateway.listen`",
+        ],
+    );
+    home.write("moltis.toml", "[gateway]\nlisten = \"x\"\n");
+    fails(
+        &home,
+        &["gateway"],
+        &["moltis.toml:2", "`gateway.listen`", "expected a list"],
+    );
+    home.write("moltis.toml", "[gateway\n");
+    fails(&home, &["gateway"], &["moltis.toml:1"]);
+    home.write("moltis.toml", "[gateway]\nlisten = [\"127.0.0.1:0\"]\n");
+    let gateway = home.gateway_with(&[]);
+    assert!(!gateway.address.ends_with(":0"), "{}", gateway.address);
+}
+
+#[test]
+fn a_corrupt_node_json_is_told_and_left_alone() {
+    let home = Home::new();
+    home.write("node.json", "{ \"gateway_url\": \"ws://gw:1/ws\", oops");
+    for args in [
+        &["node", "run"][..],
+        &["node", "status"],
+        &["node", "policy"],
+    ] {
+        fails(&home, args, &["node.json", "hint:"]);
+    }
+    let text = fs::read_to_string(home.path().join("node.json")).unwrap();
+    assert!(text.ends_with("oops"));
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused() {
+    let home = Home::new();
+    home.ok(["node", "fingerprint"]);
+    let key = home.path().join("node_key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    for args in [
+        &["node", "fingerprint"][..],
+        &[
+            "node",
+            "add",
+            "--foreground",
+            "--host",
+            "ws://127.0.0.1:1/ws",
+        ],
+    ] {
+        fails(&home, args, &["node_key", "0644"]);
+    }
+    let home = Home::new();
+    drop(home.gateway());
+    let key = home.path().join("gateway_key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+    fails(
+        &home,
+        &["gateway", "--listen", "127.0.0.1:0"],
+        &["gateway_key", "0640"],
+    );
+}
+
+#[test]
+fn a_database_that_is_none_or_of_a_newer_version_is_told_and_left_alone() {
+    let home = Home::new();
+    let path = home.write("gateway.db", &"this is no database\n".repeat(1000));
+    fails(
+        &home,
+        &["gateway", "--listen", "127.0.0.1:0"],
+        &["gateway.db"],
+    );
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.starts_with("this is no database"));
+}
+
+#[test]
+fn a_port_in_use_is_told_with_the_way_out() {
+    let home = Home::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    fails(
+        &home,
+        &["gateway", "--listen", &address],
+        &[&address, "in use", "--listen"],
+    );
+}
+
+#[test]
+fn a_second_gateway_on_one_home_is_refused() {
+    let home = Home::new();
+    let gateway = home.gateway();
+    fails(&home, &["gateway", "--listen", "127.0.0.1:0"], &["already"]);
+    assert_eq!(
+        home.run(["runs", "list"]).code,
+        0,
+        "the first one is unharmed"
+    );
+    drop(gateway);
+    home.gateway();
+}
+
+#[test]
+fn a_second_node_on_one_home_is_refused() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let mut node = gateway.join(&machine, "box");
+    let done = fails(
+        &machine,
+        &["node", "add", "--foreground", "--host", &gateway.ws()],
+        &["a node runs on this home already"],
+    );
+    assert!(done.stderr.contains("hint:"), "{done:?}");
+    assert!(node.is_running());
+}

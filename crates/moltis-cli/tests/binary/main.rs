@@ -1,0 +1,22 @@
+//! The real binary, from outside: every test starts it in an empty home of its own.
+//!
+//! What can be tested a floor lower is tested there. Here are the stories that need processes:
+//! joining, running, signals, pipes, terminals, crashes, and what a person is told.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests end the test where they cannot go on"
+)]
+
+mod harness;
+
+mod crash;
+mod exec;
+mod homes;
+mod input;
+mod pairing;
+mod remote;
+mod runs;
+mod terminal;
+mod texts;

@@ -1,0 +1,482 @@
+//! Joining, as two people at two machines see it.
+
+use rustix::process::Signal;
+
+use crate::harness::{Home, code_of, eventually};
+
+#[test]
+fn a_machine_joins_by_the_story_of_the_readme() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+
+    let done = home.run(["node", "pairing", "enable"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(
+        done.stdout
+            .starts_with("New nodes may ask to pair for 10 minutes. On the other machine:"),
+        "{done:?}"
+    );
+    let line = done.stdout.lines().nth(1).unwrap();
+    assert!(line.starts_with("  moltis node add --host ws://"), "{line}");
+    let gateway_key = line.split("--gateway-key ").nth(1).unwrap().trim();
+    let status = home.json(["node", "pairing", "status", "--json"]);
+    assert_eq!(status["enabled"], true);
+    assert!(status["expires_at"].is_string());
+
+    let ws = gateway.ws();
+    let mut node = machine.start([
+        "node",
+        "add",
+        "--foreground",
+        "--host",
+        &ws,
+        "--name",
+        "Build Server",
+        "--label",
+        "gpu=true",
+    ]);
+    let printed = node.stdout.wait_for("Connection code");
+    let lines: Vec<_> = printed.lines().collect();
+    let own_key = machine.ok(["node", "fingerprint"]);
+    assert!(
+        lines[0].starts_with(&format!("Gateway key      {gateway_key}")),
+        "{printed}"
+    );
+    assert!(
+        lines[0].ends_with("(pinned on this first connection)"),
+        "{printed}"
+    );
+    assert_eq!(lines[1], format!("This node's key  {}", own_key.trim()));
+    assert!(
+        lines[2].ends_with("(the same code is shown where you approve)"),
+        "{printed}"
+    );
+    node.stderr.wait_for("Waiting for approval …");
+
+    let code = code_of(&printed);
+    let pending = home.ok(["node", "pending"]);
+    assert!(
+        pending.contains(&code) && pending.contains(own_key.trim()),
+        "{pending}"
+    );
+    let requests = home.json(["node", "pending", "--json"]);
+    let request = &requests.as_array().unwrap()[0];
+    for field in [
+        "id",
+        "name",
+        "platform",
+        "fingerprint",
+        "connection_code",
+        "remote_address",
+        "requested_at",
+        "expires_at",
+    ] {
+        assert!(!request[field].is_null(), "{field} in {request}");
+    }
+    let id = request["id"].as_str().unwrap();
+    let approved = home.run(["node", "approve", &id[..4], "--yes"]);
+    assert_eq!(approved.code, 0, "{approved:?}");
+    assert!(
+        approved.stderr.contains(&code),
+        "what is approved is shown: {approved:?}"
+    );
+    node.stdout.wait_for("Approved.");
+
+    let nodes = home.json(["node", "list", "--json"]);
+    let listed = &nodes.as_array().unwrap()[0];
+    assert_eq!(listed["name"], "Build Server");
+    assert_eq!(listed["state"], "online");
+    assert_eq!(listed["fingerprint"], own_key.trim());
+    assert_eq!(listed["labels"]["gpu"], "true");
+    let status = machine.json(["node", "status", "--json"]);
+    assert_eq!(status["gateway_url"], ws);
+    assert_eq!(status["gateway_fingerprint"], gateway_key);
+    assert_eq!(status["connected"], true);
+    assert_eq!(status["service"], "not_installed");
+    assert_eq!(status["node_id"], listed["id"]);
+    let text = home.ok(["node", "list"]);
+    assert!(
+        text.contains("Build Server") && text.contains("online"),
+        "{text}"
+    );
+
+    let uname = home.run(["node", "exec", "Build Server", "--", "uname", "-s"]);
+    assert_eq!(
+        (uname.code, uname.stdout.as_str()),
+        (0, "Linux\n"),
+        "{uname:?}"
+    );
+
+    node.signal(Signal::INT);
+    assert_eq!(node.wait().code, 0, "Ctrl+C disconnects");
+    eventually("the node to be offline", || {
+        let nodes = home.json(["node", "list", "--all", "--json"]);
+        (nodes[0]["state"] == "offline").then_some(())
+    });
+    let offline = home.run(["node", "exec", "Build Server", "--", "true"]);
+    assert_eq!(offline.code, 125, "{offline:?}");
+    assert!(offline.stderr.contains("Build Server"), "{offline:?}");
+}
+
+#[test]
+fn while_pairing_is_off_node_add_names_the_command_that_turns_it_on() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let done = machine.run(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(
+        done.stderr.contains("moltis node pairing enable"),
+        "{done:?}"
+    );
+    assert!(
+        !machine.path().join("node.json").exists(),
+        "nothing was joined"
+    );
+    assert!(machine.path().join("node_key").exists(), "the key stays");
+}
+
+#[test]
+fn a_rejected_node_is_told_so() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    home.ok(["node", "pairing", "enable"]);
+    let mut node = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    let id = gateway.request_with(&code_of(&node.stdout.wait_for("Connection code")));
+    home.ok(["node", "reject", &id, "--yes"]);
+    let done = node.wait();
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("rejected"), "{done:?}");
+    let again = home.run(["node", "approve", &id, "--yes"]);
+    assert_eq!(
+        again.code, 1,
+        "an answered request cannot be approved: {again:?}"
+    );
+    assert!(again.stderr.contains("hint:"), "{again:?}");
+}
+
+#[test]
+fn requests_that_are_unknown_or_ambiguous_are_told_apart() {
+    let (home, machine, other) = (Home::new(), Home::new(), Home::new());
+    let gateway = home.gateway();
+    home.ok(["node", "pairing", "enable"]);
+    let first = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    let second = other.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    let first = gateway.request_with(&code_of(&first.stdout.wait_for("Connection code")));
+    let second = gateway.request_with(&code_of(&second.stdout.wait_for("Connection code")));
+    for id in ["zzzz", "ffffffffffffffffffffffffffffffff", ""] {
+        let done = home.run(["node", "approve", id, "--yes"]);
+        assert_eq!(done.code, 1, "{done:?}");
+        assert!(done.stderr.contains("moltis node pending"), "{done:?}");
+    }
+    // Two random ids share a prefix only by chance; the empty one is refused above, so look for one.
+    if first[..1] == second[..1] {
+        let done = home.run(["node", "approve", &first[..1], "--yes"]);
+        assert_eq!(done.code, 1);
+        assert!(done.stderr.contains(&second), "{done:?}");
+    }
+    let wrong = format!("SHA256:{}", "A".repeat(43));
+    let done = home.run(["node", "approve", &first, "--yes", "--fingerprint", &wrong]);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("and you named"), "{done:?}");
+}
+
+#[test]
+fn a_waiting_node_survives_a_restart_of_the_gateway_with_a_new_code() {
+    let (home, machine) = (Home::new(), Home::new());
+    let mut gateway = home.gateway();
+    home.ok(["node", "pairing", "enable"]);
+    let node = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    let old = code_of(&node.stdout.wait_for("Connection code"));
+    gateway.crash_and_restart();
+    let printed = node.stdout.wait_until("a second code", |printed| {
+        printed.matches("Connection code").count() == 2 && printed.ends_with('\n')
+    });
+    let new = code_of(&printed);
+    assert_ne!(old, new);
+    let id = gateway.request_with(&new);
+    home.ok(["node", "approve", &id, "--yes"]);
+    node.stdout.wait_for("Approved.");
+}
+
+#[test]
+fn a_revoked_node_is_cut_off_and_comes_back_only_after_forget() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let mut node = gateway.join(&machine, "box");
+    home.ok(["node", "revoke", "box"]);
+    let done = node.wait();
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("revoked"), "{done:?}");
+    assert!(done.stderr.contains("moltis node forget"), "{done:?}");
+    assert_eq!(home.json(["node", "list", "--json"]), serde_json::json!([]));
+    let all = home.json(["node", "list", "--all", "--json"]);
+    assert_eq!(all[0]["state"], "revoked");
+    home.ok(["node", "pairing", "enable"]);
+    let again = machine.run(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    assert_eq!(again.code, 1, "{again:?}");
+    assert!(again.stderr.contains("revoked"), "{again:?}");
+    home.ok(["node", "forget", "box"]);
+    assert_eq!(
+        home.json(["node", "list", "--all", "--json"]),
+        serde_json::json!([])
+    );
+    drop(gateway.join(&machine, "box"));
+}
+
+#[test]
+fn a_node_is_renamed_and_labelled_from_the_gateway() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let _node = gateway.join(&machine, "box");
+    home.ok(["node", "rename", "box", "Build Server"]);
+    home.ok(["node", "label", "Build Server", "gpu=true", "room=cellar"]);
+    home.ok(["node", "label", "Build Server", "room-"]);
+    let node = home.json(["node", "describe", "Build Server", "--json"]);
+    assert_eq!(node["name"], "Build Server");
+    assert_eq!(node["labels"], serde_json::json!({ "gpu": "true" }));
+    for field in [
+        "working_dir",
+        "timeout_seconds",
+        "policy",
+        "connected_since",
+        "remote_address",
+        "paired_at",
+        "recent_runs",
+    ] {
+        assert!(!node[field].is_null(), "{field} in {node}");
+    }
+    let text = home.ok(["node", "describe", "Build Server"]);
+    assert!(text.contains("gpu=true"), "{text}");
+    for name in ["local", "ssh:x", "", "a\u{202e}b"] {
+        let done = home.run(["node", "rename", "Build Server", name]);
+        assert_eq!(done.code, 1, "{name:?}: {done:?}");
+    }
+    let unknown = home.run(["node", "describe", "nobody"]);
+    assert_eq!(unknown.code, 1, "{unknown:?}");
+    assert!(unknown.stderr.contains("nobody"), "{unknown:?}");
+}
+
+#[test]
+fn an_ambiguous_name_is_refused_with_the_candidates() {
+    let (home, one, two) = (Home::new(), Home::new(), Home::new());
+    let gateway = home.gateway();
+    let _one = gateway.join_with(&one, &["--name", "twin", "--node-id", "first"]);
+    let _two = gateway.join_with(&two, &["--name", "twin", "--node-id", "second"]);
+    let done = home.run(["node", "exec", "twin", "--", "true"]);
+    assert_eq!(done.code, 125, "{done:?}");
+    assert!(
+        done.stderr.contains("first") && done.stderr.contains("second"),
+        "{done:?}"
+    );
+    assert_eq!(home.run(["node", "exec", "first", "--", "true"]).code, 0);
+    assert_eq!(home.run(["node", "exec", "sec", "--", "true"]).code, 0);
+}
+
+#[test]
+fn node_add_for_the_same_gateway_updates_and_for_another_is_refused() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let mut node = gateway.join(&machine, "box");
+    node.signal(Signal::INT);
+    node.wait();
+    let ws = gateway.ws();
+    let node = machine.start([
+        "node",
+        "add",
+        "--foreground",
+        "--host",
+        &ws,
+        "--timeout",
+        "7",
+    ]);
+    node.stdout.wait_for("Connected to");
+    let detail = home.json(["node", "describe", "box", "--json"]);
+    assert_eq!(detail["timeout_seconds"], 7);
+    drop(node);
+    let done = machine.run([
+        "node",
+        "add",
+        "--foreground",
+        "--host",
+        "ws://127.0.0.1:1/ws",
+    ]);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("moltis node remove"), "{done:?}");
+}
+
+#[test]
+fn a_changed_gateway_key_is_a_hard_stop_with_the_way_out() {
+    let (home, machine) = (Home::new(), Home::new());
+    let mut gateway = home.gateway();
+    let mut node = gateway.join(&machine, "box");
+    node.signal(Signal::INT);
+    node.wait();
+    gateway.process.signal(Signal::TERM);
+    gateway.process.wait();
+    for file in [
+        "gateway_key",
+        "gateway.db",
+        "gateway.db-wal",
+        "gateway.db-shm",
+    ] {
+        std::fs::remove_file(home.path().join(file)).ok();
+    }
+    let address = gateway.address.clone();
+    gateway.process = home.start(["gateway", "--listen", &address]);
+    gateway.process.stdout.wait_for("listening on http://");
+    let ws = gateway.ws();
+    let done = machine.run(["node", "add", "--foreground", "--host", &ws]);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("--repin"), "{done:?}");
+    let new_key = done
+        .stderr
+        .split("--gateway-key ")
+        .nth(1)
+        .and_then(|rest| rest.split_whitespace().next())
+        .unwrap();
+    home.ok(["node", "pairing", "enable"]);
+    let without = machine.run([
+        "node",
+        "add",
+        "--foreground",
+        "--host",
+        &ws,
+        "--gateway-key",
+        new_key,
+    ]);
+    assert_eq!(without.code, 1, "{without:?}");
+    assert!(without.stderr.contains("--repin"), "{without:?}");
+    let node = machine.start([
+        "node",
+        "add",
+        "--foreground",
+        "--host",
+        &ws,
+        "--gateway-key",
+        new_key,
+        "--repin",
+    ]);
+    node.stdout.wait_for("Connection code");
+}
+
+#[test]
+fn a_wrong_url_is_told_apart_from_a_refused_key() {
+    let machine = Home::new();
+    let closed = machine.run([
+        "node",
+        "add",
+        "--foreground",
+        "--host",
+        "ws://127.0.0.1:1/ws",
+    ]);
+    assert_eq!(closed.code, 1, "{closed:?}");
+    assert!(closed.stderr.contains("nothing listens"), "{closed:?}");
+
+    let page = WebServer::answering("200 OK", "<html>hello</html>");
+    let done = machine.run(["node", "add", "--foreground", "--host", &page.ws()]);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("web page"), "{done:?}");
+
+    let missing = WebServer::answering("404 Not Found", "nothing here");
+    let done = machine.run(["node", "add", "--foreground", "--host", &missing.ws()]);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("404"), "{done:?}");
+}
+
+/// Answers every request with one page.
+struct WebServer(std::net::SocketAddr);
+
+impl WebServer {
+    fn answering(status: &'static str, body: &'static str) -> Self {
+        use std::io::{BufRead as _, BufReader, Write as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let mut lines = BufReader::new(&stream).lines();
+                while lines
+                    .next()
+                    .is_some_and(|line| line.is_ok_and(|line| !line.is_empty()))
+                {}
+                let length = body.len();
+                let head = format!(
+                    "HTTP/1.1 {status}\r\ncontent-type: text/html\r\ncontent-length: {length}\r\n\r\n"
+                );
+                (&stream).write_all(head.as_bytes()).ok();
+                (&stream).write_all(body.as_bytes()).ok();
+            }
+        });
+        Self(address)
+    }
+
+    fn ws(&self) -> String {
+        format!("ws://{}/ws", self.0)
+    }
+}
+
+#[test]
+fn remove_leaves_the_key_so_that_no_second_approval_is_needed() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let mut node = gateway.join(&machine, "box");
+    let removed = machine.run(["node", "remove"]);
+    assert_eq!(removed.code, 0, "{removed:?}");
+    assert_eq!(node.wait().code, 0, "remove ends the node process");
+    assert!(!machine.path().join("node.json").exists());
+    assert!(machine.path().join("node_key").exists());
+    let again = machine.run(["node", "remove"]);
+    assert_eq!(again.code, 0, "{again:?}");
+    assert!(again.stderr.contains("nothing to remove"), "{again:?}");
+
+    home.ok(["node", "pairing", "disable"]);
+    let node = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    node.stdout.wait_for("Connected to");
+    drop(node);
+    machine.ok(["node", "remove", "--delete-key"]);
+    assert!(!machine.path().join("node_key").exists());
+}
+
+#[test]
+fn node_run_connects_as_node_json_says() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    drop(gateway.join(&machine, "box"));
+    let node = machine.start(["node", "run"]);
+    eventually("the node to be back", || {
+        let nodes = home.json(["node", "list", "--json"]);
+        (nodes[0]["name"] == "box").then_some(())
+    });
+    let second = machine.run(["node", "run"]);
+    assert_eq!(second.code, 1, "{second:?}");
+    assert!(
+        second.stderr.contains("a node runs on this home already"),
+        "{second:?}"
+    );
+    drop(node);
+    let nowhere = Home::new().run(["node", "run"]);
+    assert_eq!(nowhere.code, 1, "{nowhere:?}");
+    assert!(nowhere.stderr.contains("moltis node add"), "{nowhere:?}");
+}
+
+#[test]
+fn the_owner_of_a_machine_says_what_may_run_on_it() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let _node = gateway.join(&machine, "box");
+    let runs = |command: &[&str]| {
+        let mut args = vec!["node", "exec", "box", "--"];
+        args.extend(command);
+        home.run(args).code
+    };
+    machine.ok(["node", "policy", "off"]);
+    assert_eq!(runs(&["/bin/true"]), 125);
+    machine.ok(["node", "policy", "allow", "--", "/bin/echo", "..."]);
+    machine.ok(["node", "policy", "allow-list"]);
+    assert_eq!(runs(&["/bin/echo", "a", "b"]), 0);
+    assert_eq!(runs(&["/bin/true"]), 125);
+    let policy = machine.json(["node", "policy", "show", "--json"]);
+    assert_eq!(policy["mode"], "allow-list");
+    assert_eq!(policy["allow"], serde_json::json!([["/bin/echo", "..."]]));
+    machine.ok(["node", "policy", "full"]);
+    assert_eq!(runs(&["/bin/true"]), 0);
+}

@@ -1,0 +1,187 @@
+//! A real pseudo-terminal around the binary: `--tty`, `shell`, questions, and what a terminal must
+//! never be sent.
+
+use std::io::Write as _;
+use std::process::Child;
+
+use pty_process::blocking::{Command, Pty, open};
+use rustix::termios::{LocalModes, tcgetattr};
+
+use crate::harness::{Home, Printed, eventually};
+
+/// The binary on a terminal of its own.
+struct OnTerminal {
+    child: Child,
+    pty: Pty,
+    screen: Printed,
+}
+
+impl OnTerminal {
+    fn start(home: &Home, args: &[&str]) -> Self {
+        let (pty, pts) = open().unwrap();
+        pty.resize(pty_process::Size::new(33, 111)).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_moltis"))
+            .args(args)
+            .env_clear()
+            .envs(home.environment())
+            .env("TERM", "xterm-256color")
+            .current_dir(home.user())
+            .spawn(pts)
+            .unwrap();
+        let reader = rustix::io::dup(&pty).unwrap();
+        Self {
+            child,
+            pty,
+            screen: Printed::of(std::fs::File::from(reader)),
+        }
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.pty.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn is_raw(&self) -> bool {
+        !tcgetattr(&self.pty)
+            .unwrap()
+            .local_modes
+            .contains(LocalModes::ICANON)
+    }
+
+    fn wait(&mut self) -> i32 {
+        let status = eventually("the end of a command on a terminal", || {
+            self.child.try_wait().unwrap()
+        });
+        status.code().unwrap_or(-1)
+    }
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+#[test]
+fn a_command_with_a_terminal_has_our_size_and_ours_is_restored() {
+    let home = Home::new();
+    let _gateway = home.gateway();
+    let args = [
+        "node",
+        "exec",
+        "local",
+        "--tty",
+        "--shell",
+        "stty size; read line; echo got $line",
+    ];
+    let mut on = OnTerminal::start(&home, &args);
+    on.screen.wait_for("33 111");
+    assert!(on.is_raw());
+    on.pty.resize(pty_process::Size::new(44, 99)).unwrap();
+    on.type_in("hello\r");
+    on.screen.wait_for("got hello");
+    assert_eq!(on.wait(), 0);
+    assert!(!on.is_raw(), "the terminal is as it was");
+}
+
+#[test]
+fn a_new_size_of_our_terminal_reaches_the_command() {
+    let home = Home::new();
+    let _gateway = home.gateway();
+    let script = "trap 'stty size; exit 0' WINCH; echo up; while :; do sleep 0.05; done";
+    let mut on = OnTerminal::start(
+        &home,
+        &["node", "exec", "local", "--tty", "--shell", script],
+    );
+    on.screen.wait_for("up");
+    on.pty.resize(pty_process::Size::new(20, 70)).unwrap();
+    on.screen.wait_for("20 70");
+    assert_eq!(on.wait(), 0);
+}
+
+#[test]
+fn ctrl_c_on_a_terminal_goes_to_the_command() {
+    let home = Home::new();
+    let _gateway = home.gateway();
+    let script = "trap 'echo caught; exit 3' INT; echo up; while :; do sleep 0.05; done";
+    let mut on = OnTerminal::start(
+        &home,
+        &["node", "exec", "local", "--tty", "--shell", script],
+    );
+    on.screen.wait_for("up");
+    on.type_in("\x03");
+    on.screen.wait_for("caught");
+    assert_eq!(on.wait(), 3);
+    assert!(!on.is_raw());
+}
+
+#[test]
+fn a_shell_is_opened_and_left() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let _node = gateway.join(&machine, "box");
+    let mut on = OnTerminal::start(&home, &["node", "shell", "box"]);
+    on.type_in("echo $((6*7)); tty\r");
+    on.screen.wait_for("42");
+    on.screen.wait_for("/dev/pts/");
+    on.type_in("exit 6\r");
+    assert_eq!(on.wait(), 6);
+    assert!(!on.is_raw());
+    let without = home.run(["node", "shell", "box"]);
+    assert_eq!(without.code, 2, "{without:?}");
+}
+
+#[test]
+fn the_terminal_is_restored_when_we_are_ended() {
+    let home = Home::new();
+    let _gateway = home.gateway();
+    let args = [
+        "node",
+        "exec",
+        "local",
+        "--tty",
+        "--shell",
+        "echo up; sleep 600",
+    ];
+    let mut on = OnTerminal::start(&home, &args);
+    on.screen.wait_for("up");
+    let pid = rustix::process::Pid::from_child(&on.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    on.wait();
+    assert!(!on.is_raw());
+}
+
+#[test]
+fn what_would_act_on_the_terminal_is_shown_instead() {
+    let home = Home::new();
+    let _gateway = home.gateway();
+    let script = "printf '\\033]0;owned\\007\\033[2Jdone\\n'";
+    let mut on = OnTerminal::start(&home, &["node", "exec", "local", "--shell", script]);
+    let screen = on.screen.wait_for("done");
+    assert!(screen.contains("␛]0;owned␇␛[2Jdone"), "{screen:?}");
+    assert!(!screen.contains('\x1b'), "{screen:?}");
+    assert_eq!(on.wait(), 0);
+}
+
+#[test]
+fn a_question_is_asked_and_no_is_the_default() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    home.ok(["node", "pairing", "enable"]);
+    let node = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    let code = crate::harness::code_of(&node.stdout.wait_for("Connection code"));
+    let id = gateway.request_with(&code);
+    let mut on = OnTerminal::start(&home, &["node", "approve", &id]);
+    on.screen
+        .wait_until("the question", |screen| screen.contains("[y/N]"));
+    on.type_in("\r");
+    assert_eq!(on.wait(), 1);
+    let mut on = OnTerminal::start(&home, &["node", "approve", &id]);
+    let screen = on
+        .screen
+        .wait_until("the question", |screen| screen.contains("[y/N]"));
+    assert!(screen.contains(&code), "{screen}");
+    on.type_in("y\r");
+    assert_eq!(on.wait(), 0);
+    node.stdout.wait_for("Approved.");
+}
