@@ -9,6 +9,7 @@ mod clock;
 mod dial;
 mod handshake;
 mod outgoing;
+mod pace;
 mod session;
 mod settings;
 mod socket;

@@ -11,12 +11,13 @@ use futures_util::SinkExt as _;
 use futures_util::stream::SplitSink;
 use moltis_identity::noise::Sealer;
 use moltis_proto::telemetry::Sample;
-use moltis_proto::{Codec, FromKeeper, ToGateway};
+use moltis_proto::{Codec, FromKeeper, Payload, ToGateway};
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::attached::FromKeepers;
 use super::dial::Socket;
+use super::pace::Pace;
 use super::socket::broken;
 use crate::error::{LinkError, Step};
 use crate::keeper::wire::decode;
@@ -24,6 +25,9 @@ use crate::keeper::wire::decode;
 /// The first byte of a [`ToGateway::Run`] in postcard: the bytes of a [`FromKeeper`] follow it as
 /// they are.
 const RUN: u8 = 0;
+
+/// More than an [`FromKeeper::Output`] has beside its bytes.
+const OUTPUT_HEAD_BYTES: usize = 64;
 
 /// Frames that go out before the session looks at what came in.
 const FRAMES_PER_TURN: u32 = 16;
@@ -45,6 +49,9 @@ pub(super) struct Outgoing {
     ping: Option<u64>,
     sample: Option<Box<Sample>>,
     plain: Vec<u8>,
+    /// Output that was too long for a slow road, cut.
+    pieces: VecDeque<FromKeeper>,
+    pace: Pace,
     unflushed: bool,
     stalled_since: Option<Instant>,
 }
@@ -66,6 +73,8 @@ impl Outgoing {
             ping: None,
             sample: None,
             plain: Vec::new(),
+            pieces: VecDeque::new(),
+            pace: Pace::default(),
             unflushed: false,
             stalled_since: None,
         }
@@ -133,16 +142,21 @@ impl Outgoing {
             Poll::Ready(Err(error)) => return Poll::Ready(Err(broken(error, None))),
             Poll::Pending => {
                 self.stalled_since.get_or_insert_with(Instant::now);
+                self.pace.handle_held_up();
                 return Poll::Pending;
             }
         }
         if let Some(control) = self.next_control() {
             return Poll::Ready(self.send(&control).map(|()| true));
         }
+        if let Some(piece) = self.pieces.pop_front() {
+            return Poll::Ready(self.send(&ToGateway::Run(piece)).map(|()| true));
+        }
         match keepers.poll_frame(cx) {
             Poll::Ready(Ok(frame)) => Poll::Ready(self.pass_on(&frame).map(|()| true)),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending if self.unflushed => {
+                self.pace.handle_idle();
                 ready!(self.sink.poll_flush_unpin(cx)).map_err(|error| broken(error, None))?;
                 self.unflushed = false;
                 Poll::Ready(Ok(false))
@@ -166,12 +180,20 @@ impl Outgoing {
 
     /// A keeper's frame becomes the gateway's: in postcard by one byte before it.
     fn pass_on(&mut self, frame: &Bytes) -> Result<(), LinkError> {
-        if self.codec == Codec::Json {
+        let too_long = self
+            .pace
+            .chunk_bytes_max()
+            .filter(|chunk| frame.len() > chunk + OUTPUT_HEAD_BYTES);
+        if self.codec == Codec::Json || too_long.is_some() {
             let message: FromKeeper = decode(frame).map_err(|error| LinkError::Keeper {
                 problem: "is not understood",
                 source: error.into(),
             })?;
-            return self.send(&ToGateway::Run(message));
+            self.pieces = cut(message, too_long.unwrap_or(usize::MAX));
+            return match self.pieces.pop_front() {
+                Some(piece) => self.send(&ToGateway::Run(piece)),
+                None => Ok(()),
+            };
         }
         self.plain.clear();
         self.plain.push(RUN);
@@ -193,6 +215,8 @@ impl Outgoing {
             .seal(&self.plain, &mut frame)
             .map_err(LinkError::Noise)?;
         self.unflushed = true;
+        self.pace
+            .handle_sent(frame.len(), Instant::now().into_std());
         self.sink
             .start_send_unpin(Message::Binary(frame.into()))
             .map_err(|error| broken(error, None))
@@ -209,10 +233,36 @@ impl Outgoing {
     }
 }
 
+/// Cuts output into pieces of at most so many bytes; anything else is one piece.
+fn cut(message: FromKeeper, chunk: usize) -> VecDeque<FromKeeper> {
+    let FromKeeper::Output {
+        run_id,
+        stream,
+        mut offset,
+        bytes: Payload(mut rest),
+    } = message
+    else {
+        return VecDeque::from([message]);
+    };
+    let mut pieces = VecDeque::new();
+    while !rest.is_empty() {
+        let bytes = rest.split_to(rest.len().min(chunk));
+        let length = bytes.len() as u64;
+        pieces.push_back(FromKeeper::Output {
+            run_id,
+            stream,
+            offset,
+            bytes: Payload(bytes),
+        });
+        offset += length;
+    }
+    pieces
+}
+
 #[cfg(test)]
 mod tests {
+    use moltis_proto::RunId;
     use moltis_proto::run::Stream;
-    use moltis_proto::{Payload, RunId};
 
     use super::*;
 
@@ -230,5 +280,33 @@ mod tests {
             .unwrap();
         let whole = Codec::Postcard.encode(&ToGateway::Run(message)).unwrap();
         assert_eq!(whole, expected);
+    }
+
+    #[test]
+    fn output_that_is_cut_is_the_same_output() {
+        let bytes: Vec<u8> = (0..60_000u32)
+            .map(|number| number.to_le_bytes()[0])
+            .collect();
+        let message = FromKeeper::Output {
+            run_id: RunId::from_bytes([7; 16]),
+            stream: Stream::Stdout,
+            offset: 1000,
+            bytes: Payload(bytes.clone().into()),
+        };
+        let mut joined = Vec::new();
+        for piece in cut(message, 16 * 1024) {
+            let FromKeeper::Output { offset, bytes, .. } = piece else {
+                panic!("{piece:?}");
+            };
+            assert_eq!(offset, 1000 + joined.len() as u64);
+            assert!((1..=16 * 1024).contains(&bytes.0.len()));
+            joined.extend_from_slice(&bytes.0);
+        }
+        assert_eq!(joined, bytes);
+        let other = FromKeeper::Started {
+            run_id: RunId::from_bytes([7; 16]),
+            pid: 1,
+        };
+        assert_eq!(cut(other.clone(), 1), [other]);
     }
 }
