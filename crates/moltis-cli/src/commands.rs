@@ -55,7 +55,7 @@ pub(crate) fn run(cli: Cli, settings: Settings) -> Exit {
 fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
     match command {
         Command::Gateway(args) => on_all_cores(gateway::run(context, args)),
-        Command::Keeper(args) => on_all_cores(keeper::run(context, args)),
+        Command::Keeper(args) => on_one_thread(keeper::run(context, args)),
         Command::Node(command) => node(command, context),
         Command::Runs(command) => on_one_thread(runs::run(context, command)),
         Command::Token(command) => on_one_thread(token::run(context, command)),

@@ -115,6 +115,8 @@ pub enum Served {
 /// [`KeeperError`]; nothing was served then.
 pub async fn serve(config: KeeperConfig, stop: CancellationToken) -> Result<Served, KeeperError> {
     rustix::process::setsid().ok(); // whoever leads a group already has one of its own
+    // Whatever our starter left open is none of our children's business.
+    close_fds::set_fds_cloexec_threadsafe(3, &[]);
     let starting = StartLock::take(&config.dir)?;
     let estate = inherit(&config)?;
     if estate.living.contains(&config.version) {

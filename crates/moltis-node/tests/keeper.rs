@@ -1,12 +1,19 @@
 //! The keeper with real processes.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests and their helpers, some of which print figures"
+)]
 
 #[path = "keeper/client.rs"]
 mod client;
 #[path = "keeper/fixture.rs"]
 mod fixture;
 
+#[path = "keeper/disk.rs"]
+mod disk;
 #[path = "keeper/ends.rs"]
 mod ends;
 #[path = "keeper/input.rs"]
