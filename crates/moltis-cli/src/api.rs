@@ -243,17 +243,17 @@ impl Client {
     ) -> Result<Response<Incoming>, ApiError> {
         let (mut connection, reused) = self.connection().await?;
         let request = self.head(&connection, &method, path, &body, key)?;
-        let first = send(&mut connection, request).await;
-        // A gateway may close an idle connection at the moment we use it. Nothing was read then,
-        // and what only asks may be asked again.
-        let answer = match first {
-            Err(ApiError::Cut(_)) if reused && method == Method::GET => {
+        let answer = match send(&mut connection, request).await {
+            // A gateway may close an idle connection at the moment we use it. What was not sent, or
+            // only asks, is sent again.
+            Err(NoAnswer { sent, .. }) if reused && (!sent || method == Method::GET) => {
                 connection = self.connect().await?;
                 let request = self.head(&connection, &method, path, &body, key)?;
-                send(&mut connection, request).await?
+                send(&mut connection, request).await
             }
-            other => other?,
+            other => other,
         };
+        let answer = answer.map_err(|no_answer| ApiError::Cut(no_answer.why))?;
         *self.idle.lock().await = Some(connection);
         Ok(answer)
     }
@@ -350,18 +350,32 @@ fn json(body: &impl Serialize) -> Body {
     Body::Json(bytes.into())
 }
 
+/// Why no answer came.
+struct NoAnswer {
+    why: String,
+    /// The request may have arrived.
+    sent: bool,
+}
+
 async fn send(
     connection: &mut Connection,
     request: Request<Full<Bytes>>,
-) -> Result<Response<Incoming>, ApiError> {
-    let cut = |error: hyper::Error| ApiError::Cut(error::words_of(&error));
-    connection.sender.ready().await.map_err(cut)?;
-    match timeout(ANSWER_TIME, connection.sender.send_request(request)).await {
-        Ok(answer) => answer.map_err(cut),
-        Err(_) => Err(ApiError::Cut(format!(
-            "it did not answer within {} seconds",
-            ANSWER_TIME.as_secs()
-        ))),
+) -> Result<Response<Incoming>, NoAnswer> {
+    let ready = connection.sender.ready().await;
+    ready.map_err(|error| NoAnswer {
+        why: error::words_of(&error),
+        sent: false,
+    })?;
+    match timeout(ANSWER_TIME, connection.sender.try_send_request(request)).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(mut error)) => Err(NoAnswer {
+            sent: error.take_message().is_none(),
+            why: error::words_of(error.error()),
+        }),
+        Err(_) => Err(NoAnswer {
+            why: format!("it did not answer within {} seconds", ANSWER_TIME.as_secs()),
+            sent: true,
+        }),
     }
 }
 

@@ -22,6 +22,7 @@ use crate::api::{ApiError, Client};
 use crate::args::node::{Approve, Pairing, PairingDisable, PairingEnable, Pending, Reject};
 use crate::exit::Exit;
 use crate::failure::{Failure, failure};
+use crate::output::Output;
 use crate::units::{ago, short, until};
 
 /// How long an approved node may take until it is online, and how often we look.
@@ -215,7 +216,7 @@ pub(super) async fn approve(context: &Context, args: Approve) -> anyhow::Result<
         "Does the machine show {}? Approve it?",
         request.connection_code
     );
-    if !args.yes && !output.confirm(&question, "--yes")? {
+    if !args.yes && !confirm(output, question).await? {
         output.note("nothing was approved");
         return Ok(Exit::FAILURE);
     }
@@ -234,6 +235,11 @@ pub(super) async fn approve(context: &Context, args: Approve) -> anyhow::Result<
         output.note("it is not connected now; it works as soon as it is");
     }
     Ok(Exit::SUCCESS)
+}
+
+/// Asks, while the connection to the gateway stays alive.
+async fn confirm(output: Output, question: String) -> anyhow::Result<bool> {
+    tokio::task::spawn_blocking(move || output.confirm(&question, "--yes")).await?
 }
 
 /// Waits a moment for a node that was waiting itself, so that the next command finds it online.
@@ -257,7 +263,7 @@ pub(super) async fn reject(context: &Context, args: Reject) -> anyhow::Result<Ex
     let output = context.output;
     let request = find(&client, &args.id).await?;
     output.note(&block(&request, Timestamp::now()));
-    if !args.yes && !output.confirm("Reject it?", "--yes")? {
+    if !args.yes && !confirm(output, "Reject it?".to_owned()).await? {
         output.note("nothing was rejected");
         return Ok(Exit::FAILURE);
     }

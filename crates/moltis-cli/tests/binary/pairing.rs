@@ -181,6 +181,31 @@ fn requests_that_are_unknown_or_ambiguous_are_told_apart() {
 }
 
 #[test]
+fn of_two_who_answer_at_once_one_is_told_that_it_was_answered() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    home.ok(["node", "pairing", "enable"]);
+    let node = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    let id = gateway.request_with(&code_of(&node.stdout.wait_for("Connection code")));
+    let mut both = [0, 1].map(|_| home.start(["node", "approve", &id, "--yes"]));
+    let mut done = both.each_mut().map(crate::harness::Process::wait);
+    done.sort_by_key(|done| done.code);
+    assert_eq!(done[0].code, 0, "{done:?}");
+    // Whoever comes a moment later finds it answered, or finds no request at all.
+    assert!(done[1].code <= 1, "{done:?}");
+    assert_eq!(
+        home.json(["node", "list", "--json"])
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    let later = home.run(["node", "approve", &id, "--yes"]);
+    assert_eq!(later.code, 1, "{later:?}");
+    assert!(later.stderr.contains("already approved"), "{later:?}");
+}
+
+#[test]
 fn a_waiting_node_survives_a_restart_of_the_gateway_with_a_new_code() {
     let (home, machine) = (Home::new(), Home::new());
     let mut gateway = home.gateway();

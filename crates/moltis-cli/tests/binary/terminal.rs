@@ -164,6 +164,31 @@ fn what_would_act_on_the_terminal_is_shown_instead() {
 }
 
 #[test]
+fn what_changes_while_a_person_thinks_is_not_approved() {
+    let (home, machine) = (Home::new(), Home::new());
+    let mut gateway = home.gateway();
+    home.ok(["node", "pairing", "enable"]);
+    let node = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    let code = crate::harness::code_of(&node.stdout.wait_for("Connection code"));
+    let id = gateway.request_with(&code);
+    let mut on = OnTerminal::start(&home, &["node", "approve", &id]);
+    on.screen
+        .wait_until("the question", |screen| screen.contains("[y/N]"));
+    gateway.crash_and_restart();
+    node.stdout.wait_until("another code", |printed| {
+        printed.matches("Connection code").count() == 2 && printed.ends_with('\n')
+    });
+    on.type_in("y\r");
+    let screen = on.screen.wait_for("look again");
+    assert!(screen.contains("error:"), "{screen}");
+    assert_eq!(on.wait(), 1);
+    assert_eq!(
+        home.json(["node", "list", "--all", "--json"]),
+        serde_json::json!([])
+    );
+}
+
+#[test]
 fn a_question_is_asked_and_no_is_the_default() {
     let (home, machine) = (Home::new(), Home::new());
     let gateway = home.gateway();
