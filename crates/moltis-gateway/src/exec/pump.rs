@@ -750,8 +750,8 @@ impl Pump {
         totals: Totals,
     ) -> Result<(), Violation> {
         let epoch = self.seat.sitter.epoch;
+        // A command that could not be spawned ends without having started.
         let attached = self.attached(run_id)?;
-        attached.refuse_before_start(run_id)?;
         if !is_consistent(&ending) {
             return Err(Violation::Ending(run_id));
         }

@@ -1,0 +1,261 @@
+//! Nodes and strangers that break the rules: each is closed, and harms nothing.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::SinkExt as _;
+use moltis_gateway::exec::RunHandle;
+use moltis_proto::code::CloseCode;
+use moltis_proto::run::{
+    Ending, ExitStatus, GapReason, Outcome, RunState, RunSummary, Stream, Totals,
+};
+use moltis_proto::{FromKeeper, Payload, RunId, ToGateway, ToKeeper, ToNode};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::gateway::{TestGateway, shell, told};
+use crate::raw::{BOOT, Device, JOURNAL, RawNode, binary, dial, refused};
+
+const PROTOCOL: Option<ToNode> = Some(ToNode::Close {
+    code: CloseCode::Protocol,
+});
+
+/// A paired hostile node that was given a run, and has started it.
+async fn with_run(gateway: &TestGateway) -> (Device, RawNode, RunHandle, RunId) {
+    let device = Device::new("mallory");
+    device.pair(gateway).await;
+    let mut node = device.ready(gateway).await;
+    let handle = gateway.start_run(shell("true").on("mallory")).await;
+    let ToKeeper::Start { run_id, .. } = node.hear_run().await else {
+        panic!("no start");
+    };
+    node.say(FromKeeper::Started { run_id, pid: 1 }).await;
+    (device, node, handle, run_id)
+}
+
+fn output(run_id: RunId, offset: u64, len: usize) -> FromKeeper {
+    FromKeeper::Output {
+        run_id,
+        stream: Stream::Stdout,
+        offset,
+        bytes: Payload(Bytes::from(vec![b'x'; len])),
+    }
+}
+
+fn ended(run_id: RunId, stdout: u64) -> FromKeeper {
+    FromKeeper::Ended {
+        run_id,
+        ending: Box::new(Ending {
+            outcome: Outcome::Exited,
+            reason: None,
+            status: Some(ExitStatus::Code(0)),
+            detail: String::new(),
+            duration_ms: 1,
+            descendants_may_survive: false,
+        }),
+        totals: Totals { stdout, stderr: 0 },
+    }
+}
+
+/// Says these, and expects to be closed for it.
+async fn closed_for(lies: impl FnOnce(RunId) -> Vec<FromKeeper>) {
+    let gateway = TestGateway::start().await;
+    let (device, mut node, handle, run_id) = with_run(&gateway).await;
+    for lie in lies(run_id) {
+        node.say(lie).await;
+    }
+    assert_eq!(node.closed().await, PROTOCOL);
+    gateway.offline(device.id()).await;
+    // The run is not over: its node may come back and tell the truth.
+    assert!(handle.record().ending.is_none() || handle.record().totals.stdout <= 1);
+    assert_eq!(gateway.run("local", "echo well").await.out(), "well\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hole_in_the_output() {
+    closed_for(|id| vec![output(id, 0, 10), output(id, 11, 10)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_beyond_the_window() {
+    closed_for(|id| {
+        vec![FromKeeper::Gap {
+            run_id: id,
+            stream: Stream::Stdout,
+            from: 0,
+            to: u64::MAX,
+            reason: GapReason::Limit,
+        }]
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_ending() {
+    closed_for(|id| vec![output(id, 0, 1), ended(id, 1), ended(id, 1)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ending_that_counts_more_than_came() {
+    closed_for(|id| vec![output(id, 0, 1), ended(id, 2)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_behind_the_ending() {
+    closed_for(|id| vec![ended(id, 0), output(id, 0, 1)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_never_given() {
+    closed_for(|_| vec![output(RunId::from_bytes([9; 16]), 0, 1)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stdin_that_was_never_sent() {
+    closed_for(|run_id| {
+        vec![FromKeeper::StdinAck {
+            run_id,
+            offset: 1,
+            closed: false,
+        }]
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_nodes_run() {
+    let gateway = TestGateway::start().await;
+    let _honest = gateway.node("honest").await;
+    let victim = gateway
+        .start_run(shell("echo mine; sleep 1; exit 5").on("honest"))
+        .await;
+    let device = Device::new("mallory");
+    device.pair(&gateway).await;
+    let mut node = device.ready(&gateway).await;
+    node.say(ended(victim.id(), 0)).await;
+    assert_eq!(node.closed().await, PROTOCOL);
+    // Listing it is no way either.
+    let mut node = device.connect(&gateway).await;
+    node.say(FromKeeper::Runs {
+        boot_id: BOOT,
+        journals: vec![JOURNAL],
+        runs: vec![RunSummary {
+            run_id: victim.id(),
+            digest: victim.record().digest,
+            journal_id: JOURNAL,
+            state: RunState::Ended,
+            totals: Totals::default(),
+            stdin: 0,
+        }],
+        last: true,
+    })
+    .await;
+    gateway.online(device.id()).await;
+    node.say(ended(victim.id(), 0)).await;
+    assert_eq!(node.closed().await, PROTOCOL);
+    let told = told(&victim).await;
+    assert_eq!(told.out(), "mine\n");
+    assert_eq!(
+        told.record.ending.as_ref().unwrap().status,
+        Some(ExitStatus::Code(5))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_message_before_the_list() {
+    let gateway = TestGateway::start().await;
+    let device = Device::new("mallory");
+    device.pair(&gateway).await;
+    let mut node = device.connect(&gateway).await;
+    node.say(ended(RunId::from_bytes([1; 16]), 0)).await;
+    assert_eq!(node.closed().await, PROTOCOL);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_pings() {
+    let gateway = TestGateway::start().await;
+    let device = Device::new("mallory");
+    device.pair(&gateway).await;
+    let mut node = device.ready(&gateway).await;
+    for number in 0..1000 {
+        node.send(&ToGateway::Ping { number }).await;
+    }
+    assert_eq!(node.closed().await, PROTOCOL);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_that_are_no_messages_or_do_not_open() {
+    let gateway = TestGateway::start().await;
+    let device = Device::new("mallory");
+    device.pair(&gateway).await;
+    let mut node = device.ready(&gateway).await;
+    node.write_plain(b"\xff\xff garbage").await;
+    assert_eq!(node.closed().await, PROTOCOL);
+    let mut node = device.ready(&gateway).await;
+    node.write_raw(vec![0; 64]).await;
+    node.closed().await;
+    gateway.offline(device.id()).await;
+    // And an operator's request cannot be said at all: it is no variant.
+    device.ready(&gateway).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_that_send_garbage_are_closed_without_a_word() {
+    let gateway = TestGateway::start().await;
+    for garbage in [
+        vec![],
+        vec![0; 32],
+        vec![0xff; 33],
+        vec![7; 5000],
+        vec![0; 70_000],
+    ] {
+        let mut socket = dial(&gateway).await;
+        socket
+            .send(Message::Binary(garbage.clone().into()))
+            .await
+            .ok();
+        // A zero ephemeral has the right length, and is refused all the same.
+        let answer = tokio::time::timeout(Duration::from_secs(5), binary(&mut socket)).await;
+        assert_eq!(answer.expect("not closed"), None, "{} bytes", garbage.len());
+    }
+    let mut socket = dial(&gateway).await;
+    socket.send(Message::Text("hello".into())).await.unwrap();
+    assert_eq!(binary(&mut socket).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_that_says_nothing_is_closed_after_ten_seconds() {
+    let gateway = TestGateway::start().await;
+    let mut socket = dial(&gateway).await;
+    let begun = std::time::Instant::now();
+    assert_eq!(binary(&mut socket).await, None);
+    let took = begun.elapsed();
+    assert!((9..13).contains(&took.as_secs()), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_node_is_not_upgraded() {
+    let gateway = TestGateway::start().await;
+    assert_eq!(refused(&gateway, &[]).await, 426);
+    assert_eq!(
+        refused(&gateway, &[("sec-websocket-protocol", "chat")]).await,
+        426
+    );
+    let node = ("sec-websocket-protocol", "moltis.node.v1");
+    assert_eq!(
+        refused(&gateway, &[node, ("origin", "http://evil.example")]).await,
+        403
+    );
+    assert_eq!(refused(&gateway, &[node, ("cookie", "a=b")]).await, 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_fails_again_and_again_is_sent_away() {
+    let gateway = TestGateway::start().await;
+    let node = ("sec-websocket-protocol", "moltis.node.v1");
+    let mut statuses = Vec::new();
+    for _ in 0..60 {
+        statuses.push(refused(&gateway, &[node]).await);
+    }
+    assert!(statuses.contains(&503), "{statuses:?}");
+    assert_eq!(statuses[0], 101);
+}

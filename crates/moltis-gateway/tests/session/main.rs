@@ -1,0 +1,15 @@
+//! The gateway with real nodes, real sockets and a real store: what a session must do, and what it
+//! must not let a node do.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests own the tasks of the programs that they play"
+)]
+
+mod cuts;
+mod gateway;
+mod hostile;
+mod node;
+mod pairing;
+mod proxy;
+mod raw;
+mod runs;

@@ -1,0 +1,240 @@
+//! A node built by hand from the machines, which says whatever a test wants.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use moltis_identity::noise::{Channel, Initiator};
+use moltis_identity::{SecretKey, StrictVerifier, random};
+use moltis_proto::handshake::node::{Decision, NodeClaim, NodeHandshake, Pin};
+use moltis_proto::handshake::{GatewayProof, Intent, Introduction, PolicyMode, Verdict};
+use moltis_proto::subprotocol::Negotiated;
+use moltis_proto::telemetry::Platform;
+use moltis_proto::version::LedgerRange;
+use moltis_proto::{
+    BootId, Codec, DeviceId, FromKeeper, InstanceId, JournalId, Labels, NodeId, NodeName, Nonce,
+    ToGateway, ToKeeper, ToNode,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use crate::gateway::{PATIENCE, TestGateway};
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+pub const BOOT: BootId = BootId::from_bytes([1; 16]);
+pub const JOURNAL: JournalId = JournalId::from_bytes([2; 16]);
+
+/// Dials `/ws` with one subprotocol.
+pub async fn dial(gateway: &TestGateway) -> Socket {
+    let mut request = gateway.url().into_client_request().unwrap();
+    request
+        .headers_mut()
+        .insert("sec-websocket-protocol", "moltis.node.v1".parse().unwrap());
+    connect_async(request).await.unwrap().0
+}
+
+/// A device that a test plays.
+pub struct Device {
+    secret: SecretKey,
+    id: DeviceId,
+    name: String,
+}
+
+impl Device {
+    pub fn new(name: &str) -> Self {
+        Self {
+            secret: SecretKey::generate(),
+            id: DeviceId::from_bytes(random::bytes()),
+            name: name.to_owned(),
+        }
+    }
+
+    pub fn id(&self) -> DeviceId {
+        self.id
+    }
+
+    /// Pairs, and leaves.
+    pub async fn pair(&self, gateway: &TestGateway) {
+        gateway.open_pairing().await;
+        let mut node = self.knock(gateway).await;
+        assert!(matches!(node.decision().await, Decision::Pending { .. }));
+        gateway.approve_next().await;
+        assert!(matches!(node.decision().await, Decision::Accepted { .. }));
+    }
+
+    /// Connects and is accepted; the list of runs is still to come.
+    pub async fn connect(&self, gateway: &TestGateway) -> RawNode {
+        let mut node = self.knock(gateway).await;
+        assert!(matches!(node.decision().await, Decision::Accepted { .. }));
+        node
+    }
+
+    /// Connects, and says that it holds nothing.
+    pub async fn ready(&self, gateway: &TestGateway) -> RawNode {
+        let mut node = self.connect(gateway).await;
+        node.say(FromKeeper::Runs {
+            boot_id: BOOT,
+            journals: vec![JOURNAL],
+            runs: Vec::new(),
+            last: true,
+        })
+        .await;
+        gateway.online(self.id).await;
+        node
+    }
+
+    /// Proves itself, and waits for the verdict.
+    async fn knock(&self, gateway: &TestGateway) -> RawNode {
+        let mut socket = dial(gateway).await;
+        let negotiated = Negotiated::from_header_values(["moltis.node.v1"]).unwrap();
+        let (initiator, message_1) = Initiator::new(&negotiated).unwrap();
+        socket
+            .send(Message::Binary(message_1.into()))
+            .await
+            .unwrap();
+        let message_2 = binary(&mut socket).await.unwrap();
+        let channel = initiator.finish(&message_2).unwrap();
+        let claim = NodeClaim {
+            device_id: self.id,
+            instance_id: InstanceId::from_bytes(random::bytes()),
+            boot_id: BOOT,
+            intent: Intent::Pair,
+            ledgers: LedgerRange::CURRENT,
+        };
+        let machine = NodeHandshake::new(channel.binding, claim, Pin::FirstUse);
+        let mut node = RawNode {
+            socket,
+            channel,
+            machine,
+        };
+        let proof: GatewayProof = node.read().await.unwrap();
+        let nonce = Nonce::from_bytes(random::bytes());
+        let answer = node
+            .machine
+            .handle_gateway_proof(proof, &self.secret, &StrictVerifier, nonce)
+            .unwrap();
+        node.write(&answer).await;
+        node.write(&Introduction {
+            node_id: NodeId::new(&*self.name).unwrap(),
+            name: NodeName::new(&self.name).unwrap(),
+            labels: Labels::default(),
+            platform: Platform::default(),
+            version: "0".to_owned(),
+            user: "tester".to_owned(),
+            working_dir: "/".to_owned(),
+            timeout_ms: 0,
+            policy: PolicyMode::Full,
+            env_allow: Vec::new(),
+            capabilities: Vec::new(),
+        })
+        .await;
+        node
+    }
+}
+
+/// A connection of a device.
+pub struct RawNode {
+    socket: Socket,
+    channel: Channel,
+    machine: NodeHandshake,
+}
+
+impl RawNode {
+    async fn decision(&mut self) -> Decision {
+        let verdict: Verdict = self.read().await.unwrap();
+        self.machine
+            .handle_verdict(verdict, &StrictVerifier)
+            .unwrap()
+    }
+
+    async fn write<T: Serialize>(&mut self, message: &T) {
+        let plain = Codec::Postcard.encode(message).unwrap();
+        self.write_plain(&plain).await;
+    }
+
+    /// Sends any bytes, sealed.
+    pub async fn write_plain(&mut self, plain: &[u8]) {
+        let mut sealed = Vec::new();
+        self.channel.sealer.seal(plain, &mut sealed).unwrap();
+        // A gateway that has had enough may have closed already.
+        self.socket.send(Message::Binary(sealed.into())).await.ok();
+    }
+
+    /// Sends any bytes, not sealed.
+    pub async fn write_raw(&mut self, bytes: Vec<u8>) {
+        self.socket.send(Message::Binary(bytes.into())).await.ok();
+    }
+
+    pub async fn send(&mut self, message: &ToGateway) {
+        self.write(message).await;
+    }
+
+    pub async fn say(&mut self, message: FromKeeper) {
+        self.send(&ToGateway::Run(message)).await;
+    }
+
+    async fn read<T: DeserializeOwned>(&mut self) -> Option<T> {
+        let frame = binary(&mut self.socket).await?;
+        let mut plain = Vec::new();
+        self.channel.opener.open(&frame, &mut plain).unwrap();
+        Some(Codec::Postcard.decode(&plain).unwrap())
+    }
+
+    /// Returns the next message; `None` when the gateway has closed.
+    pub async fn hear(&mut self) -> Option<ToNode> {
+        tokio::time::timeout(PATIENCE, self.read())
+            .await
+            .expect("the gateway says nothing")
+    }
+
+    /// Returns the next run message.
+    pub async fn hear_run(&mut self) -> ToKeeper {
+        loop {
+            match self.hear().await.expect("the gateway has closed") {
+                ToNode::Run(message) => return message,
+                other => assert!(!matches!(other, ToNode::Close { .. }), "{other:?}"),
+            }
+        }
+    }
+
+    /// Waits for the gateway to close, and returns what it said last.
+    pub async fn closed(&mut self) -> Option<ToNode> {
+        let mut last = None;
+        while let Some(message) = self.hear().await {
+            last = Some(message);
+        }
+        last
+    }
+}
+
+/// Returns the next binary message; `None` when the peer has closed.
+pub async fn binary(socket: &mut Socket) -> Option<Bytes> {
+    loop {
+        match socket.next().await? {
+            Ok(Message::Binary(bytes)) => return Some(bytes),
+            Ok(Message::Close(_)) | Err(_) => return None,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Dials with these headers and returns the status that is answered instead of an upgrade.
+pub async fn refused(gateway: &TestGateway, headers: &[(&'static str, &str)]) -> u16 {
+    let mut request = gateway.url().into_client_request().unwrap();
+    for (name, value) in headers {
+        request.headers_mut().insert(*name, value.parse().unwrap());
+    }
+    match tokio::time::timeout(Duration::from_secs(5), connect_async(request))
+        .await
+        .unwrap()
+    {
+        Ok(_) => 101,
+        Err(Error::Http(response)) => response.status().as_u16(),
+        Err(error) => panic!("{error}"),
+    }
+}
