@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use moltis_proto::code::{CloseCode, GoodbyeReason};
 use moltis_proto::handshake::{Epoch, SessionLimits};
 use moltis_proto::limits::TELEMETRY_BYTES_MAX;
@@ -211,7 +212,7 @@ impl Session {
             }
             arrival = self.wire.next() => {
                 let arrival = arrival?;
-                self.handle_arrivals(arrival).await?;
+                self.handle_arrivals(arrival)?;
             }
             () = self.stored.notified() => self.pump.handle_stored(moment.monotonic),
             () = tokio::time::sleep_until(deadline) => {}
@@ -256,21 +257,24 @@ impl Session {
     }
 
     /// Handles what has come, and what is there behind it already, up to a point.
-    async fn handle_arrivals(&mut self, first: Arrival) -> Result<(), End> {
-        let mut arrival = first;
-        for _ in 0..FRAMES_IN_A_ROW {
-            match arrival {
-                Arrival::Frame(frame) => self.handle_frame(&frame)?,
-                Arrival::Noise => self.charge()?,
-                Arrival::Flushed => return Ok(()),
-            }
-            let next = std::pin::pin!(self.wire.next());
-            match futures_util::poll!(next) {
-                std::task::Poll::Ready(next) => arrival = next?,
-                std::task::Poll::Pending => return Ok(()),
+    fn handle_arrivals(&mut self, first: Arrival) -> Result<(), End> {
+        self.handle_arrival(first)?;
+        for _ in 1..FRAMES_IN_A_ROW {
+            match self.wire.next().now_or_never() {
+                // Only what is handled is taken.
+                Some(arrival) => self.handle_arrival(arrival?)?,
+                None => break,
             }
         }
         Ok(())
+    }
+
+    fn handle_arrival(&mut self, arrival: Arrival) -> Result<(), End> {
+        match arrival {
+            Arrival::Frame(frame) => self.handle_frame(&frame),
+            Arrival::Noise => self.charge(),
+            Arrival::Flushed => Ok(()),
+        }
     }
 
     fn handle_frame(&mut self, frame: &[u8]) -> Result<(), End> {

@@ -154,11 +154,17 @@ impl Wire {
         Ok(self.codec.decode(&self.opened)?)
     }
 
-    /// Pushes out what is queued, at most until `deadline`, and closes the socket.
+    /// Pushes out what is queued and closes the socket, at most until `deadline`. What the peer
+    /// still sends is thrown away: a socket that is dropped with unread bytes is reset, and the
+    /// peer would lose our last word.
     pub(crate) async fn close(mut self, deadline: Instant) {
         let close = async {
             self.socket.flush().await?;
-            self.socket.close().await
+            self.socket.close().await?;
+            while let Some(message) = self.socket.next().await {
+                message?;
+            }
+            Ok::<(), axum::Error>(())
         };
         // It ends here either way; the peer may have gone first.
         tokio::time::timeout_at(deadline, close).await.ok();

@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
 use moltis_identity::NodeIdentity;
-use moltis_node::keeper::{Keeper, KeeperConfig, KeeperStream, Policy, Rules};
-use moltis_node::keepers::KeepersError;
-use moltis_node::{Keepers, LinkError, LinkEvent, Node, NodeConfig};
+use moltis_node::keeper::{Keeper, KeeperConfig, Policy, Rules};
+use moltis_node::{LinkError, LinkEvent, Node, NodeConfig};
 use moltis_proto::{BootId, NodeId, NodeName};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -58,7 +56,7 @@ impl TestNode {
         let (told, events) = mpsc::channel(256);
         let stop = CancellationToken::new();
         let identity = self.identity.clone();
-        let node = Node::builder(config, identity, InProcess(Arc::clone(&self.keeper)))
+        let node = Node::builder(config, identity, Arc::clone(&self.keeper))
             .pair()
             .events(told)
             .build();
@@ -103,14 +101,6 @@ impl TestNode {
 
     pub fn dir(&self) -> &Path {
         self.dir.path()
-    }
-}
-
-struct InProcess(Arc<Keeper>);
-
-impl Keepers for InProcess {
-    fn connect(&self) -> BoxFuture<'_, Result<Vec<KeeperStream>, KeepersError>> {
-        Box::pin(async { Ok(vec![self.0.connect().await?]) })
     }
 }
 

@@ -35,7 +35,7 @@ pub async fn dial(gateway: &TestGateway) -> Socket {
     request
         .headers_mut()
         .insert("sec-websocket-protocol", "moltis.node.v1".parse().unwrap());
-    connect_async(request).await.unwrap().0
+    Box::pin(connect_async(request)).await.unwrap().0
 }
 
 /// A device that a test plays.
@@ -229,7 +229,7 @@ pub async fn refused(gateway: &TestGateway, headers: &[(&'static str, &str)]) ->
     for (name, value) in headers {
         request.headers_mut().insert(*name, value.parse().unwrap());
     }
-    match tokio::time::timeout(Duration::from_secs(5), connect_async(request))
+    match tokio::time::timeout(Duration::from_secs(5), Box::pin(connect_async(request)))
         .await
         .unwrap()
     {
