@@ -23,31 +23,31 @@ use tokio_util::sync::CancellationToken;
 use crate::node::{TestNode, keeper_in};
 
 /// How long anything in a test may take before it is called stuck.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A gateway that serves.
-pub struct TestGateway {
-    pub gateway: Gateway,
-    pub address: SocketAddr,
+pub(crate) struct TestGateway {
+    pub(crate) gateway: Gateway,
+    pub(crate) address: SocketAddr,
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
     home: Arc<Home>,
 }
 
 /// What outlives a gateway: its directory, and the keeper of its machine.
-pub struct Home {
-    pub dir: TempDir,
+pub(crate) struct Home {
+    pub(crate) dir: TempDir,
     keeper: Keeper,
 }
 
 impl TestGateway {
     /// Starts one in an empty home.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(|_| {}).await
     }
 
     /// Starts one in an empty home, configured.
-    pub async fn start_with(change: impl FnOnce(&mut GatewayConfig)) -> Self {
+    pub(crate) async fn start_with(change: impl FnOnce(&mut GatewayConfig)) -> Self {
         let dir = TempDir::new().unwrap();
         let keeper = keeper_in(&dir.path().join("local"));
         let home = Arc::new(Home { dir, keeper });
@@ -91,25 +91,25 @@ impl TestGateway {
     }
 
     /// Ends it in good order and starts another in the same home, at the same address.
-    pub async fn restart(self) -> Self {
+    pub(crate) async fn restart(self) -> Self {
         let (home, address) = (Arc::clone(&self.home), self.address);
         self.shut_down().await;
         Self::start_in(home, address, |_| {}).await
     }
 
     /// Ends it in good order.
-    pub async fn shut_down(self) {
+    pub(crate) async fn shut_down(self) {
         self.stop.cancel();
         self.gateway.shutdown().await;
         self.serving.await.unwrap();
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("ws://{}/ws", self.address)
     }
 
     /// Lets nodes ask to pair.
-    pub async fn open_pairing(&self) {
+    pub(crate) async fn open_pairing(&self) {
         self.gateway
             .pairing()
             .enable(Duration::from_mins(10), Actor::operator())
@@ -118,7 +118,7 @@ impl TestGateway {
     }
 
     /// Waits for a request to pair, and approves it as it is shown.
-    pub async fn approve_next(&self) -> Arc<NodeRecord> {
+    pub(crate) async fn approve_next(&self) -> Arc<NodeRecord> {
         let pending = until("a request to pair", || {
             self.gateway.pairing().pending().into_iter().next()
         })
@@ -126,7 +126,7 @@ impl TestGateway {
         self.approve(pending.request.id).await
     }
 
-    pub async fn approve(&self, id: RequestId) -> Arc<NodeRecord> {
+    pub(crate) async fn approve(&self, id: RequestId) -> Arc<NodeRecord> {
         let pending = self.gateway.pairing().pending();
         let request = &pending
             .iter()
@@ -145,12 +145,12 @@ impl TestGateway {
     }
 
     /// Pairs a new node and waits until it takes runs.
-    pub async fn node(&self, name: &str) -> TestNode {
+    pub(crate) async fn node(&self, name: &str) -> TestNode {
         self.node_at(name, &self.url()).await
     }
 
     /// The same, through another address.
-    pub async fn node_at(&self, name: &str, url: &str) -> TestNode {
+    pub(crate) async fn node_at(&self, name: &str, url: &str) -> TestNode {
         self.open_pairing().await;
         let node = TestNode::add(name, url);
         let record = self.approve_next().await;
@@ -158,14 +158,14 @@ impl TestGateway {
         node
     }
 
-    pub async fn online(&self, device: DeviceId) {
+    pub(crate) async fn online(&self, device: DeviceId) {
         until("the node to be online", || {
             self.gateway.roster().get(device)?.presence
         })
         .await;
     }
 
-    pub async fn offline(&self, device: DeviceId) {
+    pub(crate) async fn offline(&self, device: DeviceId) {
         until("the node to be offline", || {
             let node = self.gateway.roster().get(device);
             node.is_none_or(|node| node.presence.is_none())
@@ -174,11 +174,11 @@ impl TestGateway {
         .await;
     }
 
-    pub fn device(&self, name: &str) -> DeviceId {
+    pub(crate) fn device(&self, name: &str) -> DeviceId {
         self.gateway.roster().find(name).unwrap().record.device_id
     }
 
-    pub async fn start_run(&self, request: RunRequest) -> RunHandle {
+    pub(crate) async fn start_run(&self, request: RunRequest) -> RunHandle {
         self.gateway
             .runs()
             .start(request, &Principal::Operator)
@@ -187,38 +187,38 @@ impl TestGateway {
     }
 
     /// Runs a shell line to its end.
-    pub async fn run(&self, target: &str, line: &str) -> Told {
+    pub(crate) async fn run(&self, target: &str, line: &str) -> Told {
         told(&self.start_run(shell(line).on(target)).await).await
     }
 }
 
 impl Home {
-    pub fn gateway_dir(&self) -> PathBuf {
+    pub(crate) fn gateway_dir(&self) -> PathBuf {
         self.dir.path().join("gateway")
     }
 }
 
 /// All that a run told.
 #[derive(Debug)]
-pub struct Told {
-    pub record: Arc<RunRecord>,
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
-    pub gaps: usize,
+pub(crate) struct Told {
+    pub(crate) record: Arc<RunRecord>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) gaps: usize,
 }
 
 impl Told {
-    pub fn out(&self) -> &str {
+    pub(crate) fn out(&self) -> &str {
         std::str::from_utf8(&self.stdout).unwrap()
     }
 
-    pub fn err(&self) -> &str {
+    pub(crate) fn err(&self) -> &str {
         std::str::from_utf8(&self.stderr).unwrap()
     }
 }
 
 /// Follows a run from the beginning to its end, checking that offsets continue.
-pub async fn told(handle: &RunHandle) -> Told {
+pub(crate) async fn told(handle: &RunHandle) -> Told {
     let mut follow = handle.follow(0, 0);
     let (mut stdout, mut stderr, mut gaps) = (Vec::new(), Vec::new(), 0);
     loop {
@@ -251,12 +251,12 @@ pub async fn told(handle: &RunHandle) -> Told {
 }
 
 /// Asks for a shell line.
-pub fn shell(line: &str) -> RunRequest {
+pub(crate) fn shell(line: &str) -> RunRequest {
     RunRequest::new(Command::Shell(line.to_owned()))
 }
 
 /// Waits until `look` finds something.
-pub async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look() {

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// A node at work.
-pub struct TestNode {
-    pub identity: NodeIdentity,
+pub(crate) struct TestNode {
+    pub(crate) identity: NodeIdentity,
     name: String,
     dir: TempDir,
     keeper: Arc<Keeper>,
@@ -29,7 +29,7 @@ struct Link {
 
 impl TestNode {
     /// Starts a node that asks to pair.
-    pub fn add(name: &str, url: &str) -> Self {
+    pub(crate) fn add(name: &str, url: &str) -> Self {
         let node_id = NodeId::new(name.to_lowercase().replace(' ', "-")).unwrap();
         let dir = TempDir::new().unwrap();
         let keeper = Arc::new(keeper_in(&dir.path().join("runs")));
@@ -45,7 +45,7 @@ impl TestNode {
     }
 
     /// Starts the link anew, at this address.
-    pub fn dial(&mut self, url: &str) {
+    pub(crate) fn dial(&mut self, url: &str) {
         let mut config = NodeConfig::new(
             url.parse().unwrap(),
             NodeName::new(&self.name).unwrap(),
@@ -69,7 +69,7 @@ impl TestNode {
     }
 
     /// Waits for an event that `pick` wants.
-    pub async fn event<T>(&mut self, mut pick: impl FnMut(&LinkEvent) -> Option<T>) -> T {
+    pub(crate) async fn event<T>(&mut self, mut pick: impl FnMut(&LinkEvent) -> Option<T>) -> T {
         let link = self.link.as_mut().unwrap();
         let wanted = async {
             loop {
@@ -85,7 +85,7 @@ impl TestNode {
     }
 
     /// Ends the link; the keeper and its runs stay.
-    pub async fn hang_up(&mut self) {
+    pub(crate) async fn hang_up(&mut self) {
         if let Some(link) = self.link.take() {
             link.stop.cancel();
             link.running.await.unwrap().unwrap();
@@ -93,19 +93,19 @@ impl TestNode {
     }
 
     /// Stops the link in the middle of whatever it does, without a word.
-    pub fn forsake(&mut self) {
+    pub(crate) fn forsake(&mut self) {
         if let Some(link) = self.link.take() {
             link.running.abort();
         }
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 }
 
 /// Returns a keeper that lets everything run.
-pub fn keeper_in(dir: &Path) -> Keeper {
+pub(crate) fn keeper_in(dir: &Path) -> Keeper {
     let rules = Rules {
         policy: Policy::Full,
         env_allow: Vec::new(),

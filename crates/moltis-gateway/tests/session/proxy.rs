@@ -6,14 +6,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 /// A relay to a gateway.
-pub struct Proxy {
+pub(crate) struct Proxy {
     address: SocketAddr,
     /// Counts cuts; each ends the connections of before.
     cuts: watch::Sender<u32>,
 }
 
 impl Proxy {
-    pub async fn to(target: SocketAddr) -> Self {
+    pub(crate) async fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let cuts = watch::Sender::new(0);
@@ -36,12 +36,12 @@ impl Proxy {
         Self { address, cuts }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("ws://{}/ws", self.address)
     }
 
     /// Ends every connection.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
 }

@@ -26,11 +26,11 @@ use crate::gateway::{PATIENCE, TestGateway};
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-pub const BOOT: BootId = BootId::from_bytes([1; 16]);
-pub const JOURNAL: JournalId = JournalId::from_bytes([2; 16]);
+pub(crate) const BOOT: BootId = BootId::from_bytes([1; 16]);
+pub(crate) const JOURNAL: JournalId = JournalId::from_bytes([2; 16]);
 
 /// Dials `/ws` with one subprotocol.
-pub async fn dial(gateway: &TestGateway) -> Socket {
+pub(crate) async fn dial(gateway: &TestGateway) -> Socket {
     let mut request = gateway.url().into_client_request().unwrap();
     request
         .headers_mut()
@@ -39,14 +39,14 @@ pub async fn dial(gateway: &TestGateway) -> Socket {
 }
 
 /// A device that a test plays.
-pub struct Device {
+pub(crate) struct Device {
     secret: SecretKey,
     id: DeviceId,
     name: String,
 }
 
 impl Device {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         Self {
             secret: SecretKey::generate(),
             id: DeviceId::from_bytes(random::bytes()),
@@ -54,12 +54,12 @@ impl Device {
         }
     }
 
-    pub fn id(&self) -> DeviceId {
+    pub(crate) fn id(&self) -> DeviceId {
         self.id
     }
 
     /// Pairs, and leaves.
-    pub async fn pair(&self, gateway: &TestGateway) {
+    pub(crate) async fn pair(&self, gateway: &TestGateway) {
         gateway.open_pairing().await;
         let mut node = self.knock(gateway).await;
         assert!(matches!(node.decision().await, Decision::Pending { .. }));
@@ -68,14 +68,14 @@ impl Device {
     }
 
     /// Connects and is accepted; the list of runs is still to come.
-    pub async fn connect(&self, gateway: &TestGateway) -> RawNode {
+    pub(crate) async fn connect(&self, gateway: &TestGateway) -> RawNode {
         let mut node = self.knock(gateway).await;
         assert!(matches!(node.decision().await, Decision::Accepted { .. }));
         node
     }
 
     /// Connects, and says that it holds nothing.
-    pub async fn ready(&self, gateway: &TestGateway) -> RawNode {
+    pub(crate) async fn ready(&self, gateway: &TestGateway) -> RawNode {
         let mut node = self.connect(gateway).await;
         node.say(FromKeeper::Runs {
             boot_id: BOOT,
@@ -138,7 +138,7 @@ impl Device {
 }
 
 /// A connection of a device.
-pub struct RawNode {
+pub(crate) struct RawNode {
     socket: Socket,
     channel: Channel,
     machine: NodeHandshake,
@@ -158,7 +158,7 @@ impl RawNode {
     }
 
     /// Sends any bytes, sealed.
-    pub async fn write_plain(&mut self, plain: &[u8]) {
+    pub(crate) async fn write_plain(&mut self, plain: &[u8]) {
         let mut sealed = Vec::new();
         self.channel.sealer.seal(plain, &mut sealed).unwrap();
         // A gateway that has had enough may have closed already.
@@ -166,15 +166,15 @@ impl RawNode {
     }
 
     /// Sends any bytes, not sealed.
-    pub async fn write_raw(&mut self, bytes: Vec<u8>) {
+    pub(crate) async fn write_raw(&mut self, bytes: Vec<u8>) {
         self.socket.send(Message::Binary(bytes.into())).await.ok();
     }
 
-    pub async fn send(&mut self, message: &ToGateway) {
+    pub(crate) async fn send(&mut self, message: &ToGateway) {
         self.write(message).await;
     }
 
-    pub async fn say(&mut self, message: FromKeeper) {
+    pub(crate) async fn say(&mut self, message: FromKeeper) {
         self.send(&ToGateway::Run(message)).await;
     }
 
@@ -186,14 +186,14 @@ impl RawNode {
     }
 
     /// Returns the next message; `None` when the gateway has closed.
-    pub async fn hear(&mut self) -> Option<ToNode> {
+    pub(crate) async fn hear(&mut self) -> Option<ToNode> {
         tokio::time::timeout(PATIENCE, self.read())
             .await
             .expect("the gateway says nothing")
     }
 
     /// Returns the next run message.
-    pub async fn hear_run(&mut self) -> ToKeeper {
+    pub(crate) async fn hear_run(&mut self) -> ToKeeper {
         loop {
             match self.hear().await.expect("the gateway has closed") {
                 ToNode::Run(message) => return message,
@@ -203,7 +203,7 @@ impl RawNode {
     }
 
     /// Waits for the gateway to close, and returns what it said last.
-    pub async fn closed(&mut self) -> Option<ToNode> {
+    pub(crate) async fn closed(&mut self) -> Option<ToNode> {
         let mut last = None;
         while let Some(message) = self.hear().await {
             last = Some(message);
@@ -213,7 +213,7 @@ impl RawNode {
 }
 
 /// Returns the next binary message; `None` when the peer has closed.
-pub async fn binary(socket: &mut Socket) -> Option<Bytes> {
+pub(crate) async fn binary(socket: &mut Socket) -> Option<Bytes> {
     loop {
         match socket.next().await? {
             Ok(Message::Binary(bytes)) => return Some(bytes),
@@ -224,7 +224,7 @@ pub async fn binary(socket: &mut Socket) -> Option<Bytes> {
 }
 
 /// Dials with these headers and returns the status that is answered instead of an upgrade.
-pub async fn refused(gateway: &TestGateway, headers: &[(&'static str, &str)]) -> u16 {
+pub(crate) async fn refused(gateway: &TestGateway, headers: &[(&'static str, &str)]) -> u16 {
     let mut request = gateway.url().into_client_request().unwrap();
     for (name, value) in headers {
         request.headers_mut().insert(*name, value.parse().unwrap());
