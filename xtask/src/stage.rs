@@ -330,10 +330,8 @@ fn in_home(command: &mut Command, home: &Path) {
     ] {
         command.env_remove(name);
     }
-    command
-        .env("MOLTIS_HOME", home.join(".moltis"))
-        .env("HOME", home);
-    command.env("NO_COLOR", "1");
+    command.env("MOLTIS_HOME", home).env("NO_COLOR", "1");
+    command.env("HOME", home.with_file_name(home::PERSON));
 }
 
 /// Builds Moltis and returns where the program is.
