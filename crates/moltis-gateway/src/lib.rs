@@ -15,6 +15,7 @@ pub mod output;
 pub mod pairing;
 pub mod principal;
 mod records;
+pub mod retention;
 pub mod roster;
 mod session;
 mod socket;

@@ -103,7 +103,7 @@ impl Store {
         let wal = Arc::new(files.wal()?);
         let syncer = Syncer::start(sync(Arc::clone(&wal)))
             .map_err(|error| StoreError::file("start the thread that syncs", &path, error))?;
-        let checkpoints = Checkpoints::start(&options, wal)
+        let checkpoints = Checkpoints::start(options.clone(), wal)
             .await
             .map_err(fail("open the database for checkpoints"))?;
         let readers = SqlitePoolOptions::new()
@@ -682,6 +682,20 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         let error = refused(&file.join("home")).await;
         assert!(error.to_string().contains("plain/home"), "{error}");
+    }
+
+    /// A task of the gateway, as far as types go.
+    fn task<F: Future + Send + 'static>(future: F) -> F {
+        future
+    }
+
+    #[tokio::test]
+    async fn opening_and_writing_may_be_done_in_a_task() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("home");
+        let store = task(async move { Store::open(&home).await }).await.unwrap();
+        let created = task(async move { store.create_run(run(1), &operator()).await });
+        assert!(matches!(created.await.unwrap(), RunCreation::Created(_)));
     }
 
     #[tokio::test]

@@ -41,10 +41,10 @@ struct Shared {
 impl Checkpoints {
     /// Starts the task. It ends when this value is closed or dropped.
     pub(super) async fn start(
-        options: &SqliteConnectOptions,
+        options: SqliteConnectOptions,
         wal: Arc<File>,
     ) -> Result<Self, sqlx::Error> {
-        let connection = options.clone().connect().await?;
+        let connection = options.connect().await?;
         let shared = Arc::new(Shared::default());
         let (wait, waiting) = mpsc::channel(1);
         super::spawn(run(connection, Arc::clone(&shared), waiting));

@@ -123,7 +123,8 @@ pub(super) async fn migrate(
         check_whole(connection, path).await?;
     }
     migrator()
-        .run(connection)
+        // `run` over a borrowed connection makes a future that no task may own.
+        .run_direct(None, connection, false)
         .await
         .map_err(|error| match error {
             sqlx::migrate::MigrateError::Execute(error)

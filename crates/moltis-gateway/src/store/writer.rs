@@ -31,9 +31,9 @@ pub(super) const QUEUE_MAX: usize = 1024;
 /// Folds that become one transaction, at most: 64 × about 30 µs stay within 2 ms.
 const BATCH_MAX: usize = 64;
 
-/// How long the writer polls for SQLite's answer before it sleeps. A fold takes about 40 µs, and to
-/// be woken from sleep costs as much again.
-const HOT: Duration = Duration::from_micros(100);
+/// How long the writer polls for SQLite's answer before it sleeps. To wake SQLite's thread and to
+/// do a fold takes some 50 to 150 µs; to be woken from sleep would cost as much as the fold again.
+const HOT: Duration = Duration::from_micros(300);
 
 /// A value of a statement.
 #[derive(Debug, Clone)]
