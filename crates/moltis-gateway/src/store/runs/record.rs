@@ -1,0 +1,299 @@
+//! What a run's row holds, as types, and the way from a row to them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use moltis_proto::key::Digest;
+use moltis_proto::run::{Ending, ExitStatus, Outcome, Reason, RunSpec, Totals, TtySize};
+use moltis_proto::{BootId, DeviceId, JournalId, RunId};
+use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
+use sqlx::sqlite::SqliteRow;
+
+use crate::store::row::Columns;
+use crate::store::{StoreError, Written};
+
+/// Which machine a run is on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// The gateway's own.
+    Local,
+    /// A node, whatever it is called today.
+    Node(DeviceId),
+    /// An SSH target, by its label.
+    Ssh(String),
+}
+
+/// How far a run has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStage {
+    /// A person has to allow it.
+    WaitingApproval,
+    /// It is written, and may have been sent.
+    Starting,
+    /// Its machine has said that it runs.
+    Running,
+    /// It is over.
+    Ended,
+}
+
+/// What makes a repeated request the same request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunKey {
+    /// Whose key it is: `operator`, `token:<id>`. Two principals never share a key.
+    pub principal: String,
+    /// The key, as the caller wrote it.
+    pub key: String,
+}
+
+impl RunKey {
+    /// Returns the id of the run that this key stands for: SHA-256(label ‖ principal ‖ 0 ‖ key),
+    /// cut to 16 bytes. Known without a look at the store, so a repeated request meets the same id
+    /// at the keeper even if the row was lost.
+    pub fn run_id(&self) -> RunId {
+        let mut hash = sha2::Sha256::new();
+        hash.update(moltis_proto::label::RUN_ID);
+        hash.update(&self.principal);
+        hash.update([0]);
+        hash.update(&self.key);
+        let hash: [u8; 32] = hash.finalize().into();
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash[..16]);
+        RunId::from_bytes(id)
+    }
+}
+
+/// A run to be written.
+#[derive(Debug, Clone)]
+pub struct NewRun {
+    /// Random, or [`RunKey::run_id`].
+    pub id: RunId,
+    /// The caller's key, where there is one.
+    pub key: Option<RunKey>,
+    /// Who asks: `operator`, `token:<name>`.
+    pub requested_by: String,
+    /// Of target and spec: what must match when the request is repeated.
+    pub digest: Digest,
+    /// The machine.
+    pub target: Target,
+    /// What lists show for the machine: a node's id, `local`, `ssh:<label>`.
+    pub shown: String,
+    /// What to run.
+    pub spec: RunSpec,
+    /// [`RunStage::Starting`], or [`RunStage::WaitingApproval`].
+    pub stage: RunStage,
+    /// The process of the gateway that writes this.
+    pub incarnation: u32,
+    /// The boot that the run is sent to.
+    pub boot_id: Option<BootId>,
+    /// The journal that the run is sent to.
+    pub journal_id: Option<JournalId>,
+    /// Now.
+    pub created_at: Timestamp,
+}
+
+/// What became of a [`NewRun`].
+#[derive(Debug, Clone)]
+pub enum RunCreation {
+    /// The row is written.
+    Created(Written),
+    /// The same request was made before: this is its run. One that was unclaimed is claimed by it.
+    Existing(Box<RunRecord>),
+    /// The key stands for another request.
+    Conflict(Box<RunRecord>),
+    /// The node is revoked or forgotten.
+    NodeGone,
+}
+
+/// The first bytes of both streams, at most 64 KiB each; empty where a stream has a file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Heads {
+    /// Of stdout.
+    pub stdout: Bytes,
+    /// Of stderr.
+    pub stderr: Bytes,
+}
+
+/// A run's end, as it is written.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// How it ended.
+    pub ending: Ending,
+    /// How much it wrote.
+    pub totals: Totals,
+    /// What of that goes into the row.
+    pub heads: Heads,
+    /// When its machine said that it runs, where the row may not say so yet.
+    pub started: Option<Started>,
+    /// Now.
+    pub at: Timestamp,
+}
+
+/// When a run has started, and as what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// When its machine said so.
+    pub at: Timestamp,
+    /// Its process there.
+    pub pid: Option<u32>,
+}
+
+/// A run, as it stands in the store.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunRecord {
+    /// Its place in lists: later runs have higher ones.
+    pub seq: u64,
+    /// Its id.
+    pub id: RunId,
+    /// Of target and spec.
+    pub digest: Digest,
+    /// Its machine.
+    pub target: Target,
+    /// What lists show for the machine.
+    pub shown: String,
+    /// Who asked.
+    pub requested_by: String,
+    /// The key that it was asked with.
+    pub key: Option<RunKey>,
+    /// What it runs; `None` for a run that a node brought and nobody here asked for.
+    pub spec: Option<RunSpec>,
+    /// How far it has come.
+    pub stage: RunStage,
+    /// The process of the gateway that wrote the row.
+    pub incarnation: u32,
+    /// The boot that it was first sent to.
+    pub boot_id: Option<BootId>,
+    /// The journal that it was first sent to.
+    pub journal_id: Option<JournalId>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When its machine said that it runs.
+    pub started_at: Option<Timestamp>,
+    /// Its process there.
+    pub pid: Option<u32>,
+    /// When its end was asked for.
+    pub cancel_requested_at: Option<Timestamp>,
+    /// The grace that was asked for with it.
+    pub cancel_grace: Option<Duration>,
+    /// The last size of its terminal that was asked for.
+    pub tty_size: Option<TtySize>,
+    /// A node brought it, and nobody has claimed it.
+    pub unclaimed: bool,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// How it ended.
+    pub ending: Option<Ending>,
+    /// How much it wrote; zeros before the end.
+    pub totals: Totals,
+    /// When its output was deleted to make room.
+    pub output_freed_at: Option<Timestamp>,
+}
+
+/// Which runs to list.
+#[derive(Debug, Clone, Default)]
+pub struct RunFilter {
+    /// Only those of this machine.
+    pub target: Option<Target>,
+    /// Only those in this stage.
+    pub stage: Option<RunStage>,
+    /// Only those below this `seq`: where the page before ended.
+    pub before: Option<u64>,
+}
+
+/// One page of a list, newest first.
+#[derive(Debug, Clone)]
+pub struct RunPage {
+    /// The runs.
+    pub items: Vec<RunRecord>,
+    /// What to pass as [`RunFilter::before`] for the next page; `None` on the last.
+    pub next: Option<u64>,
+}
+
+impl std::fmt::Display for Target {
+    /// Writes it as rows hold it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Local => f.write_str("local"),
+            Self::Node(device_id) => write!(f, "node:{device_id}"),
+            Self::Ssh(label) => write!(f, "ssh:{label}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "local" => Ok(Self::Local),
+            Some(("node", id)) => id
+                .parse()
+                .map(Self::Node)
+                .map_err(|error| format!("{error}")),
+            Some(("ssh", label)) => Ok(Self::Ssh(label.to_owned())),
+            _ => Err(format!("`{text}` is no place of a run")),
+        }
+    }
+}
+
+pub(super) fn record(row: &SqliteRow) -> Result<RunRecord, StoreError> {
+    let columns = Columns::of("runs", row);
+    let principal = columns.optional_text("principal")?;
+    let key = columns.optional_text("key")?;
+    let tty_size = columns
+        .optional_number("tty_cols")?
+        .zip(columns.optional_number("tty_rows")?)
+        .map(|(cols, rows)| TtySize { cols, rows });
+    Ok(RunRecord {
+        seq: columns.count("seq")?,
+        id: RunId::from_bytes(columns.bytes("id")?),
+        digest: Digest::from_bytes(columns.bytes("digest")?),
+        target: columns.parsed("place")?,
+        shown: columns.text("shown")?,
+        requested_by: columns.text("requested_by")?,
+        key: principal
+            .zip(key)
+            .map(|(principal, key)| RunKey { principal, key }),
+        spec: columns.optional_json("spec")?,
+        stage: columns.word("state")?,
+        incarnation: columns.number("incarnation")?,
+        boot_id: columns.optional_bytes("boot_id")?.map(BootId::from_bytes),
+        journal_id: columns
+            .optional_bytes("journal_id")?
+            .map(JournalId::from_bytes),
+        created_at: columns.time("created_at")?,
+        started_at: columns.optional_time("started_at")?,
+        pid: columns.optional_number("pid")?,
+        cancel_requested_at: columns.optional_time("cancel_requested_at")?,
+        cancel_grace: columns
+            .optional_number("cancel_grace_ms")?
+            .map(Duration::from_millis),
+        tty_size,
+        unclaimed: columns.integer("unclaimed")? != 0,
+        ended_at: columns.optional_time("ended_at")?,
+        ending: ending(&columns)?,
+        totals: Totals {
+            stdout: columns.count("stdout_bytes")?,
+            stderr: columns.count("stderr_bytes")?,
+        },
+        output_freed_at: columns.optional_time("output_freed_at")?,
+    })
+}
+
+fn ending(columns: &Columns<'_>) -> Result<Option<Ending>, StoreError> {
+    let Some(outcome) = columns.optional_word::<Outcome>("outcome")? else {
+        return Ok(None);
+    };
+    let code = columns.optional_number("exit_code")?.map(ExitStatus::Code);
+    let signal = columns.optional_number("signal")?.map(ExitStatus::Signal);
+    Ok(Some(Ending {
+        outcome,
+        reason: columns.optional_word::<Reason>("reason")?,
+        status: code.or(signal),
+        detail: columns.optional_text("detail")?.unwrap_or_default(),
+        duration_ms: columns.count("duration_ms")?,
+        descendants_may_survive: columns.integer("survivors")? != 0,
+    }))
+}
