@@ -588,6 +588,8 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use moltis_proto::run::{Command, Totals};
 
+    use bytes::Bytes;
+
     use super::*;
     use crate::store::pairings::tests::pin;
     use crate::store::testing::{TestStore, at, ending, node, operator, run, store};
