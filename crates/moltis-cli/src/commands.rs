@@ -85,7 +85,8 @@ fn node(command: Node, context: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-/// Runs what only asks a gateway: one thread starts quickest.
+/// Runs what only asks a gateway, since one thread starts quickest, and the keeper, which is one
+/// task.
 fn on_one_thread(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

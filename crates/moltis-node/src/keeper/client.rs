@@ -22,6 +22,8 @@ const OUTGOING_BYTES: usize = 192 * 1024;
 const PIECES: usize = 16;
 /// Control messages that wait: above this the client is not read from.
 const CONTROL_MAX: usize = 1024;
+/// Bytes of the client that wait to be heard: above this it is not read from. More than a frame.
+const INCOMING_BYTES: usize = 128 * 1024;
 /// Bytes read from the client at once.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -112,7 +114,7 @@ impl Client {
     /// # Cancel safety
     /// Cancel safe: nothing was read or written then.
     pub(super) async fn io(&mut self) -> Io {
-        let reads = self.takes_messages();
+        let reads = self.takes_messages() && self.incoming.len() < INCOMING_BYTES;
         let mut pieces = [IoSlice::new(&[]); PIECES];
         for (slot, piece) in pieces.iter_mut().zip(&self.outgoing) {
             *slot = IoSlice::new(piece);

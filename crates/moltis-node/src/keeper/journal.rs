@@ -378,3 +378,124 @@ fn wrong(path: &Path, verb: &'static str, source: io::Error) -> JournalError {
         source,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use moltis_proto::run::{Command, Outcome, StdinMode};
+
+    use super::*;
+
+    fn id(number: u32) -> RunId {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        RunId::from_bytes(bytes)
+    }
+
+    fn spec() -> RunSpec {
+        RunSpec {
+            command: Command::Shell("x".repeat(1_000)),
+            cwd: None,
+            env: std::collections::BTreeMap::new(),
+            timeout_ms: None,
+            grace_ms: 0,
+            stdin: StdinMode::Empty,
+            tty: None,
+        }
+    }
+
+    fn ending() -> Ending {
+        Ending {
+            outcome: Outcome::Exited,
+            reason: None,
+            status: None,
+            detail: String::new(),
+            duration_ms: 7,
+            descendants_may_survive: false,
+        }
+    }
+
+    fn journal(dir: &Path) -> Journal {
+        let boot_id = BootId::from_bytes([2; 16]);
+        Journal::create(dir, JournalId::from_bytes([1; 16]), boot_id, "1.2.3").unwrap()
+    }
+
+    fn accept(journal: &mut Journal, number: u32) {
+        let record = Record::Accepted {
+            run_id: id(number),
+            digest: Digest::from_bytes([9; 32]),
+            spec: Cow::Owned(spec()),
+        };
+        journal.append(&record).unwrap();
+    }
+
+    #[test]
+    fn a_living_keepers_journal_is_not_taken_over_but_tells_its_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = journal(dir.path());
+        assert!(Journal::take_over(&journal.path).unwrap().is_none());
+        assert_eq!(version_of(&journal.path).as_deref(), Some("1.2.3"));
+        let path = journal.path.clone();
+        drop(journal);
+        assert!(Journal::take_over(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_journal_stays_small_and_keeps_what_is_not_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = journal(dir.path());
+        accept(&mut journal, 1);
+        accept(&mut journal, 2);
+        for number in 3..20_000 {
+            accept(&mut journal, number);
+            let run_id = id(number);
+            journal.append(&Record::Forgotten { run_id }).unwrap();
+        }
+        journal
+            .append(&Record::Ended {
+                run_id: id(2),
+                ending: Cow::Owned(ending()),
+                totals: Totals::default(),
+            })
+            .unwrap();
+        let path = journal.path.clone();
+        assert!(fs::metadata(&path).unwrap().len() <= COMPACT_BYTES + 4_096);
+        assert!(Journal::take_over(&path).unwrap().is_none());
+        drop(journal);
+        let found = Journal::take_over(&path).unwrap().unwrap();
+        assert_eq!(found.runs.len(), 2);
+        assert_eq!(found.runs[&id(1)].ended, None);
+        assert_eq!(
+            found.runs[&id(2)].ended,
+            Some((ending(), Totals::default()))
+        );
+    }
+
+    #[test]
+    fn every_truncation_and_every_flipped_byte_leaves_the_records_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = journal(dir.path());
+        let opening = journal.opening.len();
+        for number in 0..4 {
+            let started = Record::Started {
+                run_id: id(number),
+                pid: number,
+            };
+            journal.append(&started).unwrap();
+        }
+        let path = journal.path.clone();
+        drop(journal);
+        let good = fs::read(&path).unwrap();
+        let record = (good.len() - opening) / 4;
+        for at in 0..good.len() {
+            let expected = at.checked_sub(opening).map(|behind| behind / record);
+            let mut flipped = good.clone();
+            flipped[at] ^= 0x10;
+            for bytes in [&good[..at], &flipped[..]] {
+                fs::write(&path, bytes).unwrap();
+                let found = Journal::take_over(&path).unwrap();
+                let kept = found.map(|found| found.journal.live.len());
+                assert_eq!(kept, expected, "at {at} of {}", bytes.len());
+            }
+        }
+    }
+}

@@ -7,8 +7,8 @@
 use std::fs;
 
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, WaitId, WaitIdOptions, getpid, getrlimit, pidfd_open,
-    set_child_subreaper, setrlimit, waitid,
+    Pid, PidfdFlags, Resource, Rlimit, WaitId, WaitIdOptions, getpgid, getpid, getrlimit,
+    pidfd_open, set_child_subreaper, setrlimit, waitid,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -110,7 +110,8 @@ pub(in crate::keeper) fn escaped(
             }
         }
     }
-    found.retain(|pid| !is_zombie(*pid));
+    // The group is signalled as a whole; a second SIGTERM means "at once" to many programs.
+    found.retain(|pid| getpgid(Some(*pid)) != Ok(leader) && !is_zombie(*pid));
     (found, sees_all)
 }
 
