@@ -29,7 +29,7 @@ pub use error::{ReadError, RunError, StartError};
 pub use handle::{EVENT_BYTES_MAX, Follow, KEEP_ALIVE, RunEvent, RunHandle};
 pub use request::{RunRequest, SpecError, StdinSource};
 pub use route::{Candidate, Directory, Route, RouteError};
-pub(crate) use shared::{Shared, Unknown};
+pub(crate) use shared::{Shared, Unknown, Write};
 pub use stdin::StdinError;
 
 use crate::audit::Actor;

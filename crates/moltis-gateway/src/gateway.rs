@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use jiff::Timestamp;
 use moltis_identity::{Fingerprint, GatewayIdentity, random};
 use moltis_proto::message::Windows;
-use moltis_proto::{BootId, PublicKey};
+use moltis_proto::{BootId, DeviceId, PublicKey};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
@@ -28,8 +29,9 @@ use crate::pairing::PairingDesk;
 use crate::records;
 use crate::roster::Roster;
 use crate::socket::Door;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::tasks::Tasks;
+use crate::telemetry::Point;
 
 /// How long the store may take to close.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
@@ -236,6 +238,18 @@ impl Gateway {
     /// Returns the store.
     pub fn store(&self) -> &Store {
         &self.0.shared.store
+    }
+
+    /// Returns a node's telemetry since `since`, oldest first: at most a day.
+    ///
+    /// # Errors
+    /// Where the database cannot be read.
+    pub async fn telemetry(
+        &self,
+        device: DeviceId,
+        since: Timestamp,
+    ) -> Result<Vec<Point>, StoreError> {
+        self.0.shared.history_of(device, since).await
     }
 
     /// Returns the bell.

@@ -1,7 +1,7 @@
 //! When a node's record changes: the roster is made anew, and who is revoked or forgotten goes.
 //!
 //! The desk says that something has changed; here it becomes true for everybody else. Also here,
-//! because it is the other way round: the desk is told, each minute, who is here.
+//! because it comes with the same minute: the desk is told who is here, and telemetry is written.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,9 +10,10 @@ use std::time::Duration;
 use moltis_proto::DeviceId;
 use moltis_proto::code::CloseCode;
 
-use crate::exec::Shared;
+use crate::exec::{Shared, Write};
 use crate::session::seat::Seat;
 use crate::store::Target;
+use crate::telemetry::HourRow;
 
 /// Time between two times that the desk is told who is here.
 const SEEN_EVERY: Duration = Duration::from_mins(1);
@@ -25,7 +26,10 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
     loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => {
+                write_history(&shared, Write::All).await;
+                return;
+            }
             changed = changes.changed() => {
                 if changed.is_err() {
                     return;
@@ -34,6 +38,7 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
             }
             _ = minute.tick() => {
                 shared.roster.seats().iter().for_each(|seat| saw(&shared, seat));
+                write_history(&shared, Write::Due).await;
             }
         }
     }
@@ -59,6 +64,26 @@ fn apply(shared: &Arc<Shared>) {
     for node in before.iter() {
         if node.revoked_at.is_none() && !welcome.contains(&node.device_id) {
             shared.end_all_of_revoked(node.device_id);
+            shared.forget_history(node.device_id);
+        }
+    }
+}
+
+/// Writes hours of telemetry. What cannot be written is gone with the hour: it is for charts.
+async fn write_history(shared: &Shared, which: Write) {
+    for row in shared.hours_to_write(which) {
+        let HourRow {
+            device_id,
+            hour,
+            samples,
+        } = row;
+        let written = shared
+            .store
+            .put_telemetry_hour(device_id, hour, samples)
+            .await;
+        if let Err(error) = written {
+            tracing::warn!(%error, "telemetry cannot be written");
+            return;
         }
     }
 }

@@ -132,6 +132,7 @@ pub(crate) async fn run(shared: Arc<Shared>, accepted: Accepted) {
         // It was revoked between its verdict and here.
         seat.close(CloseCode::Revoked);
     }
+    shared.resume_history(device).await;
     let epoch = seat.sitter.epoch;
     tracing::info!(device.id = %device, conn.id = epoch.counter, peer.addr = ?seat.sitter.remote, "a node is connected");
     let stored = Arc::new(Notify::new());

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use moltis_proto::run::{Outcome, Reason, RunState, RunSummary};
 use moltis_proto::telemetry::Sample;
 use moltis_proto::{BootId, DeviceId, RunId};
@@ -21,6 +22,7 @@ use crate::roster::Roster;
 use crate::session::seat::{Command, Seat};
 use crate::store::{NewRun, RunRecord, RunStage, Store, StoreError, Target, Written};
 use crate::tasks::Tasks;
+use crate::telemetry::{History, HourRow, Point};
 
 /// How long the note that a run has started may wait: one that ends before needs none.
 const NOTE_AFTER: Duration = Duration::from_millis(100);
@@ -37,6 +39,7 @@ pub(crate) struct Shared {
     pub(crate) desk: PairingDesk,
     live: Mutex<LiveRuns>,
     local_seat: RwLock<Option<Arc<Seat>>>,
+    history: Mutex<Recorded>,
     /// Connections closed because the node broke the rules.
     faults: AtomicU64,
     /// Runs that have started, and whose rows do not say so yet.
@@ -48,6 +51,23 @@ pub(crate) struct Shared {
 struct LiveRuns {
     by_id: HashMap<RunId, Arc<LiveRun>>,
     by_target: HashMap<Target, HashMap<RunId, Arc<LiveRun>>>,
+}
+
+/// Telemetry that is not written yet.
+#[derive(Debug, Default)]
+struct Recorded {
+    hours: History,
+    /// Hours that have ended.
+    finished: Vec<HourRow>,
+}
+
+/// Which hours to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Write {
+    /// Those whose minute it is.
+    Due,
+    /// All with news.
+    All,
 }
 
 /// Why what was left open cannot be taken up.
@@ -87,6 +107,7 @@ impl Shared {
             desk,
             live: Mutex::default(),
             local_seat: RwLock::default(),
+            history: Mutex::default(),
             faults: AtomicU64::new(0),
             to_note: Mutex::default(),
             to_note_woken: Notify::new(),
@@ -403,9 +424,63 @@ impl Shared {
         record.is_none_or(|record| record.revoked_at.is_some())
     }
 
-    /// Keeps a node's sample.
+    /// Keeps a node's sample: the last as it is, and its figures in the history.
     pub(crate) fn keep_sample(&self, device: DeviceId, sample: Sample) {
-        self.roster.set_sample(device, self.clock.now(), sample);
+        let at = self.clock.now();
+        {
+            let mut history = self.history();
+            let finished = history.hours.record(device, &sample, at);
+            history.finished.extend(finished);
+        }
+        self.roster.set_sample(device, at, sample);
+    }
+
+    /// Takes up what an earlier process wrote of a node's current hour.
+    pub(crate) async fn resume_history(&self, device: DeviceId) {
+        if self.history().hours.current(device).is_some() {
+            return;
+        }
+        let hour = self.clock.now().as_second().div_euclid(3600);
+        match self.store.telemetry_hours(device, hour).await {
+            Ok(rows) => {
+                for (_, samples) in rows.into_iter().filter(|(stored, _)| *stored == hour) {
+                    self.history().hours.resume(device, hour, samples);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what was written of this hour's telemetry cannot be read");
+            }
+        }
+    }
+
+    /// Returns a node's points since `since`, oldest first.
+    pub(crate) async fn history_of(
+        &self,
+        device: DeviceId,
+        since: Timestamp,
+    ) -> Result<Vec<Point>, StoreError> {
+        let current = self.history().hours.current(device);
+        History::read(&self.store, device, current, since).await
+    }
+
+    /// Returns the hours to write now: those that are due, or at the end all.
+    pub(crate) fn hours_to_write(&self, which: Write) -> Vec<HourRow> {
+        let mut history = self.history();
+        let mut rows = std::mem::take(&mut history.finished);
+        rows.extend(match which {
+            Write::Due => history.hours.due(self.clock.now()),
+            Write::All => history.hours.all(),
+        });
+        rows
+    }
+
+    /// Forgets the history of a node that is not known any more.
+    pub(crate) fn forget_history(&self, device: DeviceId) {
+        self.history().hours.forget(device);
+    }
+
+    fn history(&self) -> MutexGuard<'_, Recorded> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends all runs of a node that may not come back: nothing will ever be heard of them.

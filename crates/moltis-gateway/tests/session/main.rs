@@ -12,6 +12,7 @@ mod gateway;
 mod hostile;
 mod node;
 mod pairing;
+mod presence;
 mod proxy;
 mod raw;
 mod runs;

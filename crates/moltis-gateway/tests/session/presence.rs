@@ -1,0 +1,70 @@
+//! Who is here, what it last said, and a key in two places.
+
+use jiff::Timestamp;
+use moltis_gateway::events::Event;
+use moltis_proto::ToGateway;
+use moltis_proto::code::CloseCode;
+use moltis_proto::telemetry::Sample;
+use moltis_proto::{DeviceId, ToNode};
+
+use crate::gateway::{TestGateway, until};
+use crate::raw::Device;
+
+async fn points(gateway: &TestGateway, device: DeviceId) -> usize {
+    let day = Timestamp::now() - jiff::SignedDuration::from_hours(24);
+    gateway.gateway.telemetry(device, day).await.unwrap().len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sample_is_shown_at_once_and_its_figures_outlive_the_gateway() {
+    let gateway = TestGateway::start().await;
+    let device = Device::new("box");
+    device.pair(&gateway).await;
+    let mut node = device.ready(&gateway).await;
+    let sample = Sample {
+        cpu_count: 3,
+        ..Sample::default()
+    };
+    node.send(&ToGateway::Telemetry(Box::new(sample))).await;
+    let shown = until("the sample", || {
+        gateway.gateway.roster().get(device.id())?.sample
+    })
+    .await;
+    assert_eq!(shown.sample.cpu_count, 3);
+    assert_eq!(points(&gateway, device.id()).await, 1);
+    let gateway = gateway.restart().await;
+    assert_eq!(points(&gateway, device.id()).await, 1);
+    let mut node = device.ready(&gateway).await;
+    node.send(&ToGateway::Telemetry(Box::default())).await;
+    until("the sample", || {
+        gateway.gateway.roster().get(device.id())?.sample
+    })
+    .await;
+    assert_eq!(points(&gateway, device.id()).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_two_places_is_reported_and_the_newest_stays() {
+    let gateway = TestGateway::start().await;
+    let device = Device::new("box");
+    device.pair(&gateway).await;
+    gateway.offline(device.id()).await;
+    let mut events = gateway.gateway.events().subscribe();
+    let mut node = device.ready(&gateway).await;
+    for _ in 0..4 {
+        let newer = device.ready(&gateway).await;
+        assert_eq!(
+            node.closed().await,
+            Some(ToNode::Close {
+                code: CloseCode::Superseded
+            })
+        );
+        node = newer;
+    }
+    let mut cloned = 0;
+    while let Ok(event) = events.try_recv() {
+        cloned += usize::from(event == Event::KeyCloned(device.id()));
+    }
+    assert_eq!(cloned, 1);
+    gateway.online(device.id()).await;
+}
