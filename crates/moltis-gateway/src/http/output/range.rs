@@ -3,7 +3,7 @@
 /// The bytes that a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// From here on.
+    /// From here on: an `offset`, which may be the end itself.
     From(u64),
     /// From the first to the last, both included; the last may lie behind the end.
     Range(u64, u64),
@@ -19,7 +19,7 @@ pub(crate) fn parse(header: &str) -> Option<Wanted> {
     match (first.trim(), last.trim()) {
         ("", "") => None,
         ("", count) => number(count).map(Wanted::Last),
-        (first, "") => number(first).map(Wanted::From),
+        (first, "") => Some(Wanted::Range(number(first)?, u64::MAX)),
         (first, last) => {
             let (first, last) = (number(first)?, number(last)?);
             (first <= last).then_some(Wanted::Range(first, last))
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn ranges_are_read_as_http_says() {
         let cases = [
-            ("bytes=0-", Some(Wanted::From(0))),
+            ("bytes=0-", Some(Wanted::Range(0, u64::MAX))),
             ("bytes=10-19", Some(Wanted::Range(10, 19))),
             ("bytes=-5", Some(Wanted::Last(5))),
             ("bytes=5-5", Some(Wanted::Range(5, 5))),

@@ -1,0 +1,26 @@
+//! The HTTP API with a real gateway, a real node and real sockets: each body as it is written, what
+//! is refused and in which words, and output to the last byte.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests own the tasks of the programs that they play, and end where they fail"
+)]
+
+mod bad_input;
+mod bodies;
+mod client;
+#[path = "../session/gateway.rs"]
+#[expect(
+    dead_code,
+    reason = "shared with the tests of sessions, which use all of it"
+)]
+mod gateway;
+#[path = "../session/node.rs"]
+#[expect(
+    dead_code,
+    reason = "shared with the tests of sessions, which use all of it"
+)]
+mod node;
+mod output;
+mod runs;
