@@ -231,9 +231,15 @@ async fn a_dead_keepers_runs_are_taken_over() {
     client
         .start(id(4), shell("head -c 9000000 /dev/zero; sleep 60"))
         .await;
-    let journal = keeper.attach().await.1.journals[0];
+    let (_, listed) = keeper.attach().await;
+    let journal = listed.journals[0];
     settled(&keeper, 4, 9_000_000).await;
     let dir = keeper.kill();
+    for run in &listed.runs {
+        if let RunState::Running { pid } = run.state {
+            kill_group(pid); // nobody else ends it now
+        }
+    }
 
     let keeper = Outside::start_in(Arc::clone(&dir), 1).await;
     let (mut client, listed) = keeper.attach().await;
@@ -282,6 +288,15 @@ async fn a_dead_keepers_runs_are_taken_over() {
     let dir = keeper.kill();
     let keeper = Outside::start_in(dir, 1).await;
     assert!(keeper.attach().await.1.runs.is_empty());
+}
+
+/// Ends a process group that has lost its keeper.
+fn kill_group(leader: u32) {
+    let group = format!("-{leader}");
+    let killed = std::process::Command::new("kill")
+        .args(["-9", "--", &group])
+        .status();
+    assert!(killed.unwrap().success());
 }
 
 /// Waits until the keeper has so much of a run, nobody following it.
