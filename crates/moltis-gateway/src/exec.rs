@@ -276,8 +276,12 @@ impl Runs {
         if let Some(run) = self.shared.live(record.id) {
             return Ok(handle(&run, true));
         }
-        let heads = self.shared.store.run_heads(record.id).await?;
-        let output = self.shared.outputs.ended(record.id, record.totals, heads)?;
+        let ended = crate::output::EndedOutput {
+            totals: record.totals,
+            heads: self.shared.store.run_heads(record.id).await?,
+            freed: record.output_freed_at.is_some(),
+        };
+        let output = self.shared.outputs.ended(record.id, &ended)?;
         Ok(RunHandle {
             output,
             record: watch::channel(Arc::new(record)).1,

@@ -83,6 +83,17 @@ pub enum OutputRead {
     End,
 }
 
+/// What the row of an ended run says of its output.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EndedOutput {
+    /// How much the run wrote.
+    pub totals: Totals,
+    /// The streams that made no file.
+    pub heads: Heads,
+    /// Its output was deleted to make room.
+    pub freed: bool,
+}
+
 /// How far both streams of a run have come; indexed by [`Stream::index`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -250,16 +261,11 @@ impl Outputs {
     ///
     /// # Errors
     /// Where its files cannot be read.
-    pub fn ended(
-        &self,
-        run_id: RunId,
-        totals: Totals,
-        heads: Heads,
-    ) -> Result<Arc<RunOutput>, OutputError> {
+    pub fn ended(&self, run_id: RunId, ended: &EndedOutput) -> Result<Arc<RunOutput>, OutputError> {
         if let Some(run) = self.live().get(&run_id).and_then(Weak::upgrade) {
             return Ok(run);
         }
-        RunOutput::of_ended(&self.0, run_id, totals, heads).map(Arc::new)
+        RunOutput::of_ended(&self.0, run_id, ended).map(Arc::new)
     }
 
     /// Deletes the files of a run.

@@ -85,6 +85,8 @@ pub(super) struct Memory {
     stored: u64,
     extents: Vec<Extent>,
     total: Option<u64>,
+    /// Its output was deleted to make room.
+    freed: bool,
 }
 
 impl Memory {
@@ -186,6 +188,11 @@ impl Memory {
     /// Nothing comes behind `total`. What is missing up to there is a gap.
     pub(super) fn finish(&mut self, total: u64) {
         self.total = Some(total.max(self.end));
+    }
+
+    /// What is missing was deleted to make room.
+    pub(super) fn free(&mut self) {
+        self.freed = true;
     }
 
     /// Gives the first bytes to the disk: the stream is too long for memory alone, or has a gap.
@@ -397,7 +404,11 @@ impl Memory {
             Some(total) if offset < total => OutputRead::Gap {
                 from: self.end,
                 to: total,
-                reason: GapReason::PowerCut,
+                reason: if self.freed {
+                    GapReason::Limit
+                } else {
+                    GapReason::PowerCut
+                },
             },
             Some(_) => OutputRead::End,
         }

@@ -16,7 +16,9 @@ use super::disk::Disk;
 use super::memory::{Extent, Found, Memory, OnDisk, ToWrite};
 use super::sync::Syncing;
 use super::writer::{Wait, Writing};
-use super::{Inner, LiveCount, OutputError, OutputLimits, OutputRead, Progress, Space, files};
+use super::{
+    EndedOutput, Inner, LiveCount, OutputError, OutputLimits, OutputRead, Progress, Space, files,
+};
 use crate::store::Heads;
 
 /// Unwritten bytes of one run, at the most: four windows of both streams together. What lies beyond
@@ -68,20 +70,24 @@ impl RunOutput {
     pub(super) fn of_ended(
         outputs: &Inner,
         run_id: RunId,
-        totals: Totals,
-        heads: Heads,
+        ended: &EndedOutput,
     ) -> Result<Self, OutputError> {
         let dir = outputs.dir.join(run_id.to_string());
         let extents = files::recover(&dir, outputs.boot_id)?;
         let disk = Disk::new(dir, outputs.boot_id, outputs.limits.segment_bytes);
         let run = Self::new(outputs, run_id, disk, extents);
         {
+            let heads = [&ended.heads.stdout, &ended.heads.stderr];
             let mut memory = run.memory();
-            for (stream, head) in Stream::BOTH.into_iter().zip([heads.stdout, heads.stderr]) {
+            for (stream, head) in Stream::BOTH.into_iter().zip(heads) {
+                let memory = &mut memory[stream.index()];
                 if !head.is_empty() {
-                    memory[stream.index()] = Memory::with_head(&head);
+                    *memory = Memory::with_head(head);
                 }
-                memory[stream.index()].finish(totals.of(stream));
+                if ended.freed {
+                    memory.free();
+                }
+                memory.finish(ended.totals.of(stream));
             }
         }
         run.tell();
@@ -615,7 +621,12 @@ mod tests {
             stderr: 10,
         };
         drop(run);
-        let ended = outputs.ended(id(1), totals, heads).unwrap();
+        let ended = EndedOutput {
+            totals,
+            heads,
+            freed: false,
+        };
+        let ended = outputs.ended(id(1), &ended).unwrap();
         let whole = (0, 64 * KIB as u64, None);
         assert_eq!(read_all(&ended, Stream::Stdout).await, [whole]);
         assert_eq!(
@@ -736,7 +747,11 @@ mod tests {
             stdout: synced + 77,
             stderr: 0,
         };
-        let ended = reborn.ended(id(1), totals, Heads::default()).unwrap();
+        let ended = EndedOutput {
+            totals,
+            ..EndedOutput::default()
+        };
+        let ended = reborn.ended(id(1), &ended).unwrap();
         assert_eq!(
             read_all(&ended, Stream::Stdout).await,
             [
@@ -885,6 +900,24 @@ mod tests {
         trouble.wait_for(Option::is_none).await.unwrap();
         run.synced().await.unwrap();
         assert_eq!(run.stored(Stream::Stdout), run.end(Stream::Stdout));
+    }
+
+    #[tokio::test]
+    async fn output_that_was_deleted_to_make_room_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let freed = EndedOutput {
+            totals: Totals {
+                stdout: 99,
+                stderr: 0,
+            },
+            freed: true,
+            ..EndedOutput::default()
+        };
+        let run = outputs.ended(id(1), &freed).unwrap();
+        let gap = (0, 99, Some(GapReason::Limit));
+        assert_eq!(read_all(&run, Stream::Stdout).await, [gap]);
+        assert_eq!(read_all(&run, Stream::Stderr).await, []);
     }
 
     #[tokio::test]
