@@ -1,0 +1,290 @@
+//! What a connection begins with: the list of runs, what becomes of each, and every start.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{
+    Action, Attached, BootId, Event, Inbox, JOURNALS_MAX, JournalId, List, LiveRun, NodeSide,
+    Phase, Pump, Queue, RUNS_MAX, Ready, Row, RunId, RunRefusal, RunSummary, START_TRIES_MAX,
+    StdinSent, Stream, Target, ToKeeper, Totals, Unknown, Violation, ending, reconcile,
+};
+
+impl Pump {
+    pub(super) fn handle_runs(
+        &mut self,
+        boot_id: BootId,
+        journals: Vec<JournalId>,
+        mut page: Vec<RunSummary>,
+        last: bool,
+        now: Instant,
+    ) -> Result<(), Violation> {
+        if self.is_complete() {
+            // Another keeper stands behind the link: everything is taken up anew.
+            self.detach_all();
+        }
+        let List::Incomplete {
+            boot_id: known_boot,
+            journals: known_journals,
+            runs,
+        } = &mut self.list
+        else {
+            return Err(Violation::RunsList);
+        };
+        if journals.is_empty() || journals.len() > JOURNALS_MAX {
+            return Err(Violation::RunsList);
+        }
+        if *known_boot.get_or_insert(boot_id) != boot_id {
+            return Err(Violation::RunsList);
+        }
+        if known_journals.is_empty() {
+            *known_journals = journals;
+        } else if *known_journals != journals {
+            return Err(Violation::RunsList);
+        }
+        if page
+            .iter()
+            .any(|summary| !known_journals.contains(&summary.journal_id))
+        {
+            return Err(Violation::RunsList);
+        }
+        runs.append(&mut page);
+        if runs.len() > RUNS_MAX * JOURNALS_MAX.min(4) {
+            return Err(Violation::RunsList);
+        }
+        if last {
+            let (runs, journals) = (std::mem::take(runs), std::mem::take(known_journals));
+            self.complete(boot_id, journals, runs, now)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn detach_all(&mut self) {
+        self.list = List::EMPTY;
+        self.seat.set_ready(None);
+        self.attached.clear();
+        self.out.clear();
+        self.unacked.clear();
+        self.unstored.clear();
+        self.stdin_turn.clear();
+        (self.in_flight, self.relieved_at) = (0, 0);
+    }
+
+    pub(super) fn complete(
+        &mut self,
+        boot_id: BootId,
+        journals: Vec<JournalId>,
+        runs: Vec<RunSummary>,
+        now: Instant,
+    ) -> Result<(), Violation> {
+        let count = runs.len();
+        let mut listed: HashMap<RunId, RunSummary> =
+            runs.into_iter().map(|run| (run.run_id, run)).collect();
+        if listed.len() != count {
+            return Err(Violation::RunsList);
+        }
+        let journal_id = *journals.first().ok_or(Violation::RunsList)?;
+        for run in self.shared.live_at(&self.seat.sitter.target) {
+            if !run.is_written() {
+                continue;
+            }
+            let summary = listed.remove(&run.id);
+            let node = NodeSide {
+                boot_id,
+                journals: &journals,
+            };
+            if run.record().unclaimed && summary.is_some() {
+                run.set_listed(summary);
+                continue;
+            }
+            let action = reconcile::decide(run.row(now), summary.as_ref(), node);
+            self.reconcile(&run, summary.as_ref(), action);
+        }
+        self.list = List::Complete { boot_id, journals };
+        self.seat.set_ready(Some(Ready {
+            boot_id,
+            journal_id,
+        }));
+        if let Target::Node(device) = self.seat.sitter.target {
+            self.shared.events.send(Event::NodeOnline(device));
+        }
+        if !listed.is_empty() {
+            self.shared.settle_unknown(Unknown {
+                seat: Arc::clone(&self.seat),
+                boot_id,
+                runs: listed.into_values().collect(),
+            });
+        }
+        Ok(())
+    }
+
+    pub(super) fn reconcile(
+        &mut self,
+        run: &Arc<LiveRun>,
+        summary: Option<&RunSummary>,
+        action: Action,
+    ) {
+        if action != Action::Leave {
+            tracing::debug!(run.id = %run.id, ?action, "a run meets its node again");
+        }
+        match (action, summary) {
+            (Action::Resume | Action::Drain, Some(summary)) => self.resume(run, summary),
+            (Action::StartAgain, _) => self.send_start(run),
+            (Action::End { outcome, reason }, _) => {
+                self.shared
+                    .end(run, ending::found(outcome, reason), ending::Source::Known);
+            }
+            (Action::Alert, _) => {
+                tracing::warn!(run.id = %run.id, "a node lists a run that was never sent to it");
+            }
+            // Whoever ends the run tells the node to forget it, once that is synced.
+            (Action::Forget | Action::Leave | Action::KeepUnclaimed, _)
+            | (Action::Resume | Action::Drain, None) => {}
+        }
+    }
+
+    /// Takes a run up where the store stands.
+    pub(super) fn resume(&mut self, run: &Arc<LiveRun>, summary: &RunSummary) {
+        let stored = Totals {
+            stdout: run.output.stored(Stream::Stdout),
+            stderr: run.output.stored(Stream::Stderr),
+        };
+        run.output.wake(Arc::clone(&self.stored));
+        run.set_owner(self.seat.sitter.epoch);
+        self.shared.note_listed(run, summary);
+        let stdin = run.wishes().stdin.handle_resume(summary.stdin);
+        let attached = Attached {
+            run: Arc::clone(run),
+            inbox: Inbox::new(&self.windows, stored.stdout, stored.stderr),
+            stdin,
+            phase: Phase::Flowing,
+            starts: 0,
+            cancel_sent: false,
+            size_sent: None,
+            queue: Queue::None,
+            in_turn: false,
+        };
+        self.attached.insert(run.id, attached);
+        self.out.push_back(ToKeeper::Resume {
+            run_id: run.id,
+            stdout: stored.stdout,
+            stderr: stored.stderr,
+        });
+        self.look(run);
+    }
+
+    pub(super) fn adopt(&mut self, run: &Arc<LiveRun>) {
+        if self.attached.contains_key(&run.id) {
+            return;
+        }
+        let Some(summary) = run.take_listed() else {
+            return;
+        };
+        self.resume(run, &summary);
+    }
+
+    pub(super) fn start(&mut self, run: &Arc<LiveRun>, now: Instant) {
+        let List::Complete { boot_id, journals } = &self.list else {
+            return; // the list, once complete, decides
+        };
+        if self.attached.contains_key(&run.id) {
+            return; // the list has decided: it was sent already
+        }
+        let node = NodeSide {
+            boot_id: *boot_id,
+            journals,
+        };
+        match run.row(now) {
+            row @ Row::Open(_) => {
+                let action = reconcile::decide(row, None, node);
+                self.reconcile(run, None, action);
+            }
+            Row::None | Row::Elsewhere | Row::WaitingApproval | Row::Ended => {}
+        }
+    }
+
+    pub(super) fn send_start(&mut self, run: &Arc<LiveRun>) {
+        let record = run.record();
+        let Some(spec) = &record.spec else { return };
+        run.output.wake(Arc::clone(&self.stored));
+        run.set_owner(self.seat.sitter.epoch);
+        let attached = self.attached.entry(run.id).or_insert_with(|| Attached {
+            run: Arc::clone(run),
+            inbox: Inbox::new(&self.windows, 0, 0),
+            stdin: StdinSent::default(),
+            phase: Phase::AwaitStart,
+            starts: 0,
+            cancel_sent: false,
+            size_sent: None,
+            queue: Queue::None,
+            in_turn: false,
+        });
+        attached.phase = Phase::AwaitStart;
+        attached.starts += 1;
+        self.out.push_back(ToKeeper::Start {
+            run_id: run.id,
+            digest: record.digest,
+            spec: Box::new(spec.clone()),
+        });
+        self.look(run);
+    }
+
+    pub(super) fn handle_started(&mut self, run_id: RunId, pid: u32) -> Result<(), Violation> {
+        let attached = self.attached(run_id)?;
+        if attached.phase != Phase::AwaitStart {
+            return Err(Violation::OutOfTurn {
+                run_id,
+                what: "it has started before",
+            });
+        }
+        attached.phase = Phase::Flowing;
+        let run = Arc::clone(&attached.run);
+        self.shared.note_started(&run, Some(pid));
+        Ok(())
+    }
+
+    pub(super) fn handle_state(&mut self, summary: &RunSummary) -> Result<(), Violation> {
+        let run_id = summary.run_id;
+        let attached = self.attached(run_id)?;
+        if attached.phase != Phase::AwaitStart || summary.digest != attached.run.record().digest {
+            return Err(Violation::OutOfTurn {
+                run_id,
+                what: "nobody asked where it stands",
+            });
+        }
+        let run = Arc::clone(&attached.run);
+        self.drop_attached(run_id);
+        self.resume(&run, summary);
+        Ok(())
+    }
+
+    pub(super) fn handle_refused(
+        &mut self,
+        run_id: RunId,
+        code: RunRefusal,
+        now: Instant,
+    ) -> Result<(), Violation> {
+        let attached = self.attached(run_id)?;
+        if attached.phase != Phase::AwaitStart {
+            return Err(Violation::OutOfTurn {
+                run_id,
+                what: "a run that has started cannot be refused",
+            });
+        }
+        let (run, starts) = (Arc::clone(&attached.run), attached.starts);
+        if code == RunRefusal::Leaving && starts < START_TRIES_MAX {
+            self.send_start(&run);
+            return Ok(());
+        }
+        self.drop_attached(run_id);
+        if code == RunRefusal::DigestMismatch {
+            tracing::warn!(run.id = %run_id, "a node knows this run's id with another command");
+        }
+        self.shared.end(
+            &run,
+            ending::refused(code, run.born, now),
+            ending::Source::Known,
+        );
+        Ok(())
+    }
+}
