@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 
 use bytes::{Bytes, BytesMut};
+use moltis_proto::limits;
 use moltis_proto::message::Windows;
+use moltis_proto::run::outbox::Transmit;
 use moltis_proto::run::turn::Turn;
 use moltis_proto::{FromKeeper, RunId, ToKeeper};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
@@ -98,6 +100,48 @@ impl Client {
         Ok(())
     }
 
+    /// Puts a run's message into frames; the bytes of its output are shared, not copied.
+    pub(super) fn push_frame(&mut self, run_id: RunId, frame: Transmit) -> Result<(), WireError> {
+        let mut head = Vec::with_capacity(64);
+        match frame {
+            Transmit::Output {
+                stream,
+                offset,
+                bytes,
+            } => {
+                wire::output_header_into(run_id, stream, offset, bytes.len(), &mut head)?;
+                self.push(head.into());
+                self.push(bytes);
+                return Ok(());
+            }
+            Transmit::Gap {
+                stream,
+                from,
+                to,
+                reason,
+            } => {
+                let message = FromKeeper::Gap {
+                    run_id,
+                    stream,
+                    from,
+                    to,
+                    reason,
+                };
+                wire::encode_into(&message, &mut head)?;
+            }
+            Transmit::Ended { ending, totals } => {
+                let message = FromKeeper::Ended {
+                    run_id,
+                    ending: Box::new(ending),
+                    totals,
+                };
+                wire::encode_into(&message, &mut head)?;
+            }
+        }
+        self.push(head.into());
+        Ok(())
+    }
+
     /// Puts a piece of a frame behind what waits for the socket.
     pub(super) fn push(&mut self, piece: Bytes) {
         self.outgoing_bytes += piece.len();
@@ -148,4 +192,13 @@ impl Client {
     fn takes_messages(&self) -> bool {
         self.control.len() < CONTROL_MAX
     }
+}
+
+/// A window below four chunks, or a chunk that does not fit a frame, cannot work.
+pub(super) fn are_sound(windows: &Windows) -> bool {
+    let chunk = windows.chunk_bytes_max;
+    (1..=limits::CHUNK_BYTES_MAX).contains(&(chunk as usize))
+        && windows.run_bytes / 4 >= chunk
+        && windows.connection_bytes >= windows.run_bytes
+        && windows.stdin_bytes > 0
 }

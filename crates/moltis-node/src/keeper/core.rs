@@ -16,7 +16,7 @@ use moltis_proto::{BootId, FromKeeper, RunId};
 use rustix::process::Pid;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Client, Io};
+use super::client::{self, Client, Io};
 use super::config::{KeeperConfig, RulesSource};
 use super::door::Door;
 use super::ending::Due;
@@ -276,7 +276,7 @@ impl Core {
             let Some((id, frame)) = frame else {
                 break;
             };
-            push_frame(client, id, frame)?;
+            client.push_frame(id, frame)?;
         }
         Ok(())
     }
@@ -389,7 +389,7 @@ impl Core {
 
     /// Makes this the client; an older one is let go.
     fn attach(&mut self, attached: Attached) {
-        if !are_sound(&attached.windows) {
+        if !client::are_sound(&attached.windows) {
             tracing::warn!("a client asks for windows that cannot work");
             return;
         }
@@ -548,57 +548,6 @@ fn note_ending(
     if let Some(Err(error)) = journal.map(|journal| journal.append(&record)) {
         tracing::error!(run.id = %run.id, error = %error, "an ending is kept in memory only");
     }
-}
-
-/// Puts a run's message into frames; the bytes of its output are shared, not copied.
-fn push_frame(client: &mut Client, run_id: RunId, frame: Transmit) -> Result<(), wire::WireError> {
-    let mut head = Vec::with_capacity(64);
-    match frame {
-        Transmit::Output {
-            stream,
-            offset,
-            bytes,
-        } => {
-            wire::output_header_into(run_id, stream, offset, bytes.len(), &mut head)?;
-            client.push(head.into());
-            client.push(bytes);
-            return Ok(());
-        }
-        Transmit::Gap {
-            stream,
-            from,
-            to,
-            reason,
-        } => {
-            let message = FromKeeper::Gap {
-                run_id,
-                stream,
-                from,
-                to,
-                reason,
-            };
-            wire::encode_into(&message, &mut head)?;
-        }
-        Transmit::Ended { ending, totals } => {
-            let message = FromKeeper::Ended {
-                run_id,
-                ending: Box::new(ending),
-                totals,
-            };
-            wire::encode_into(&message, &mut head)?;
-        }
-    }
-    client.push(head.into());
-    Ok(())
-}
-
-/// A window below four chunks, or a chunk that does not fit a frame, cannot work.
-fn are_sound(windows: &moltis_proto::message::Windows) -> bool {
-    let chunk = windows.chunk_bytes_max;
-    (1..=limits::CHUNK_BYTES_MAX).contains(&(chunk as usize))
-        && windows.run_bytes / 4 >= chunk
-        && windows.connection_bytes >= windows.run_bytes
-        && windows.stdin_bytes > 0
 }
 
 async fn sleep_until(deadline: Option<Instant>) {
