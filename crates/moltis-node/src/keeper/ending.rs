@@ -14,6 +14,9 @@ use rustix::process::{Pid, Signal};
 use super::process::{self, Mark};
 use super::spawn::Plan;
 
+/// How often a terminal is hung up until its shell notices: one that is busy starting may not.
+const HANG_UP_EVERY: Duration = Duration::from_millis(250);
+
 /// How long an ending waits for killed processes to be gone, before it says that some may live.
 const SURVIVORS_TIME: Duration = Duration::from_millis(500);
 /// How often it looks.
@@ -34,6 +37,7 @@ pub(super) struct Life {
     time_over: Option<Instant>,
     grace: Duration,
     wish: Option<Wish>,
+    hang_up_at: Option<Instant>,
     /// What the kernel said about the end, and when. The child stays a zombie for now: its number
     /// is its group's, and nobody else gets it.
     exited: Option<(Option<Status>, Instant)>,
@@ -80,6 +84,7 @@ impl Life {
             time_over: plan.timeout.and_then(|timeout| now.checked_add(timeout)),
             grace: plan.grace,
             wish: None,
+            hang_up_at: None,
             exited: None,
             reaped: false,
             drained_at: None,
@@ -130,6 +135,7 @@ impl Life {
         if self.is_terminal {
             // Interactive shells ignore SIGTERM and end when their terminal is hung up.
             process::signal_group(self.pid, Signal::HUP);
+            self.hang_up_at = Some(now + HANG_UP_EVERY);
         }
         process::signal_group(self.pid, Signal::TERM);
         process::signal_group(self.pid, Signal::CONT);
@@ -145,6 +151,7 @@ impl Life {
         }
         self.exited = Some((process::status_of(self.pid), now));
         self.time_over = None;
+        self.hang_up_at = None;
         self.drained_at = Some(now + DRAIN);
     }
 
@@ -153,7 +160,13 @@ impl Life {
             (None, Some(wish)) => wish.kill_at,
             _ => None,
         };
-        let times = [self.time_over, kill_at, self.drained_at, self.look_again];
+        let times = [
+            self.time_over,
+            kill_at,
+            self.hang_up_at,
+            self.drained_at,
+            self.look_again,
+        ];
         times.into_iter().flatten().min()
     }
 
@@ -167,6 +180,10 @@ impl Life {
         {
             wish.kill_at = None;
             self.kill_all(adopted);
+        }
+        if self.hang_up_at.is_some_and(|at| at <= now) {
+            process::signal_group(self.pid, Signal::HUP);
+            self.hang_up_at = Some(now + HANG_UP_EVERY);
         }
         if self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;

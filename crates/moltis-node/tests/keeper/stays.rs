@@ -162,6 +162,7 @@ async fn output_that_nobody_takes_goes_to_the_spool_and_comes_whole_later() {
     client
         .start(id(1), shell("head -c 20000000 /dev/zero; echo end >&2"))
         .await;
+    client.until(id(1), |run| run.pid.is_some()).await;
     drop(client);
     let began = Instant::now();
     // The command ends, although nobody takes anything.
@@ -194,6 +195,7 @@ async fn a_full_spool_keeps_the_beginning_and_the_newest_and_marks_the_gap() {
     let mut client = keeper.client().await;
     // The numbers in the output say where it is from.
     client.start(id(1), shell("seq -f %099.0f 1 1000000")).await;
+    client.until(id(1), |run| run.pid.is_some()).await;
     drop(client);
     loop {
         let (_, listed) = keeper.attach().await;
@@ -231,6 +233,7 @@ async fn a_dead_keepers_runs_are_taken_over() {
     client
         .start(id(4), shell("head -c 9000000 /dev/zero; sleep 60"))
         .await;
+    client.until(id(4), |run| run.pid.is_some()).await;
     let (_, listed) = keeper.attach().await;
     let journal = listed.journals[0];
     settled(&keeper, 4, 9_000_000).await;
@@ -284,6 +287,7 @@ async fn a_dead_keepers_runs_are_taken_over() {
     for number in 2..=4 {
         client.say(ToKeeper::Forget { run_id: id(number) }).await;
     }
+    client.run(id(9), argv(&[])).await; // heard behind the others
     assert!(keeper.attach().await.1.runs.is_empty());
     let dir = keeper.kill();
     let keeper = Outside::start_in(dir, 1).await;
