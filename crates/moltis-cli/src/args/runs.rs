@@ -77,8 +77,8 @@ pub(crate) struct Show {
 
 /// Follow a run's output to its end
 ///
-/// Prints what it wrote so far and what it writes, and ends as `moltis node exec` does. Ctrl+C
-/// leaves; the run goes on.
+/// Prints what it wrote so far and what it writes, and ends as `moltis node exec` does: the first
+/// Ctrl+C cancels the run and waits for its end, the second leaves at once.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
