@@ -27,6 +27,7 @@ use crate::local::{KeeperConnector, Local};
 use crate::output::Outputs;
 use crate::pairing::PairingDesk;
 use crate::records;
+use crate::retention::{self, Keep};
 use crate::roster::Roster;
 use crate::socket::Door;
 use crate::store::{Store, StoreError};
@@ -133,6 +134,12 @@ impl GatewayBuilder {
             shared.tasks.spawn(local.clone().keep_up());
         }
         shared.tasks.spawn(records::follow(Arc::clone(&shared)));
+        let keep = Keep {
+            runs: Duration::from_hours(u64::from(config.runs.keep_days) * 24),
+        };
+        shared
+            .tasks
+            .spawn(retention::keep_up(Arc::clone(&shared), keep));
         let runs = Runs::new(
             Arc::clone(&shared),
             local,

@@ -1,19 +1,28 @@
 //! Letting old things go: ended runs after their days, output past its total, old telemetry.
 //!
-//! One sweep is bounded work in slices, so that it holds up no run; whoever owns the clock calls it
-//! every hour and when [`Outputs::over_limit`] says so.
+//! One sweep is bounded work in slices, so that it holds up no run. [`keep_up`] sweeps every hour, and
+//! when [`Outputs::over_limit`] says so.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use moltis_proto::RunId;
 
+use crate::exec::Shared;
 use crate::output::{OutputError, Outputs};
 use crate::store::{Store, StoreError};
 use crate::telemetry::HOURS_KEPT;
 
 /// Runs that one transaction deletes: 64 × about 20 µs stay within 2 ms.
 const SLICE: u32 = 64;
+
+/// Time between two sweeps that nothing else asked for.
+const SWEEP_EVERY: Duration = Duration::from_hours(1);
+
+/// A sweep rests this long: where only runs that are not over hold output, there is nothing to do
+/// until one of them ends.
+const REST: Duration = Duration::from_secs(10);
 
 /// What is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +60,34 @@ pub enum SweepError {
     /// The files.
     #[error("old output could not be deleted")]
     Output(#[from] OutputError),
+}
+
+/// Sweeps every hour, and when there is too much output, until the gateway stops.
+pub(crate) async fn keep_up(shared: Arc<Shared>, keep: Keep) {
+    let stop = shared.tasks.stop().clone();
+    let mut over_limit = shared.outputs.over_limit();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = over_limit.wait_for(|over| *over) => {}
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+        }
+        let swept = sweep(&shared.store, &shared.outputs, keep, shared.clock.now()).await;
+        match swept {
+            Ok(swept) if swept == Swept::default() => {}
+            Ok(swept) => tracing::info!(?swept, "let old runs and output go"),
+            Err(error) => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "old runs and output could not be let go"
+            ),
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(REST) => {}
+        }
+    }
 }
 
 /// Deletes what is older than it shall be kept, then the oldest output while there is too much.

@@ -7,7 +7,7 @@ use moltis_gateway::exec::{RunError, RunRequest, StartError, StdinSource};
 use moltis_gateway::principal::Principal;
 use moltis_proto::run::{Command, ExitStatus, Outcome, Reason};
 
-use crate::gateway::{TestGateway, shell, told};
+use crate::gateway::{PATIENCE, TestGateway, shell, told};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_tells_both_outputs_and_its_code() {
@@ -285,4 +285,30 @@ async fn a_detached_run_goes_on_alone() {
         .unwrap();
     assert_eq!(listed.record.id, id);
     assert!(listed.reachable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_past_its_total_is_let_go_oldest_first() {
+    let gateway = TestGateway::start_with(|config| {
+        config.runs.output.segment_bytes = 256 * 1024;
+        config.runs.output.total_bytes_max = 1024 * 1024;
+    })
+    .await;
+    let print = || shell("head -c 900000 /dev/zero").on("local");
+    let first = gateway.start_run(print()).await;
+    gateway.gateway.runs().wait(first.id()).await.unwrap();
+    let second = gateway.start_run(print()).await;
+    gateway.gateway.runs().wait(second.id()).await.unwrap();
+    let freed = async {
+        loop {
+            let record = gateway.gateway.runs().record(first.id()).await.unwrap();
+            if record.is_some_and(|record| record.output_freed_at.is_some()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, freed).await.unwrap();
+    let kept = gateway.gateway.runs().record(second.id()).await.unwrap();
+    assert_eq!(kept.unwrap().output_freed_at, None);
 }
