@@ -65,7 +65,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
 fn node(command: Node, context: &Context) -> anyhow::Result<Exit> {
     match command {
         Node::Add(args) => join::add(context, &args),
-        Node::Run(_) => on_all_cores(join::run(context)),
+        Node::Run(_) => on_one_thread(join::run(context)),
         Node::Fingerprint(args) => node::fingerprint(context, &args),
         Node::Status(args) => node::status(context, &args),
         Node::Remove(args) => on_one_thread(node::remove(context, args)),
@@ -85,8 +85,8 @@ fn node(command: Node, context: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-/// Runs what only asks a gateway, since one thread starts quickest, and the keeper, which is one
-/// task.
+/// Runs what only asks a gateway, since one thread starts quickest, and the two halves of a node,
+/// which are one task each.
 fn on_one_thread(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -97,9 +97,12 @@ fn on_one_thread(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow:
     result
 }
 
-/// Runs what serves others.
+/// Runs what serves others. A core is left to the threads that write: SQLite's and that of the
+/// outputs.
 fn on_all_cores(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads((cores - 1).max(1))
         .enable_all()
         .build()
         .context("cannot start the runtime")?;

@@ -33,6 +33,7 @@ use std::sync::Arc;
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 pub use self::audit::Verdict as AuditVerdict;
 use self::checkpoint::Checkpoints;
@@ -139,6 +140,19 @@ impl Store {
     /// Dropping it lets go of the waiting only.
     pub async fn synced(&self, ticket: Written) -> Result<(), StoreError> {
         self.0.syncer.synced(ticket).await
+    }
+
+    /// As [`Store::synced`], for what nobody waits for: it shares a sync that somebody else asks for
+    /// soon, and asks for one itself a little later, or at once when `hurry` is cancelled.
+    ///
+    /// # Errors
+    /// As [`Store::synced`].
+    pub(crate) async fn synced_soon(
+        &self,
+        ticket: Written,
+        hurry: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        self.0.syncer.synced_soon(ticket, hurry).await
     }
 
     /// Waits until all that is written by now survives a power cut.

@@ -20,7 +20,6 @@ mod error;
 mod event;
 mod link;
 mod node;
-mod tasks;
 
 pub use config::{ConfigFile, NodeConfig, Policy};
 pub use error::{LinkError, Outlook, Step};

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::node::config_failure;
 use super::starter::starter;
-use super::{Context, on_all_cores};
+use super::{Context, on_one_thread};
 use crate::account::Account;
 use crate::args::node::Add;
 use crate::exit::Exit;
@@ -59,7 +59,7 @@ pub(super) fn add(context: &Context, args: &Add) -> anyhow::Result<Exit> {
         identity: joined.identity.clone(),
         state,
     };
-    on_all_cores(async {
+    on_one_thread(async {
         let (events, told) = mpsc::channel(QUEUE);
         let node = prepared
             .builder(context)?

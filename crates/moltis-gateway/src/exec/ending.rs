@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use moltis_proto::RunId;
 use moltis_proto::code::RunRefusal;
 use moltis_proto::limits::DETAIL_BYTES_MAX;
@@ -155,14 +156,35 @@ impl Shared {
             started,
             at,
         };
-        let written = match self.write_ending(run.id, ended).await {
+        let tell = || {
+            tracing::info!(run.id = %run.id, outcome = ?ending.outcome, duration_ms = ending.duration_ms, "a run has ended");
+            self.tell_ended(run, &ending, totals, at);
+        };
+        let write = self.write_ending(run.id, ended);
+        let written = match source {
+            // The node keeps the run until it is written, so nobody has to wait for that (ADR 9).
+            Source::Node(_) => {
+                let (written, ()) = tokio::join!(write, async { tell() });
+                written
+            }
+            Source::Known => write.await.inspect(|_| tell()),
+        };
+        let written = match written {
             Ok(written) => written,
             Err(error) => {
                 tracing::error!(run.id = %run.id, %error, "the ending of a run cannot be written; its node keeps it");
                 return;
             }
         };
-        tracing::info!(run.id = %run.id, outcome = ?ending.outcome, duration_ms = ending.duration_ms, "a run has ended");
+        match source {
+            Source::Node(_) => self.forget(run, written).await,
+            Source::Known => {}
+        }
+        self.remove_live(run);
+    }
+
+    /// Lets everybody who holds the run know that it is over.
+    fn tell_ended(&self, run: &LiveRun, ending: &Ending, totals: Totals, at: Timestamp) {
         {
             let mut wishes = run.wishes();
             wishes.stdin.close();
@@ -172,15 +194,10 @@ impl Shared {
         run.update(|record| {
             record.stage = RunStage::Ended;
             record.ended_at = Some(at);
-            record.ending = Some(ending);
+            record.ending = Some(ending.clone());
             record.totals = totals;
         });
         self.events.send(Event::RunEnded(run.id));
-        match source {
-            Source::Node(_) => self.forget(run, written).await,
-            Source::Known => {}
-        }
-        self.remove_live(run);
     }
 
     async fn write_ending(
@@ -203,7 +220,7 @@ impl Shared {
     async fn forget(&self, run: &Arc<LiveRun>, written: Option<Written>) {
         let synced = async {
             if let Some(written) = written {
-                self.store.synced(written).await?;
+                self.store.synced_soon(written, self.tasks.stop()).await?;
             }
             run.output.synced().await?;
             Ok::<(), ReadError>(())

@@ -258,6 +258,9 @@ impl RunOutput {
     /// Where the disk failed to keep it: the run must not be forgotten then.
     pub async fn synced(self: &Arc<Self>) -> Result<(), OutputError> {
         self.written().await;
+        if !self.memory().iter().any(Memory::is_filed) {
+            return Ok(()); // all of it goes into the run's row
+        }
         self.syncing.sync(Arc::clone(self)).await
     }
 

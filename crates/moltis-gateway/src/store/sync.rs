@@ -8,10 +8,16 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::StoreError;
+
+/// How long something that nobody waits for may stay unsynced. Runs that end one after the other
+/// share a sync.
+const SOON: Duration = Duration::from_millis(200);
 
 /// Stands for one committed transaction, which is *written*: it survives the death of any process.
 /// [`Store::synced`](super::Store::synced) waits until it survives a power cut.
@@ -101,6 +107,24 @@ impl Syncer {
         Some(StoreError::ReadOnly {
             reason: failed.as_ref().to_owned(),
         })
+    }
+
+    /// As [`synced`](Self::synced), but for somebody whom nobody waits for: asks for a sync only
+    /// after a while, or when `hurry` is cancelled, unless one that others asked for covers it.
+    pub(super) async fn synced_soon(
+        &self,
+        ticket: Written,
+        hurry: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        let mut done = self.done.clone();
+        let by_others = done.wait_for(|done| done.up_to >= ticket.0 || done.failed.is_some());
+        tokio::select! {
+            biased;
+            _ = by_others => {}
+            () = hurry.cancelled() => {}
+            () = tokio::time::sleep(SOON) => {}
+        }
+        self.synced(ticket).await
     }
 
     pub(super) async fn synced(&self, ticket: Written) -> Result<(), StoreError> {

@@ -392,6 +392,7 @@ async fn hot<F: Future>(answer: F) -> F::Output {
         if let Poll::Ready(output) = now {
             return output;
         }
+        std::thread::yield_now();
         tokio::task::yield_now().await;
     }
     answer.await

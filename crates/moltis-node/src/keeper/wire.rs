@@ -165,6 +165,13 @@ pub fn encode_into<T: Serialize>(message: &T, out: &mut Vec<u8>) -> Result<(), W
     Ok(())
 }
 
+/// Appends a message that is encoded already, and fits a frame, with its length.
+pub(crate) fn frame_into(message: &[u8], out: &mut BytesMut) {
+    out.reserve(PREFIX_BYTES + message.len());
+    out.put_u32(prefix(message.len()));
+    out.put_slice(message);
+}
+
 /// Reads one message that fills the frame.
 ///
 /// # Errors

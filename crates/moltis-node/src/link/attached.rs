@@ -4,28 +4,29 @@
 //! what belongs to a run of an older one goes there until that run is forgotten.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::Future as _;
+use std::future::{Future as _, poll_fn};
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes, BytesMut};
 use moltis_proto::limits::RUNS_PAGE_MAX;
 use moltis_proto::message::Windows;
 use moltis_proto::run::RunSummary;
 use moltis_proto::{BootId, Codec, FromKeeper, JournalId, RunId, ToGateway, ToKeeper};
-use tokio::io::{ReadHalf, WriteHalf};
-use tokio::sync::mpsc;
+use tokio::io::{AsyncWrite as _, ReadHalf, WriteHalf};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::LinkError;
 use crate::keeper::KeeperStream;
-use crate::keeper::wire::{FrameReader, FrameWriter, WireError, decode};
-use crate::tasks::Tasks;
+use crate::keeper::wire::{FrameReader, WireError, decode, frame_into};
 
-/// Frames that wait for one keeper to take them: at most 4 MiB. When they are as many, nothing more
-/// is read from the gateway until the keeper has caught up.
-const FRAMES_WAITING_MAX: usize = 64;
+/// Bytes that wait for one keeper to take them. When they are as many, nothing more is read from
+/// the gateway until the keeper has caught up.
+const WAITING_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes that a way to a keeper keeps when nothing waits.
+const IDLE_BYTES: usize = 4 * 1024;
 
 /// Entries of a page in JSON, where one of them takes some 300 bytes.
 const RUNS_PAGE_MAX_JSON: usize = 128;
@@ -57,14 +58,17 @@ pub(super) struct ToKeepers {
     peers: Vec<Option<Door>>,
     /// Runs of all keepers but the first, each with its keeper.
     elsewhere: HashMap<RunId, usize>,
-    held: Option<(usize, Bytes)>,
 }
 
-/// Frames that are put here are written by a task.
+/// The way to one keeper.
 #[derive(Debug)]
 struct Door {
-    frames: mpsc::Sender<Bytes>,
+    writer: WriteHalf<KeeperStream>,
+    /// Frames, or the rest of one, that the keeper has not taken.
+    waiting: BytesMut,
     released: CancellationToken,
+    /// It holds none of our runs any more: when it has taken what waits, it is released.
+    is_done: bool,
 }
 
 impl Attached {
@@ -73,22 +77,25 @@ impl Attached {
         streams: Vec<KeeperStream>,
         windows: Windows,
         codec: Codec,
-        tasks: &Tasks,
     ) -> Result<(Self, VecDeque<ToGateway>), LinkError> {
         let attach = Codec::Postcard.encode(&ToKeeper::Attach { windows });
-        let attach = Bytes::from(attach.map_err(LinkError::Codec)?);
+        let attach = attach.map_err(LinkError::Codec)?;
         let (mut readers, mut doors) = (Vec::new(), Vec::new());
         for stream in streams {
             let (reader, writer) = tokio::io::split(stream);
-            let (frames, waiting) = mpsc::channel(FRAMES_WAITING_MAX);
             let released = CancellationToken::new();
-            frames.try_send(attach.clone()).ok(); // A new channel has room.
-            tasks.spawn(write_frames(writer, waiting, tasks.stop().clone()));
             readers.push(Some(Peer {
                 reader: FrameReader::new(reader),
                 released: released.clone(),
             }));
-            doors.push(Some(Door { frames, released }));
+            let mut door = Door {
+                writer,
+                waiting: BytesMut::new(),
+                released,
+                is_done: false,
+            };
+            frame_into(&attach, &mut door.waiting);
+            doors.push(Some(door));
         }
         let mut attached = Self {
             from: FromKeepers {
@@ -98,9 +105,11 @@ impl Attached {
             to: ToKeepers {
                 peers: doors,
                 elsewhere: HashMap::new(),
-                held: None,
             },
         };
+        while attached.to.has_waiting() {
+            attached.to.drive().await?;
+        }
         let pages = attached.list(codec).await?;
         Ok((attached, pages))
     }
@@ -150,48 +159,59 @@ impl FromKeepers {
 }
 
 impl ToKeepers {
-    /// Hands a frame to the keeper of its run. When that one has too many waiting, the frame is
-    /// held, and no other may be delivered before [`deliver_held`](Self::deliver_held).
-    pub(super) fn deliver(&mut self, message: &ToKeeper, frame: Bytes) -> Result<(), LinkError> {
+    /// Hands a frame to the keeper of its run; [`drive`](Self::drive) brings it there.
+    pub(super) fn deliver(&mut self, message: &ToKeeper, frame: &[u8]) {
         let keeper = message
             .run_id()
             .and_then(|run_id| self.elsewhere.get(&run_id).copied())
             .unwrap_or(0);
-        if let Some(door) = &self.peers[keeper] {
-            match door.frames.try_send(frame) {
-                Ok(()) => {}
-                Err(mpsc::error::TrySendError::Full(frame)) => self.held = Some((keeper, frame)),
-                Err(mpsc::error::TrySendError::Closed(_)) => return Err(gone()),
-            }
+        if let Some(door) = &mut self.peers[keeper] {
+            frame_into(frame, &mut door.waiting);
         }
         if let ToKeeper::Forget { run_id } = message
             && let Some(keeper) = self.elsewhere.remove(run_id)
         {
             self.release_idle(keeper);
         }
-        Ok(())
     }
 
-    /// Returns whether a frame waits for room.
+    /// Returns whether some keeper has too much to take: nothing more may be delivered then.
     pub(super) fn is_full(&self) -> bool {
-        self.held.is_some()
+        let mut doors = self.peers.iter().flatten();
+        doors.any(|door| door.waiting.len() > WAITING_BYTES_MAX)
     }
 
-    /// Waits until there is room for the held frame, and hands it over.
+    /// Returns whether there is anything to [`drive`](Self::drive).
+    pub(super) fn has_waiting(&self) -> bool {
+        let mut doors = self.peers.iter().flatten();
+        doors.any(|door| !door.waiting.is_empty())
+    }
+
+    /// Writes what waits, as far as the keepers take it; waits until one of them takes something.
     ///
-    /// Cancel safe: the frame stays held until it is handed over.
-    pub(super) async fn deliver_held(&mut self) -> Result<(), LinkError> {
-        let Some((keeper, frame)) = &self.held else {
-            return Ok(());
-        };
-        let keeper = *keeper;
-        if let Some(door) = &self.peers[keeper] {
-            let room = door.frames.reserve().await.map_err(|_| gone())?;
-            room.send(frame.clone());
+    /// # Cancel safety
+    /// Cancel safe: what was written is not written again.
+    pub(super) async fn drive(&mut self) -> Result<(), LinkError> {
+        poll_fn(|cx| self.poll_drive(cx)).await
+    }
+
+    fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        let mut took = Poll::Pending;
+        for slot in &mut self.peers {
+            let Some(door) = slot else {
+                continue;
+            };
+            match door.poll_write(cx) {
+                Poll::Ready(Ok(())) => took = Poll::Ready(Ok(())),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {}
+            }
+            if door.is_done && door.waiting.is_empty() {
+                door.released.cancel();
+                *slot = None;
+            }
         }
-        self.held = None;
-        self.release_idle(keeper);
-        Ok(())
+        took
     }
 
     /// These runs belong to an older keeper.
@@ -204,15 +224,41 @@ impl ToKeepers {
     /// An older keeper stays for its runs only; as long as we are attached it would stay for ever.
     /// What was handed in before is still written to it.
     fn release_idle(&mut self, keeper: usize) {
-        let holds_frame = self.held.as_ref().is_some_and(|(held, _)| *held == keeper);
         let holds_run = self.elsewhere.values().any(|owner| *owner == keeper);
-        if keeper > 0
-            && !holds_frame
-            && !holds_run
-            && let Some(door) = self.peers[keeper].take()
-        {
-            door.released.cancel();
+        if keeper == 0 || holds_run {
+            return;
         }
+        if let Some(door) = &mut self.peers[keeper] {
+            door.is_done = true;
+        }
+        self.peers[keeper].take_if(|door| {
+            let is_over = door.waiting.is_empty();
+            if is_over {
+                door.released.cancel();
+            }
+            is_over
+        });
+    }
+}
+
+impl Door {
+    /// Writes what waits. Ready when something was written.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        let mut took = Poll::Pending;
+        while !self.waiting.is_empty() {
+            match Pin::new(&mut self.writer).poll_write(cx, &self.waiting) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(gone())),
+                Poll::Ready(Ok(bytes)) => {
+                    self.waiting.advance(bytes);
+                    took = Poll::Ready(Ok(()));
+                }
+                Poll::Pending => return took,
+            }
+        }
+        if self.waiting.capacity() > IDLE_BYTES {
+            self.waiting = BytesMut::new();
+        }
+        took
     }
 }
 
@@ -252,28 +298,6 @@ impl Peer {
                 });
             }
         }
-    }
-}
-
-/// Writes frames to one keeper until nobody hands in any more.
-async fn write_frames(
-    half: WriteHalf<KeeperStream>,
-    mut frames: mpsc::Receiver<Bytes>,
-    stop: CancellationToken,
-) {
-    let mut writer = FrameWriter::new(half);
-    let write = async {
-        while let Some(frame) = frames.recv().await {
-            // The reading side hears of a broken socket too, and says so.
-            if writer.send_encoded(&frame).await.is_err() {
-                return;
-            }
-        }
-    };
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => {}
-        () = write => {}
     }
 }
 

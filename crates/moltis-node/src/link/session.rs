@@ -30,16 +30,12 @@ use super::socket::broken;
 use super::telemetry::Telemetry;
 use crate::error::{LinkError, Step};
 use crate::keepers::Keepers;
-use crate::tasks::Tasks;
 
 /// How long a keeper may take to be found, started and heard.
 const KEEPER_TIME: Duration = Duration::from_secs(15);
 
 /// How often the settings' file is looked at.
 const SETTINGS_INTERVAL: Duration = Duration::from_secs(3);
-
-/// How long the tasks of a session may take to end with it.
-const GRACE: Duration = Duration::from_secs(1);
 
 /// What a session needs beside its connection.
 #[derive(Debug)]
@@ -60,17 +56,6 @@ pub(super) async fn run(
     accepted: Accepted,
     around: Surroundings<'_>,
 ) -> Result<Stopped, LinkError> {
-    let tasks = Tasks::below(around.stop);
-    let ended = attach_and_work(accepted, around, &tasks).await;
-    tasks.shut_down(GRACE).await;
-    ended
-}
-
-async fn attach_and_work(
-    accepted: Accepted,
-    around: Surroundings<'_>,
-    tasks: &Tasks,
-) -> Result<Stopped, LinkError> {
     let codec = accepted.opened.codec;
     let attach = async {
         let streams = around.keepers.connect().await;
@@ -78,7 +63,7 @@ async fn attach_and_work(
             problem: "cannot be reached",
             source,
         })?;
-        Attached::new(streams, accepted.windows, codec, tasks).await
+        Attached::new(streams, accepted.windows, codec).await
     };
     let (keepers, pages) = tokio::select! {
         biased;
@@ -134,10 +119,11 @@ impl Session<'_> {
                     self.beat()?;
                     heartbeat.as_mut().reset(self.next_heartbeat());
                 }
-                result = to.deliver_held(), if to.is_full() => result?,
                 message = self.stream.next(), if !to.is_full() => {
                     self.receive(message, &mut to)?;
                 }
+                // Behind the socket, so that what came together is written together.
+                result = to.drive(), if to.has_waiting() => result?,
                 error = self.outgoing.drive(&mut from) => return Err(error),
                 sample = taken(&mut sampling) => {
                     sampling = None;
@@ -223,12 +209,15 @@ impl Session<'_> {
                 "a message came that only this machine may say to its keeper",
             ));
         }
-        let frame = match self.codec {
+        match self.codec {
             // Behind the byte that says `Run` the keeper's own message stands as it is.
-            Codec::Postcard => self.plain.split_off(1),
-            Codec::Json => Codec::Postcard.encode(message).map_err(LinkError::Codec)?,
-        };
-        keepers.deliver(message, frame.into())
+            Codec::Postcard => keepers.deliver(message, &self.plain[1..]),
+            Codec::Json => {
+                let frame = Codec::Postcard.encode(message).map_err(LinkError::Codec)?;
+                keepers.deliver(message, &frame);
+            }
+        }
+        Ok(())
     }
 
     /// Tells the gateway why the connection ends, where it does not know yet.
