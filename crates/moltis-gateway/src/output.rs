@@ -262,20 +262,64 @@ impl Outputs {
     /// # Errors
     /// Where its files cannot be read.
     pub fn ended(&self, run_id: RunId, ended: &EndedOutput) -> Result<Arc<RunOutput>, OutputError> {
-        if let Some(run) = self.live().get(&run_id).and_then(Weak::upgrade) {
+        if let Some(run) = self.held(run_id) {
             return Ok(run);
         }
         RunOutput::of_ended(&self.0, run_id, ended).map(Arc::new)
     }
 
-    /// Deletes the files of a run.
+    /// Waits until what the files of an ended run hold survives a power cut, whichever process
+    /// wrote them.
+    ///
+    /// # Errors
+    /// Where they cannot be read, or the disk failed to keep them: the run must not be forgotten
+    /// then.
+    pub async fn synced(&self, run_id: RunId) -> Result<(), OutputError> {
+        if let Some(run) = self.held(run_id) {
+            return run.synced().await;
+        }
+        let inner = Arc::clone(&self.0);
+        let recovered = tokio::task::spawn_blocking(move || RunOutput::recover(&inner, run_id));
+        let run = recovered.await.map_err(|error| {
+            OutputError::file("read", &self.0.dir, std::io::Error::other(error))
+        })??;
+        Arc::new(run).synced().await
+    }
+
+    /// Deletes the files of a run. Those of one that [is at work](Self::is_at_work) stay.
     ///
     /// # Errors
     /// Where they cannot be deleted. Files that are not there are no error.
     pub fn remove(&self, run_id: RunId) -> Result<(), OutputError> {
+        if self.is_at_work(run_id) {
+            return Ok(());
+        }
         let freed = files::remove(&self.0.dir.join(run_id.to_string()))?;
         self.0.space.less(freed);
         Ok(())
+    }
+
+    /// Returns whether more of a run's output may come, or is still to be written or synced.
+    pub fn is_at_work(&self, run_id: RunId) -> bool {
+        self.held(run_id).is_some_and(|run| run.is_at_work())
+    }
+
+    /// Returns whether a run has files. Looks at the disk: not for a task of the runtime.
+    pub fn has_files(&self, run_id: RunId) -> bool {
+        self.0.dir.join(run_id.to_string()).exists()
+    }
+
+    /// Returns the bytes on disk of runs that are not at work: what can be let go now.
+    pub fn bytes_at_rest(&self) -> u64 {
+        let live = self.live();
+        let held = live.values().filter_map(Weak::upgrade);
+        let at_work = held.filter(|run| run.is_at_work());
+        let at_work: u64 = at_work.map(|run| run.disk_bytes()).sum();
+        self.bytes().saturating_sub(at_work)
+    }
+
+    fn held(&self, run_id: RunId) -> Option<Arc<RunOutput>> {
+        self.live().get(&run_id).and_then(Weak::upgrade)
     }
 
     /// Returns the ids of all runs that have files. A run without a row among them is left over

@@ -1,7 +1,8 @@
 //! Letting old things go: ended runs after their days, output past its total, old telemetry.
 //!
 //! One sweep is bounded work in slices, so that it holds up no run. [`keep_up`] sweeps every hour, and
-//! when [`Outputs::over_limit`] says so.
+//! when [`Outputs::over_limit`] says so. A run whose output is still to be written or synced stays
+//! whole; a later sweep finds it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,29 +104,56 @@ pub async fn sweep(
     let mut swept = Swept::default();
     let age = jiff::SignedDuration::try_from(keep.runs).unwrap_or(jiff::SignedDuration::MAX);
     let before = now.saturating_sub(age).unwrap_or(Timestamp::MIN);
+    let mut after = 0;
     loop {
-        let old = store.oldest_ended(Some(before), SLICE).await?;
-        if old.is_empty() {
-            break;
-        }
+        let old = store.oldest_ended(Some(before), after, SLICE).await?;
+        let Some((last, _)) = old.last() else { break };
+        after = *last;
+        let old = at_rest(outputs, old);
         swept.runs += old.len();
         remove(outputs, &old).await?;
         store.delete_runs(old).await?;
     }
     swept.orphans = orphans(store, outputs, before).await?;
-    while *outputs.over_limit().borrow() {
-        let old = store.oldest_ended(None, SLICE / 8).await?;
+    swept.outputs = make_room(store, outputs, now).await?;
+    let hour = now.as_millisecond().div_euclid(3_600_000);
+    store.expire_telemetry(hour - HOURS_KEPT).await?;
+    Ok(swept)
+}
+
+/// Deletes the files of ended runs, oldest first, until there is not too much on the disk, or what
+/// is there belongs to runs that are not over.
+async fn make_room(store: &Store, outputs: &Outputs, now: Timestamp) -> Result<usize, SweepError> {
+    let (mut freed, mut after) = (0, 0);
+    while *outputs.over_limit().borrow() && outputs.bytes_at_rest() > 0 {
+        let old = store.oldest_ended(None, after, SLICE / 8).await?;
+        let Some((last, _)) = old.last() else { break };
+        after = *last;
+        let old = with_files(outputs, at_rest(outputs, old)).await;
         if old.is_empty() {
-            break;
+            continue;
         }
-        swept.outputs += old.len();
+        freed += old.len();
         // First the word, then the loss: a reader in between finds nothing rather than a lie.
         store.free_output(old.clone(), now).await?;
         remove(outputs, &old).await?;
     }
-    let hour = now.as_millisecond().div_euclid(3_600_000);
-    store.expire_telemetry(hour - HOURS_KEPT).await?;
-    Ok(swept)
+    Ok(freed)
+}
+
+fn at_rest(outputs: &Outputs, runs: Vec<(u64, RunId)>) -> Vec<RunId> {
+    let runs = runs.into_iter().map(|(_, run_id)| run_id);
+    runs.filter(|run_id| !outputs.is_at_work(*run_id)).collect()
+}
+
+/// Returns those whose end would make room: a short run lies in its row and takes no file.
+async fn with_files(outputs: &Outputs, mut runs: Vec<RunId>) -> Vec<RunId> {
+    let outputs = outputs.clone();
+    let found = tokio::task::spawn_blocking(move || {
+        runs.retain(|run_id| outputs.has_files(*run_id));
+        runs
+    });
+    found.await.unwrap_or_default() // the runtime is shutting down
 }
 
 /// Deletes old files of runs that no row knows. Young ones stay: after a power cut the row may be
@@ -136,7 +164,7 @@ async fn orphans(store: &Store, outputs: &Outputs, before: Timestamp) -> Result<
     let old = old.await.unwrap_or(Ok(Vec::new()))?; // the runtime is shutting down
     let mut removed = 0;
     for run_id in old {
-        if store.run(run_id).await?.is_none() {
+        if store.run(run_id).await?.is_none() && !outputs.is_at_work(run_id) {
             remove(outputs, &[run_id]).await?;
             removed += 1;
         }
@@ -159,7 +187,7 @@ mod tests {
     use moltis_proto::run::{Stream, Totals};
 
     use super::*;
-    use crate::output::OutputLimits;
+    use crate::output::{OutputLimits, RunOutput};
     use crate::store::testing::{TestStore, at, ending, operator, run, store};
     use crate::store::{Ended, Heads};
 
@@ -172,6 +200,7 @@ mod tests {
             .append(Stream::Stdout, 0, Bytes::from(vec![1; BYTES]))
             .unwrap();
         output.written().await;
+        finish(&output).await;
         let end = Ended {
             ending: ending(),
             totals: Totals {
@@ -183,6 +212,19 @@ mod tests {
             at: at(seconds),
         };
         store.end_run(run(number).id, end).await.unwrap().unwrap();
+    }
+
+    async fn finish(output: &Arc<RunOutput>) {
+        output.finish(output.totals());
+        output.synced().await.unwrap();
+        let at_rest = async {
+            while output.is_at_work() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), at_rest)
+            .await
+            .expect("output stays at work");
     }
 
     fn open(store: &TestStore, total_bytes_max: u64) -> Outputs {
@@ -249,7 +291,7 @@ mod tests {
         let bytes = Bytes::from(vec![1; BYTES]);
         orphan.append(Stream::Stderr, 0, bytes).unwrap();
         orphan.written().await;
-        drop(orphan);
+        finish(&orphan).await;
         let today = Timestamp::now();
         let tomorrow = today + Duration::from_hours(24);
         // The row of run 1 is young enough as long as it counts from the end that it names.
@@ -261,5 +303,66 @@ mod tests {
         let removed = orphans(&store, &outputs, tomorrow).await.unwrap();
         assert_eq!(removed, 1);
         assert_eq!(outputs.stored_runs().unwrap(), [run(1).id]);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_is_not_synced_keeps_its_files_and_syncing_goes_on() {
+        let store = store().await;
+        let outputs = open(&store, BYTES as u64);
+        for number in [1, 2] {
+            ended(&store, &outputs, number, 0).await;
+        }
+        // As it is in the moment behind an ending: the row says so, and more is to be synced.
+        let at_work = outputs.run(run(1).id).unwrap();
+        let end = at_work.end(Stream::Stdout);
+        let more = Bytes::from(vec![2; BYTES]);
+        at_work.append(Stream::Stdout, end, more).unwrap();
+        at_work.written().await;
+        let far = Keep {
+            runs: Duration::ZERO,
+        };
+        for keep in [Keep::default(), far] {
+            sweep(&store, &outputs, keep, at(1000)).await.unwrap();
+            assert!(outputs.has_files(run(1).id));
+            assert!(!outputs.has_files(run(2).id));
+        }
+        assert!(store.run(run(1).id).await.unwrap().is_some());
+        assert!(store.run(run(2).id).await.unwrap().is_none());
+        // Then it goes like any other, whoever reads it.
+        finish(&at_work).await;
+        sweep(&store, &outputs, far, at(1000)).await.unwrap();
+        assert!(!outputs.has_files(run(1).id));
+        at_work.synced().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn where_only_open_runs_hold_output_no_ended_run_loses_any() {
+        let store = store().await;
+        let outputs = open(&store, BYTES as u64);
+        // A short one, which lies in its row and takes no room.
+        store.create_run(run(1), &operator()).await.unwrap();
+        let heads = Heads {
+            stdout: Bytes::from_static(b"short"),
+            ..Heads::default()
+        };
+        let end = Ended {
+            ending: ending(),
+            totals: Totals {
+                stdout: 5,
+                stderr: 0,
+            },
+            heads: heads.clone(),
+            started: None,
+            at: at(0),
+        };
+        store.end_run(run(1).id, end).await.unwrap().unwrap();
+        let open = outputs.run(run(2).id).unwrap();
+        let bytes = Bytes::from(vec![1; 2 * BYTES]);
+        open.append(Stream::Stdout, 0, bytes).unwrap();
+        open.written().await;
+        assert!(*outputs.over_limit().borrow());
+        let swept = sweep(&store, &outputs, Keep::default(), at(10));
+        assert_eq!(swept.await.unwrap(), Swept::default());
+        assert_eq!(store.run_heads(run(1).id).await.unwrap(), heads);
     }
 }

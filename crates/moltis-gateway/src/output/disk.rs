@@ -58,6 +58,22 @@ impl Disk {
         }
     }
 
+    /// Has the next sync cover a segment that an earlier process wrote, with all names beside it.
+    pub(super) fn take_over(&mut self, stream: Stream, from: u64) -> Result<(), OutputError> {
+        for path in [
+            files::segment(&self.dir, stream, from),
+            self.dir.join(files::GAPS),
+        ] {
+            match File::open(&path) {
+                Ok(file) => self.note_unsynced(path, &Arc::new(file)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(OutputError::file("open", &path, error)),
+            }
+        }
+        self.new_names = true;
+        Ok(())
+    }
+
     /// Goes on with a segment that an earlier process began.
     pub(super) fn go_on(&mut self, stream: Stream, from: u64, to: u64) -> Result<(), OutputError> {
         let path = files::segment(&self.dir, stream, from);
@@ -164,6 +180,11 @@ impl Disk {
         let length = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
         std::fs::remove_file(&path).map_err(|error| OutputError::file("delete", &path, error))?;
         Ok(length)
+    }
+
+    /// Returns whether a sync has something to cover.
+    pub(super) fn has_unsynced(&self) -> bool {
+        self.new_names || !self.unsynced.is_empty()
     }
 
     /// Takes what a sync has to cover: files, and whether the directory belongs to them.

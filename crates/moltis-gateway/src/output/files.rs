@@ -97,24 +97,45 @@ pub(super) fn remove(run: &Path) -> Result<u64, OutputError> {
     Ok(bytes)
 }
 
-/// Returns what lies on the disk of a run, indexed by [`Stream::index`], after cutting off what a
-/// power cut may have spoiled.
-pub(super) fn recover(
-    run: &Path,
-    boot_id: Option<BootId>,
-) -> Result<[Vec<Extent>; 2], OutputError> {
+/// What lies on the disk of a run, indexed by [`Stream::index`].
+#[derive(Debug, Default)]
+pub(super) struct Recovered {
+    pub(super) extents: [Vec<Extent>; 2],
+    /// How far a sync is known to have come.
+    pub(super) synced: [u64; 2],
+}
+
+/// Returns what lies on the disk of a run, after cutting off what a power cut may have spoiled.
+/// What is left after the cut is written down for this boot before anything is appended to it: a
+/// crash of this process loses nothing that comes behind.
+pub(super) fn recover(run: &Path, boot_id: Option<BootId>) -> Result<Recovered, OutputError> {
     if !run.exists() {
-        return Ok(Default::default());
+        return Ok(Recovered::default());
     }
-    let gaps = gaps(run)?;
-    let kept = match (boot_id, synced(run)?) {
+    let (kept, synced) = match (boot_id, synced(run)?) {
         // Same boot: whatever write(2) has taken is there.
-        (Some(now), Some((then, _))) if now == then => [u64::MAX; 2],
-        (Some(_), Some((_, kept))) => kept,
+        (Some(now), Some((then, synced))) if now == then => (None, synced),
+        (Some(now), Some((_, kept))) => (Some((now, kept)), kept),
         // The record is made before the first segment: the power cut took it, and more with it.
-        (Some(_), None) => [0; 2],
-        (None, _) => [u64::MAX; 2],
+        (Some(now), None) => (Some((now, [0; 2])), [0; 2]),
+        (None, _) => (None, [0; 2]),
     };
+    let extents = cut(run, kept.map_or([u64::MAX; 2], |(_, kept)| kept))?;
+    if let Some((boot_id, _)) = kept {
+        let path = run.join(SYNCED);
+        let ends = extents
+            .each_ref()
+            .map(|extents| extents.last().map_or(0, |last| last.to));
+        write_synced(&path, boot_id, ends)
+            .and_then(|file| file.sync_data())
+            .map_err(|error| OutputError::file("write", &path, error))?;
+    }
+    Ok(Recovered { extents, synced })
+}
+
+/// Cuts off what lies behind `kept`, and returns what is left.
+fn cut(run: &Path, kept: [u64; 2]) -> Result<[Vec<Extent>; 2], OutputError> {
+    let gaps = kept_gaps(run, kept)?;
     let mut segments: [BTreeMap<u64, u64>; 2] = Default::default();
     for path in entries(run)? {
         let Some((stream, from)) = parse_segment(&path) else {
@@ -139,9 +160,7 @@ pub(super) fn recover(
     }
     Ok(Stream::BOTH.map(|stream| {
         let at = stream.index();
-        let gaps = gaps
-            .iter()
-            .filter(|gap| gap.0 == stream && gap.1 < kept[at]);
+        let gaps = gaps.iter().filter(|gap| gap.0 == stream);
         extents(&segments[at], gaps.map(|gap| (gap.1, gap.2, gap.3)))
     }))
 }
@@ -213,6 +232,31 @@ pub(super) fn gap_line(stream: Stream, from: u64, to: u64, reason: GapReason) ->
 }
 
 type Gap = (Stream, u64, u64, GapReason);
+
+/// Returns the gaps that begin below `kept`, and leaves no others in the file: what comes behind
+/// the cut is told again, and perhaps with other words.
+fn kept_gaps(run: &Path, kept: [u64; 2]) -> Result<Vec<Gap>, OutputError> {
+    let mut gaps = gaps(run)?;
+    let all = gaps.len();
+    gaps.retain(|gap| gap.1 < kept[gap.0.index()]);
+    if gaps.len() < all {
+        let path = run.join(GAPS);
+        let lines: String = gaps
+            .iter()
+            .map(|gap| gap_line(gap.0, gap.1, gap.2, gap.3))
+            .collect();
+        let new = run.join("gaps.new");
+        std::fs::remove_file(&new).ok(); // left by a crash in this place, or not there
+        append_to(&new)
+            .and_then(|mut file| {
+                io::Write::write_all(&mut file, lines.as_bytes())?;
+                file.sync_data()
+            })
+            .and_then(|()| std::fs::rename(&new, &path))
+            .map_err(|error| OutputError::file("write", &path, error))?;
+    }
+    Ok(gaps)
+}
 
 /// Reads the gaps. A last line without its end was being written when the process died: what it
 /// would have said is told again by the node.

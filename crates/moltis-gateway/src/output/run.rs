@@ -43,6 +43,8 @@ pub struct RunOutput {
     progress: watch::Sender<Progress>,
     /// Rung when the writing thread has stored something.
     stored_bell: Mutex<Option<Arc<Notify>>>,
+    /// Held while the syncing thread is at it.
+    at_sync: Mutex<()>,
     /// In the writing thread's queue.
     scheduled: AtomicBool,
     /// The segment that was read last, for readers that lag.
@@ -56,10 +58,16 @@ pub struct RunOutput {
 impl RunOutput {
     pub(super) fn recover(outputs: &Inner, run_id: RunId) -> Result<Self, OutputError> {
         let dir = outputs.dir.join(run_id.to_string());
-        let extents = files::recover(&dir, outputs.boot_id)?;
+        let files::Recovered { extents, synced } = files::recover(&dir, outputs.boot_id)?;
         let mut disk = Disk::new(dir, outputs.boot_id, outputs.limits.segment_bytes);
         for stream in Stream::BOTH {
-            let last = extents[stream.index()].last();
+            let (extents, synced) = (&extents[stream.index()], synced[stream.index()]);
+            let segments = extents.iter().filter(|e| e.what == OnDisk::Segment);
+            // The process before may have died between write(2) and the sync.
+            for unsynced in segments.filter(|segment| segment.to > synced) {
+                disk.take_over(stream, unsynced.from)?;
+            }
+            let last = extents.last();
             if let Some(last) = last.filter(|last| last.what == OnDisk::Segment) {
                 disk.go_on(stream, last.from, last.to)?;
             }
@@ -73,9 +81,9 @@ impl RunOutput {
         ended: &EndedOutput,
     ) -> Result<Self, OutputError> {
         let dir = outputs.dir.join(run_id.to_string());
-        let extents = files::recover(&dir, outputs.boot_id)?;
+        let found = files::recover(&dir, outputs.boot_id)?;
         let disk = Disk::new(dir, outputs.boot_id, outputs.limits.segment_bytes);
-        let run = Self::new(outputs, run_id, disk, extents);
+        let run = Self::new(outputs, run_id, disk, found.extents);
         {
             let heads = [&ended.heads.stdout, &ended.heads.stderr];
             let mut memory = run.memory();
@@ -109,6 +117,7 @@ impl RunOutput {
             memory: Mutex::new(extents.map(Memory::with_extents)),
             progress: watch::Sender::new(Progress::default()),
             stored_bell: Mutex::new(None),
+            at_sync: Mutex::new(()),
             scheduled: AtomicBool::new(false),
             reading: Mutex::new(None),
             writing: Arc::clone(&outputs.writing),
@@ -118,6 +127,24 @@ impl RunOutput {
         };
         run.tell();
         run
+    }
+
+    /// Returns whether more may come, or something is still to be written or synced.
+    pub(crate) fn is_at_work(&self) -> bool {
+        let progress = *self.progress.borrow();
+        if !progress.finished || progress.stored != progress.end {
+            return true;
+        }
+        // Whoever is turned away here is told so, and comes again.
+        let Ok(_nobody) = self.at_sync.try_lock() else {
+            return true;
+        };
+        lock(&self.disk).has_unsynced()
+    }
+
+    /// Returns the bytes of this run on the disk.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.disk_bytes.load(Ordering::Relaxed)
     }
 
     /// Returns whose output this is.
@@ -493,6 +520,7 @@ impl RunOutput {
     /// One turn of the syncing thread: all that was written when it began is on the disk when it
     /// ends.
     pub(super) fn sync_now(&self) -> Result<(), OutputError> {
+        let _at_sync = lock(&self.at_sync);
         let written = {
             let memory = self.memory();
             [memory[0].on_disk(), memory[1].on_disk()]
@@ -603,6 +631,20 @@ mod tests {
         }
     }
 
+    /// Ends a run, and waits until nothing of it is to be done.
+    async fn finish(run: &Arc<RunOutput>) {
+        run.finish(run.totals());
+        run.synced().await.unwrap();
+        let at_rest = async {
+            while run.is_at_work() {
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), at_rest)
+            .await
+            .expect("output stays at work");
+    }
+
     #[tokio::test]
     async fn a_short_run_makes_no_file() {
         let dir = tempfile::tempdir().unwrap();
@@ -663,7 +705,7 @@ mod tests {
         let heads = run.heads();
         assert_eq!((heads.stdout.len(), heads.stderr.len()), (0, 800));
         assert_eq!(outputs.bytes(), 480 * KIB as u64);
-        drop(run);
+        finish(&run).await;
         outputs.remove(id(1)).unwrap();
         assert_eq!(
             (outputs.bytes(), outputs.stored_runs().unwrap()),
@@ -765,6 +807,59 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_crash_after_a_power_cut_loses_nothing_that_came_between() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        append(&run, Stream::Stdout, 60 * KIB);
+        append(&run, Stream::Stdout, 60 * KIB);
+        run.synced().await.unwrap();
+        let synced = run.stored(Stream::Stdout);
+        // A gap behind it reached the disk, and its sync did not.
+        let below = dir.path().join("outputs").join(id(1).to_string());
+        let line = files::gap_line(Stream::Stdout, synced + 10, 2 * synced, GapReason::Freed);
+        std::fs::write(below.join(files::GAPS), line).unwrap();
+        let again = Outputs::open(dir.path(), Some(boot(2)), limits()).unwrap();
+        let run = again.run(id(1)).unwrap();
+        let record = std::fs::read(below.join(files::SYNCED)).unwrap();
+        assert_eq!(record, files::synced_record(boot(2), [synced, 0]));
+        append(&run, Stream::Stdout, 30 * KIB);
+        run.synced().await.unwrap();
+        let stored = run.stored(Stream::Stdout);
+        assert_eq!(stored, synced + 30 * KIB as u64);
+        finish(&run).await;
+        // As it was before that sync: the process died in between.
+        std::fs::write(below.join(files::SYNCED), record).unwrap();
+        let reborn = Outputs::open(dir.path(), Some(boot(2)), limits()).unwrap();
+        let run = reborn.run(id(1)).unwrap();
+        assert_eq!(run.stored(Stream::Stdout), stored);
+        assert_eq!(read_all(&run, Stream::Stdout).await, [(0, stored, None)]);
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_process_left_unsynced_is_synced_by_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        for _ in 0..5 {
+            append(&run, Stream::Stdout, 60 * KIB);
+            run.written().await;
+        }
+        finish(&run).await;
+        // As it was before its first sync: the process died in between.
+        let below = dir.path().join("outputs").join(id(1).to_string());
+        files::write_synced(&below.join(files::SYNCED), boot(1), [0; 2]).unwrap();
+        let reborn = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        reborn.synced(id(1)).await.unwrap();
+        let record = std::fs::read(below.join(files::SYNCED)).unwrap();
+        assert_eq!(record, files::synced_record(boot(1), [300 * KIB as u64, 0]));
+        // Where that cannot be, the run must not be forgotten.
+        std::fs::remove_dir_all(&below).unwrap();
+        std::fs::write(&below, "").unwrap();
+        reborn.synced(id(1)).await.unwrap_err();
+    }
+
+    #[tokio::test]
     async fn past_the_limit_the_beginning_and_the_newest_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
@@ -805,6 +900,7 @@ mod tests {
                 append(&run, Stream::Stdout, 60 * KIB);
                 run.written().await;
             }
+            finish(&run).await;
         }
         assert!(*over.borrow_and_update());
         let run = outputs.run(id(9)).unwrap();

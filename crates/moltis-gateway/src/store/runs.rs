@@ -354,26 +354,31 @@ impl Store {
         })
     }
 
-    /// Returns ended runs, oldest first, that ended before `before` or, where that is `None`, any
-    /// whose output is still there.
+    /// Returns ended runs behind the row `after`, oldest first, each with its row: those that ended
+    /// before `before` or, where that is `None`, any whose output is still there.
     ///
     /// # Errors
     /// Where the database cannot be read.
     pub async fn oldest_ended(
         &self,
         before: Option<Timestamp>,
+        after: u64,
         limit: u32,
-    ) -> Result<Vec<RunId>, StoreError> {
+    ) -> Result<Vec<(u64, RunId)>, StoreError> {
         let mut reader = self.reader().await?;
+        let after = i64::try_from(after).unwrap_or(i64::MAX);
         let query = match before {
             Some(before) => sqlx::query(
-                "SELECT id FROM runs WHERE state = 'ended' AND ended_at < ? ORDER BY seq LIMIT ?",
+                "SELECT seq, id FROM runs WHERE state = 'ended' AND seq > ? AND ended_at < ? \
+                 ORDER BY seq LIMIT ?",
             )
+            .bind(after)
             .bind(before.as_millisecond()),
             None => sqlx::query(
-                "SELECT id FROM runs WHERE state = 'ended' AND output_freed_at IS NULL \
-                 ORDER BY seq LIMIT ?",
-            ),
+                "SELECT seq, id FROM runs WHERE state = 'ended' AND seq > ? \
+                 AND output_freed_at IS NULL ORDER BY seq LIMIT ?",
+            )
+            .bind(after),
         };
         let rows = query
             .bind(i64::from(limit))
@@ -381,7 +386,11 @@ impl Store {
             .await
             .map_err(|error| self.failed("list old runs", error))?;
         rows.iter()
-            .map(|row| Columns::of("runs", row).bytes("id").map(RunId::from_bytes))
+            .map(|row| {
+                let columns = Columns::of("runs", row);
+                let id = columns.bytes("id").map(RunId::from_bytes)?;
+                Ok((columns.count("seq")?, id))
+            })
             .collect()
     }
 
@@ -976,13 +985,15 @@ mod tests {
             }
         }
         let id = |number| run(number).id;
-        assert_eq!(store.oldest_ended(None, 2).await.unwrap(), [id(0), id(2)]);
-        assert_eq!(
-            store.oldest_ended(Some(at(3)), 9).await.unwrap(),
-            [id(0), id(2)]
-        );
+        let oldest = async |before, after| {
+            let found = store.oldest_ended(before, after, 2).await.unwrap();
+            found.into_iter().map(|(_, id)| id).collect::<Vec<_>>()
+        };
+        assert_eq!(oldest(None, 0).await, [id(0), id(2)]);
+        assert_eq!(oldest(Some(at(3)), 0).await, [id(0), id(2)]);
+        assert_eq!(oldest(None, 1).await, [id(2), id(3)]);
         store.free_output(vec![id(0)], at(50)).await.unwrap();
-        assert_eq!(store.oldest_ended(None, 2).await.unwrap(), [id(2), id(3)]);
+        assert_eq!(oldest(None, 0).await, [id(2), id(3)]);
         assert_eq!(store.run_heads(id(0)).await.unwrap(), Heads::default());
         let found = store.run(id(0)).await.unwrap().unwrap();
         assert_eq!(
