@@ -37,6 +37,8 @@ struct Inner {
     known: RwLock<Arc<Directory>>,
     here: RwLock<HashMap<DeviceId, Arc<Seat>>>,
     samples: RwLock<HashMap<DeviceId, Arc<StampedSample>>>,
+    /// When devices that were here since this process began were last heard.
+    heard: RwLock<HashMap<DeviceId, Timestamp>>,
     takeovers: Mutex<Takeovers>,
     events: Events,
 }
@@ -57,6 +59,8 @@ pub struct NodeView {
     pub record: Arc<NodeRecord>,
     /// Its connection; `None` while it is offline.
     pub presence: Option<Presence>,
+    /// When something was last heard of it since this process began; `None` before the first.
+    pub heard_at: Option<Timestamp>,
     /// Its last sample since this process began; `None` before the first.
     pub sample: Option<Arc<StampedSample>>,
 }
@@ -75,10 +79,9 @@ pub struct Presence {
 }
 
 impl NodeView {
-    /// Returns when something was last heard of it: now if it is here, else as the record says.
+    /// Returns when something was last heard of it: by this process, or as the record says.
     pub fn last_seen(&self) -> Option<Timestamp> {
-        let here = self.presence.as_ref().map(|presence| presence.heard_at);
-        here.max(self.record.last_seen_at)
+        self.heard_at.max(self.record.last_seen_at)
     }
 }
 
@@ -96,6 +99,7 @@ impl Roster {
             known: RwLock::new(Arc::new(Directory::new(records))),
             here: RwLock::default(),
             samples: RwLock::default(),
+            heard: RwLock::default(),
             takeovers: Mutex::default(),
             events,
         }))
@@ -145,8 +149,10 @@ impl Roster {
     }
 
     fn view(&self, record: &Arc<NodeRecord>) -> NodeView {
-        let presence = self
-            .seat(record.device_id)
+        let seat = self.seat(record.device_id);
+        let here = seat.as_ref().map(|seat| seat.heard_at());
+        let heard_at = here.max(read(&self.0.heard).get(&record.device_id).copied());
+        let presence = seat
             .filter(|seat| seat.ready().is_some())
             .map(|seat| Presence {
                 since: seat.sitter.since,
@@ -157,6 +163,7 @@ impl Roster {
         NodeView {
             record: Arc::clone(record),
             presence,
+            heard_at,
             sample: read(&self.0.samples).get(&record.device_id).cloned(),
         }
     }
@@ -165,6 +172,7 @@ impl Roster {
     pub(crate) fn set_known(&self, records: impl IntoIterator<Item = Arc<NodeRecord>>) {
         let directory = Arc::new(Directory::new(records));
         keep_samples_of(&mut write(&self.0.samples), &directory);
+        write(&self.0.heard).retain(|device, _| directory.get(*device).is_some());
         *write(&self.0.known) = directory;
     }
 
@@ -229,6 +237,12 @@ impl Roster {
 
     /// A connection has ended. Its seat is free, unless a newer one has it.
     pub(crate) fn leave_seat(&self, device: DeviceId, seat: &Arc<Seat>) -> bool {
+        // Before the seat is empty, so that there is no moment in which it was never heard.
+        let heard_at = seat.heard_at();
+        write(&self.0.heard)
+            .entry(device)
+            .and_modify(|known| *known = heard_at.max(*known))
+            .or_insert(heard_at);
         let mut here = write(&self.0.here);
         let own = here
             .get(&device)

@@ -139,6 +139,7 @@ pub(super) async fn answer(
         None => NodeView {
             record,
             presence: None,
+            heard_at: None,
             sample: None,
         },
     };
