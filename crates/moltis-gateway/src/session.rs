@@ -7,7 +7,7 @@
 //!
 //! Started by `socket` with a connection that has proved itself.
 
-mod bucket;
+pub(crate) mod bucket;
 mod moment;
 pub(crate) mod seat;
 pub(crate) mod wire;

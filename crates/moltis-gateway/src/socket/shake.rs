@@ -26,10 +26,14 @@ use tokio::time::Instant;
 use super::Door;
 use crate::admission::Stranger;
 use crate::pairing::{Admission, Decision};
+use crate::session::bucket::Bucket;
 use crate::session::seat::{Seat, Sitter};
 use crate::session::wire::{Arrival, Wire, WireError};
 use crate::session::{self, chain};
 use crate::store::{NodeRecord, StoreError};
+
+/// What a ping costs a stranger: as much as a frame would, so that none keeps us busy with them.
+const NOISE_COST: usize = 256;
 
 /// How long a verdict may take to leave.
 const VERDICT_TIME: Duration = Duration::from_secs(2);
@@ -47,6 +51,8 @@ enum ShakeError {
     Store(#[from] StoreError),
     #[error("the node spoke while it was to wait")]
     Impatient,
+    #[error("the node sends too much that costs it nothing")]
+    Flood,
     #[error("the gateway is shutting down")]
     Shutdown,
 }
@@ -149,8 +155,7 @@ impl Knock<'_> {
         let inner = &self.door.0;
         let mut socket = socket;
         let mut allowance = Allowance::new();
-        let message_1 = read_plain(&mut socket).await?;
-        allowance.take(message_1.len())?;
+        let message_1 = read_plain(&mut socket, &mut allowance).await?;
         let (channel, message_2) = inner
             .admission
             .crypto(|| Responder::new(negotiated)?.respond(&message_1))
@@ -201,6 +206,7 @@ impl Knock<'_> {
         mut wait: Wait,
     ) -> Result<Waited, ShakeError> {
         let stop = self.door.0.shared.tasks.stop();
+        let mut bucket = Bucket::new(Instant::now().into_std());
         loop {
             let left = wait.expires_at.saturating_duration_since(Instant::now());
             wire.queue(&node.pending(wait.request_id, crate::exec::request::millis(left)))?;
@@ -226,7 +232,12 @@ impl Knock<'_> {
                         }
                     }
                     arrival = wire.next() => match arrival? {
-                        Arrival::Flushed | Arrival::Noise => {}
+                        Arrival::Flushed => {}
+                        Arrival::Noise => {
+                            if !bucket.take(Instant::now().into_std()) {
+                                return Err(ShakeError::Flood);
+                            }
+                        }
                         Arrival::Frame(_) => return Err(ShakeError::Impatient),
                     },
                     () = tokio::time::sleep_until(deadline) => break,
@@ -311,14 +322,20 @@ async fn refuse(mut wire: Wire, refusal: Refusal) {
 }
 
 /// Reads a message of the Noise handshake itself.
-async fn read_plain(socket: &mut WebSocket) -> Result<axum::body::Bytes, WireError> {
+async fn read_plain(
+    socket: &mut WebSocket,
+    allowance: &mut Allowance,
+) -> Result<axum::body::Bytes, ShakeError> {
     loop {
         match socket.next().await {
-            Some(Ok(Message::Binary(bytes))) => return Ok(bytes),
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-            Some(Ok(Message::Text(_))) => return Err(WireError::Text),
-            Some(Ok(Message::Close(_))) | None => return Err(WireError::Closed),
-            Some(Err(error)) => return Err(WireError::Socket(error)),
+            Some(Ok(Message::Binary(bytes))) => {
+                allowance.take(bytes.len())?;
+                return Ok(bytes);
+            }
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => allowance.take(NOISE_COST)?,
+            Some(Ok(Message::Text(_))) => return Err(WireError::Text.into()),
+            Some(Ok(Message::Close(_))) | None => return Err(WireError::Closed.into()),
+            Some(Err(error)) => return Err(WireError::Socket(error).into()),
         }
     }
 }
@@ -336,8 +353,7 @@ async fn read<T: DeserializeOwned>(
                 wire.open(&frame)?;
                 return Ok(wire.decode()?);
             }
-            // Each counts as a frame would, so that a stranger cannot keep us busy with them.
-            Arrival::Noise => allowance.take(256)?,
+            Arrival::Noise => allowance.take(NOISE_COST)?,
         }
     }
 }
