@@ -103,6 +103,27 @@ impl GatewayBuilder {
     /// # Errors
     /// [`BuildError`], by what cannot be used.
     pub async fn build(self) -> Result<Gateway, BuildError> {
+        check_dir(&self.config.dir)?;
+        check_windows(&self.config.windows)?;
+        let hosts = Hosts::new(&self.config.hosts)?;
+        let store = Store::open(&self.config.dir).await?;
+        let tasks = Tasks::new();
+        let built = self.put_together(hosts, store.clone(), tasks.clone());
+        let built = built.await;
+        if built.is_err() {
+            // Whoever tries again finds the store free, and no task of this try at work.
+            tasks.shut_down(CLOSE_TIME).await;
+            tokio::time::timeout(CLOSE_TIME, store.close()).await.ok();
+        }
+        built
+    }
+
+    async fn put_together(
+        self,
+        hosts: Hosts,
+        store: Store,
+        tasks: Tasks,
+    ) -> Result<Gateway, BuildError> {
         let Self {
             config,
             clock,
@@ -110,16 +131,13 @@ impl GatewayBuilder {
             identity,
             keeper,
         } = self;
-        check_dir(&config.dir)?;
-        check_windows(&config.windows)?;
-        let store = Store::open(&config.dir).await?;
         let identity = match identity {
             Some(identity) => identity,
             None => GatewayIdentity::load_or_create(&config.dir.join("gateway_key"))?,
         };
         let identity = Arc::new(identity);
         let outputs = Outputs::open(&config.dir, boot_id, config.runs.output)?;
-        let (events, tasks) = (Events::default(), Tasks::new());
+        let events = Events::default();
         let desk = PairingDesk::open(store.clone(), clock.clone(), events.clone(), &tasks).await?;
         let incarnation = u32::from_be_bytes(random::bytes());
         let roster = Roster::new(incarnation, desk.nodes(), events.clone());
@@ -128,6 +146,7 @@ impl GatewayBuilder {
             .load()
             .await
             .map_err(|error| BuildError::Runs(error.into()))?;
+        shared.end_all_of_unwelcome();
         let local = keeper
             .map(|Keeper(connector)| Local::new(Arc::clone(&shared), connector, config.windows));
         if let Some(local) = &local {
@@ -154,7 +173,7 @@ impl GatewayBuilder {
             config.session,
         );
         let rooms = Rooms {
-            door: door_config(&config)?,
+            door: door_config(&config, hosts),
             store: shared.store.clone(),
             clock: shared.clock.clone(),
             runs: runs.clone(),
@@ -281,12 +300,12 @@ impl Gateway {
 }
 
 /// Returns what decides who may come in by HTTP. The gateway is its process's user's.
-fn door_config(config: &GatewayConfig) -> Result<DoorConfig, BuildError> {
-    Ok(DoorConfig {
-        hosts: Hosts::new(&config.hosts)?,
+fn door_config(config: &GatewayConfig, hosts: Hosts) -> DoorConfig {
+    DoorConfig {
+        hosts,
         insecure_http: config.insecure_http,
         owner_uid: rustix::process::geteuid().as_raw(),
-    })
+    }
 }
 
 fn check_dir(dir: &Path) -> Result<(), BuildError> {

@@ -1,9 +1,11 @@
 //! Runs on the gateway's own machine: the same run messages, to the keeper of this machine.
 //!
 //! The gateway starts no process. Whoever builds it gives a [`KeeperConnector`], which finds the
-//! keeper of this machine or has one started; without one there is no `local`. The connection is
-//! made when the first run needs it and kept while it lasts; a keeper that leaves is met again by
-//! the next run.
+//! keepers of this machine or has one started; without one there is no `local`. The connection is
+//! made when the first run needs it and kept while it lasts; when a keeper leaves, all are looked
+//! for again. There may be several, as at a node: an older one keeps its runs ([`keepers`]).
+
+mod keepers;
 
 use std::fmt;
 use std::future::Future;
@@ -12,11 +14,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use moltis_proto::limits::PLAINTEXT_BYTES_MAX;
+use moltis_proto::code::CloseCode;
 use moltis_proto::message::Windows;
-use moltis_proto::{Codec, FromKeeper, InstanceId, ToKeeper};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use moltis_proto::{Codec, InstanceId};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::time::Instant;
 
@@ -25,29 +26,31 @@ use crate::exec::pump::Pump;
 use crate::session::chain;
 use crate::session::seat::{Command, Ready, Seat, Sitter};
 use crate::store::Target;
+use keepers::Keepers;
 
-/// How long a keeper may take until it has said what it holds.
+/// How long the keepers may take until they have said what they hold.
 const READY_TIME_MAX: Duration = Duration::from_secs(15);
 
-/// Bytes that are read at once, and written before more is asked for.
-const READ_BYTES: usize = 256 * 1024;
-const WRITE_BYTES: usize = 64 * 1024;
-
-/// The wait before open runs are looked for again.
+/// The wait before open runs are looked for again, and the one after a connection that stood: a
+/// keeper that leaves needs a moment to be gone.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
+const AGAIN_SOON: Duration = Duration::from_millis(100);
 
 /// A connection to a keeper: frames of u32 big-endian length and one message in postcard.
 pub trait KeeperStream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> KeeperStream for T {}
 
-/// What a connector's work comes to.
+/// What a connector's work comes to: a connection to every keeper that lives, at least one, the one
+/// for new runs first.
 pub type Connecting =
-    Pin<Box<dyn Future<Output = io::Result<Box<dyn KeeperStream>>> + Send + 'static>>;
+    Pin<Box<dyn Future<Output = io::Result<Vec<Box<dyn KeeperStream>>>> + Send + 'static>>;
 
-/// Finds the keeper of this machine, or has one started.
+/// Finds the keepers of this machine, or has one started.
 pub trait KeeperConnector: Send + Sync + 'static {
-    /// Connects to it.
+    /// Connects to every keeper of this machine that lives, the one for new runs first; has one
+    /// started where there is none for them. An older one that is left out is believed to be gone,
+    /// and its runs with it.
     fn connect(&self) -> Connecting;
 }
 
@@ -67,6 +70,8 @@ struct Inner {
     windows: Windows,
     /// Held while a connection is made, so that there is one.
     connecting: Mutex<()>,
+    /// Rung when a connection that stood has ended.
+    ended: Notify,
 }
 
 impl fmt::Debug for Local {
@@ -86,6 +91,7 @@ impl Local {
             connector,
             windows,
             connecting: Mutex::new(()),
+            ended: Notify::new(),
         }))
     }
 
@@ -103,15 +109,15 @@ impl Local {
             return Ok(found);
         }
         let connect = async {
-            let stream = self.0.connector.connect().await?;
-            let seat = self.sit_down(stream);
-            let ready = seat.wait_ready().await.map_err(|_| {
+            let streams = self.0.connector.connect().await?;
+            let seat = Unready(self.sit_down(streams)?);
+            let ready = seat.0.wait_ready().await.map_err(|_| {
                 io::Error::new(
                     io::ErrorKind::ConnectionReset,
                     "the keeper went away before it said what it holds",
                 )
             })?;
-            Ok((seat, ready))
+            Ok((Arc::clone(&seat.0), ready))
         };
         tokio::time::timeout(READY_TIME_MAX, connect)
             .await
@@ -132,7 +138,14 @@ impl Local {
         Some((seat, ready))
     }
 
-    fn sit_down(&self, stream: Box<dyn KeeperStream>) -> Arc<Seat> {
+    fn sit_down(&self, streams: Vec<Box<dyn KeeperStream>>) -> io::Result<Arc<Seat>> {
+        if streams.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "no keeper of this machine was found or started",
+            ));
+        }
+        let keepers = Keepers::attach(streams, self.0.windows).map_err(io::Error::other)?;
         let shared = &self.0.shared;
         let (seat, mailbox) = Seat::new(Sitter {
             target: Target::Local,
@@ -143,7 +156,7 @@ impl Local {
             remote: None,
             since: shared.clock.now(),
         });
-        shared.set_local_seat(Some(Arc::clone(&seat)));
+        shared.take_local_seat(&seat);
         let stored = Arc::new(Notify::new());
         let session = LocalSession {
             pump: Pump::new(
@@ -151,14 +164,15 @@ impl Local {
                 Arc::clone(&seat),
                 self.0.windows,
                 Arc::clone(&stored),
+                Instant::now().into_std(),
             ),
             seat: Arc::clone(&seat),
             stored,
             mailbox,
             local: self.clone(),
         };
-        shared.tasks.spawn(session.run(stream));
-        seat
+        shared.tasks.spawn(session.run(keepers));
+        Ok(seat)
     }
 
     /// Takes up the runs that were left open, and again whenever the connection is lost while
@@ -176,6 +190,7 @@ impl Local {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
+                () = self.0.ended.notified() => tokio::time::sleep(AGAIN_SOON).await,
                 () = tokio::time::sleep(AGAIN_AFTER) => {}
             }
         }
@@ -191,45 +206,38 @@ struct LocalSession {
 }
 
 impl LocalSession {
-    async fn run(mut self, stream: Box<dyn KeeperStream>) {
-        let end = self.serve(stream).await;
+    async fn run(mut self, keepers: Keepers) {
+        let end = self.serve(keepers).await;
         match end {
-            Ok(()) => tracing::debug!("the keeper of this machine is gone"),
+            Ok(()) => tracing::debug!("the connection to the keeper of this machine is over"),
             Err(error) => {
                 tracing::warn!(error = %chain(&*error), "the connection to the keeper of this machine failed");
             }
         }
-        let shared = &self.local.0.shared;
-        let current = shared.seat_of(&Target::Local);
-        if current.is_some_and(|current| Arc::ptr_eq(&current, &self.seat)) {
-            shared.set_local_seat(None);
-        }
+        let stood = self.seat.ready().is_some();
+        self.local.0.shared.leave_local_seat(&self.seat);
         self.seat.leave();
+        if stood {
+            self.local.0.ended.notify_one();
+        }
     }
 
-    async fn serve(&mut self, stream: Box<dyn KeeperStream>) -> Result<(), Failure> {
+    /// Moves frames until a keeper is gone or leaves, or the connection is given up here.
+    async fn serve(&mut self, mut keepers: Keepers) -> Result<(), Failure> {
         let stop = self.local.0.shared.tasks.stop().clone();
-        let (mut reader, mut writer) = tokio::io::split(stream);
-        let mut incoming = BytesMut::new();
-        let mut outgoing = BytesMut::new();
-        put(
-            &ToKeeper::Attach {
-                windows: self.local.0.windows,
-            },
-            &mut outgoing,
-        )?;
         loop {
             let now = Instant::now();
-            self.pump.handle_timeout(now.into_std());
-            while outgoing.len() < WRITE_BYTES
+            self.pump.handle_timeout(now.into_std())?;
+            while keepers.to.takes_more()
                 && let Some(message) = self.pump.poll_transmit()
             {
-                put(&message, &mut outgoing)?;
+                keepers.to.deliver(&message)?;
+            }
+            keepers.release_idle();
+            if self.pump.is_left() {
+                return Ok(()); // whoever takes its place is found by the next connection
             }
             let deadline = self.pump.poll_timeout().map(Instant::from_std);
-            if incoming.capacity() - incoming.len() < READ_BYTES / 4 {
-                incoming.reserve(READ_BYTES);
-            }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -239,59 +247,33 @@ impl LocalSession {
                         self.pump.handle_command(command, now.into_std());
                     }
                 }
-                wrote = writer.write_buf(&mut outgoing), if !outgoing.is_empty() => {
-                    if wrote? == 0 {
-                        return Ok(());
-                    }
-                }
-                read = reader.read_buf(&mut incoming) => {
-                    if read? == 0 {
-                        return Ok(());
-                    }
+                drove = keepers.to.drive(), if keepers.to.has_waiting() => drove?,
+                read = keepers.from.read() => {
+                    let Some(keeper) = read? else { return Ok(()) };
                     self.seat.heard(self.local.0.shared.clock.now());
-                    self.take_frames(&mut incoming, now)?;
+                    while let Some(message) = keepers.take(keeper)? {
+                        self.pump.handle_message(message, now.into_std())?;
+                    }
                 }
                 () = self.stored.notified() => self.pump.handle_stored(now.into_std()),
                 () = sleep_until(deadline) => {}
             }
         }
     }
-
-    fn take_frames(&mut self, incoming: &mut BytesMut, now: Instant) -> Result<(), Failure> {
-        while let Some(frame) = take_frame(incoming)? {
-            let message: FromKeeper = Codec::Postcard.decode(&frame)?;
-            self.pump.handle_message(message, now.into_std())?;
-        }
-        Ok(())
-    }
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-fn take_frame(incoming: &mut BytesMut) -> io::Result<Option<Bytes>> {
-    let Some(prefix) = incoming.first_chunk::<4>() else {
-        return Ok(None);
-    };
-    let length = u32::from_be_bytes(*prefix) as usize;
-    if length == 0 || length > PLAINTEXT_BYTES_MAX {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("a frame of {length} bytes: expected 1 to {PLAINTEXT_BYTES_MAX}"),
-        ));
-    }
-    if incoming.len() < 4 + length {
-        return Ok(None);
-    }
-    incoming.advance(4);
-    Ok(Some(incoming.split_to(length).freeze()))
-}
+/// A connection that nobody may use yet. Whoever made it and does not wait until it is ready, or
+/// is not there any more, leaves nothing behind.
+struct Unready(Arc<Seat>);
 
-fn put(message: &ToKeeper, out: &mut BytesMut) -> Result<(), Failure> {
-    let bytes = Codec::Postcard.encode(message)?;
-    // A message fits a frame, which is shorter than 64 KiB.
-    out.put_u32(u32::try_from(bytes.len())?);
-    out.put_slice(&bytes);
-    Ok(())
+impl Drop for Unready {
+    fn drop(&mut self) {
+        if self.0.ready().is_none() {
+            self.0.close(CloseCode::Silence);
+        }
+    }
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -143,6 +143,7 @@ pub(crate) async fn run(shared: Arc<Shared>, accepted: Accepted) {
             Arc::clone(&seat),
             windows,
             Arc::clone(&stored),
+            now().monotonic,
         ),
         liveness: Liveness::new(&limits, now()),
         bucket: Bucket::new(now().monotonic),
@@ -191,7 +192,7 @@ impl Session {
             self.control.push_back(ToNode::Ping { number });
             self.rest();
         }
-        self.pump.handle_timeout(moment.monotonic);
+        self.pump.handle_timeout(moment.monotonic)?;
         if self
             .wire
             .write_deadline()

@@ -26,6 +26,16 @@ const WRITE_MINUTES: i64 = 10;
 
 const HOUR_MS: i64 = 3_600_000;
 
+/// Puts figures that are no numbers, or that nothing can be, in their place: a node may send any
+/// bits, and JSON has no word for them.
+pub(crate) fn make_finite(sample: &mut Sample) {
+    let within = |figure: f32, max| figure.is_finite().then(|| figure.clamp(0.0, max));
+    sample.cpu_usage_percent = sample
+        .cpu_usage_percent
+        .and_then(|usage| within(usage, 100.0));
+    sample.load_1m = within(sample.load_1m, f32::MAX).unwrap_or(0.0);
+}
+
 /// One sample as the history keeps it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {

@@ -35,6 +35,10 @@ pub const TELEMETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// a frame in postcard; JSON pages are made shorter by their encoder's caller.
 pub const RUNS_PAGE_MAX: usize = 256;
 
+/// How long a node may take from its acceptance to the last page of that list: 16,384 runs over a
+/// line of 2 Mbit/s, or a keeper that is started first. Longer closes.
+pub const RUNS_TIME_MAX: Duration = Duration::from_secs(15);
+
 /// Bytes of one run that may be under way without an acknowledgement. Four chunks at the least.
 pub const RUN_WINDOW_BYTES: u32 = 1024 * 1024;
 

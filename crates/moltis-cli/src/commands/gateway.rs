@@ -1,6 +1,6 @@
 //! `moltis gateway`: the library's gateway in this terminal.
 //!
-//! Settings are merged here (flag, file, default), the sockets are opened, the way to the keeper of
+//! Settings are merged here (flag, file, default), the sockets are opened, the way to the keepers of
 //! this machine is laid, and what a person should know is said. The rest is the gateway crate's.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -50,9 +50,11 @@ pub(super) async fn run(context: &Context, args: args::Gateway) -> anyhow::Resul
     let connector = move || -> Connecting {
         let (starter, local) = (Arc::clone(&starter), local.clone());
         Box::pin(async move {
-            let stream = connect::connect(&local, &*starter).await;
-            let stream = stream.map_err(std::io::Error::other)?;
-            Ok(Box::new(stream) as Box<dyn KeeperStream>)
+            // After an upgrade an older keeper may still hold runs: those stay its own.
+            let streams = connect::connect_all(&local, &*starter, env!("CARGO_PKG_VERSION")).await;
+            let streams = streams.map_err(std::io::Error::other)?.into_iter();
+            let streams = streams.map(|stream| Box::new(stream) as Box<dyn KeeperStream>);
+            Ok(streams.collect())
         })
     };
     let gateway = Gateway::builder(config(&home, file))

@@ -51,6 +51,8 @@ pub(crate) struct LiveRun {
     /// The connection whose word counts: the counter of its epoch.
     owner: AtomicU32,
     creation: watch::Sender<Creation>,
+    /// A keeper that was leaving has refused it: it has provably not started.
+    turned_away: AtomicBool,
     /// What the node said of a run that nobody has claimed.
     listed: Mutex<Option<RunSummary>>,
 }
@@ -92,6 +94,7 @@ impl LiveRun {
             ending: AtomicBool::new(false),
             owner: AtomicU32::new(0),
             creation: watch::Sender::new(creation),
+            turned_away: AtomicBool::new(false),
             listed: Mutex::new(None),
         }
     }
@@ -177,9 +180,24 @@ impl LiveRun {
         self.ending.load(Ordering::Acquire)
     }
 
-    /// Hands the run to a connection: no older one is listened to any more.
+    /// Hands the run to a connection: no older one is listened to any more, whatever it still does.
     pub(crate) fn set_owner(&self, epoch: Epoch) {
-        self.owner.store(epoch.counter, Ordering::Release);
+        self.owner.fetch_max(epoch.counter, Ordering::AcqRel);
+    }
+
+    /// A keeper that was leaving has refused it; the next one may be asked.
+    pub(crate) fn turn_away(&self) {
+        self.turned_away.store(true, Ordering::Release);
+    }
+
+    /// Returns whether nobody has been asked for it since it was turned away.
+    pub(crate) fn is_turned_away(&self) -> bool {
+        self.turned_away.load(Ordering::Acquire)
+    }
+
+    /// `Start` goes out.
+    pub(crate) fn is_sent(&self) {
+        self.turned_away.store(false, Ordering::Release);
     }
 
     /// Returns whether this connection's word counts.

@@ -13,11 +13,11 @@ mod output;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
 use moltis_proto::code::RunRefusal;
-use moltis_proto::limits::RUNS_MAX;
+use moltis_proto::limits::{RUNS_MAX, RUNS_TIME_MAX, START_TIME_MAX};
 use moltis_proto::message::Windows;
 use moltis_proto::run::inbox::{Fresh, Inbox, InboxError};
 use moltis_proto::run::reconcile::{self, Action, NodeSide, Row};
@@ -44,8 +44,8 @@ const OUT_MAX: usize = 256;
 /// Journals that one machine may name: one for each keeper that still holds runs.
 const JOURNALS_MAX: usize = 256;
 
-/// Times that a `Start` which met a leaving keeper is sent anew.
-const START_TRIES_MAX: u8 = 3;
+/// Just behind the time in which a `Start` may be sent again.
+const TOO_LATE: Duration = START_TIME_MAX.saturating_add(Duration::from_millis(1));
 
 /// How a peer broke the rules. It is told `Protocol`, and its connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +54,10 @@ pub(crate) enum Violation {
     BeforeRuns,
     #[error("the list of runs contradicts itself, or has no end")]
     RunsList,
+    #[error("the list of runs came a second time on one connection")]
+    SecondList,
+    #[error("the list of runs was not complete within {} s", RUNS_TIME_MAX.as_secs())]
+    ListLate,
     #[error("a message about run {0}, which this connection was not given")]
     NotYours(RunId),
     #[error("a message about run {run_id} that cannot come now: {what}")]
@@ -81,8 +85,6 @@ struct Attached {
     inbox: Inbox,
     stdin: StdinSent,
     phase: Phase,
-    /// `Start` went out on this connection so often.
-    starts: u8,
     cancel_sent: bool,
     size_sent: Option<TtySize>,
     /// Where it waits for its bytes to be acknowledged.
@@ -139,6 +141,8 @@ pub(crate) struct Pump {
     windows: Windows,
     stored: Arc<Notify>,
     list: List,
+    /// When the list has to be complete.
+    list_due: Instant,
     attached: HashMap<RunId, Attached>,
     out: VecDeque<ToKeeper>,
     /// Runs with bytes to acknowledge, each with the deadline that it came in with.
@@ -146,6 +150,8 @@ pub(crate) struct Pump {
     /// Runs whose deadline has come before anything was stored.
     unstored: VecDeque<RunId>,
     stdin_turn: VecDeque<RunId>,
+    /// Runs that a leaving keeper has refused, each with the time when it is too late for another.
+    turned_away: VecDeque<(Instant, Arc<LiveRun>)>,
     /// Output under way, of all runs.
     in_flight: u64,
     /// What `in_flight` was when all was last acknowledged for the connection's sake.
@@ -159,6 +165,7 @@ impl Pump {
         seat: Arc<Seat>,
         windows: Windows,
         stored: Arc<Notify>,
+        now: Instant,
     ) -> Self {
         Self {
             shared,
@@ -166,11 +173,13 @@ impl Pump {
             windows,
             stored,
             list: List::EMPTY,
+            list_due: now + RUNS_TIME_MAX,
             attached: HashMap::new(),
             out: VecDeque::new(),
             unacked: VecDeque::new(),
             unstored: VecDeque::new(),
             stdin_turn: VecDeque::new(),
+            turned_away: VecDeque::new(),
             in_flight: 0,
             relieved_at: 0,
         }
@@ -252,19 +261,31 @@ impl Pump {
     }
 
     /// The time of [`poll_timeout`](Self::poll_timeout) has come.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        while self.poll_timeout().is_some_and(|due| due <= now) {
-            let Some((due, run_id)) = self.unacked.pop_front() else {
-                break;
-            };
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), Violation> {
+        if !self.is_complete() && self.list_due <= now {
+            return Err(Violation::ListLate);
+        }
+        while let Some((due, run_id)) = self.unacked.pop_front_if(|(due, _)| *due <= now) {
             self.settle_queued(run_id, Queue::Unacked(due), now);
         }
+        while let Some((_, run)) = self.turned_away.pop_front_if(|(due, _)| *due <= now) {
+            self.start(&run, now);
+        }
+        Ok(())
     }
 
-    /// Returns when the next acknowledgement is due.
+    /// Returns when the next thing is due: an acknowledgement most often.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        // All wait equally long, so the first to come is the first to be due.
-        self.unacked.front().map(|(due, _)| *due)
+        // In each queue all wait equally long, so the first to come is the first to be due.
+        let acknowledge = self.unacked.front().map(|(due, _)| *due);
+        let give_up = self.turned_away.front().map(|(due, _)| *due);
+        let list = (!self.is_complete()).then_some(self.list_due);
+        [acknowledge, give_up, list].into_iter().flatten().min()
+    }
+
+    /// Returns whether the keeper has said that it leaves: another one has to be found.
+    pub(crate) fn is_left(&self) -> bool {
+        !self.turned_away.is_empty()
     }
 
     /// Returns the next message for the keeper.
@@ -313,6 +334,7 @@ impl Pump {
         self.unacked.shrink_to_fit();
         self.unstored.shrink_to_fit();
         self.stdin_turn.shrink_to_fit();
+        self.turned_away.shrink_to_fit();
     }
 
     fn is_complete(&self) -> bool {

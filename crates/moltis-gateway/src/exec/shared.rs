@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use moltis_proto::code::CloseCode;
 use moltis_proto::run::{Outcome, Reason, RunState, RunSummary};
 use moltis_proto::telemetry::Sample;
 use moltis_proto::{BootId, DeviceId, RunId};
@@ -13,19 +14,25 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::ending;
+use super::error::ReadError;
 use super::live::{Creation, LiveRun};
 use crate::clock::Clock;
 use crate::events::{Event, Events};
 use crate::output::{OutputError, Outputs};
 use crate::pairing::PairingDesk;
 use crate::roster::Roster;
+use crate::session::chain;
 use crate::session::seat::{Command, Seat};
 use crate::store::{NewRun, RunRecord, RunStage, Store, StoreError, Target, Written};
 use crate::tasks::Tasks;
-use crate::telemetry::{History, HourRow, Point};
+use crate::telemetry::{self, History, HourRow, Point};
 
 /// How long the note that a run has started may wait: one that ends before needs none.
 const NOTE_AFTER: Duration = Duration::from_millis(100);
+
+/// Runs of one place that nobody here has asked for, at most. Honest ones are what a power cut took
+/// from the store, and few. Further ones are left to their node: the next list may find room.
+const UNCLAIMED_MAX: usize = 1024;
 
 /// What rooms around a run share.
 #[derive(Debug)]
@@ -85,6 +92,8 @@ pub(crate) struct Unknown {
     pub(crate) seat: Arc<Seat>,
     pub(crate) boot_id: BootId,
     pub(crate) runs: Vec<RunSummary>,
+    /// Runs that nobody has claimed, and that the node does not list any more.
+    pub(crate) unlisted: Vec<Arc<LiveRun>>,
 }
 
 impl Shared {
@@ -202,11 +211,25 @@ impl Shared {
         }
     }
 
-    pub(crate) fn set_local_seat(&self, seat: Option<Arc<Seat>>) {
-        *self
-            .local_seat
+    /// Gives the seat of this machine to its newest connection. The one before is told to close.
+    pub(crate) fn take_local_seat(&self, seat: &Arc<Seat>) {
+        let before = self.local_seat().replace(Arc::clone(seat));
+        if let Some(before) = before {
+            before.close(CloseCode::Superseded);
+        }
+    }
+
+    /// A connection to this machine's keepers has ended. Its seat is free, unless a newer one has
+    /// it.
+    pub(crate) fn leave_local_seat(&self, seat: &Arc<Seat>) {
+        self.local_seat()
+            .take_if(|sitting| Arc::ptr_eq(sitting, seat));
+    }
+
+    fn local_seat(&self) -> RwLockWriteGuard<'_, Option<Arc<Seat>>> {
+        self.local_seat
             .write()
-            .unwrap_or_else(PoisonError::into_inner) = seat;
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the connection look at what is wished for a run. One that is gone does so when it is
@@ -254,7 +277,8 @@ impl Shared {
         }
     }
 
-    /// Finds out about runs that a node lists and that are not under way here.
+    /// Finds out about runs that a node lists and that are not under way here. The task ends with
+    /// the connection, so that there is one for a place.
     pub(crate) fn settle_unknown(self: &Arc<Self>, unknown: Unknown) {
         let shared = Arc::clone(self);
         self.tasks.spawn(async move {
@@ -262,11 +286,32 @@ impl Shared {
                 seat,
                 boot_id,
                 runs,
+                unlisted,
             } = unknown;
-            for summary in runs {
-                if let Err(error) = shared.settle_one(&seat, boot_id, summary).await {
-                    tracing::warn!(%error, "a run that a node lists cannot be looked up");
+            for run in unlisted {
+                if let Err(error) = shared.let_go(&run).await {
+                    tracing::warn!(run.id = %run.id, %error, "a run that nobody claimed cannot be deleted");
                 }
+            }
+            let before = shared.live_at(&seat.sitter.target);
+            let mut room = UNCLAIMED_MAX.saturating_sub(unclaimed(&before));
+            let mut left = 0;
+            for summary in runs {
+                if seat.is_closing() {
+                    return; // the next connection lists what it holds then
+                }
+                let settled = shared.settle_one(&seat, boot_id, summary, room > 0).await;
+                match settled {
+                    Ok(Settled::Kept) => room -= 1,
+                    Ok(Settled::Left) => left += 1,
+                    Ok(Settled::Done) => {}
+                    Err(error) => {
+                        tracing::warn!(error = %chain(&error), "a run that a node lists cannot be settled");
+                    }
+                }
+            }
+            if left > 0 {
+                tracing::warn!(route = %seat.sitter.target, runs = left, "a node holds more runs that nobody here knows than are kept: claim some, and let it connect again");
             }
         });
     }
@@ -276,7 +321,8 @@ impl Shared {
         seat: &Arc<Seat>,
         boot_id: BootId,
         summary: RunSummary,
-    ) -> Result<(), StoreError> {
+        room: bool,
+    ) -> Result<Settled, ReadError> {
         let (id, target) = (summary.run_id, &seat.sitter.target);
         match self.store.run(id).await? {
             Some(row) if row.target != *target => {
@@ -284,38 +330,45 @@ impl Shared {
             }
             Some(row) if row.stage == RunStage::Ended => {
                 self.store.synced_so_far().await?;
+                self.outputs.synced(id).await?;
                 seat.send(Command::Forget(id)).await.ok(); // it will list it again
             }
             // It was taken up meanwhile.
             Some(_) => {}
-            None => self.keep_unclaimed(seat, boot_id, summary).await?,
+            None if room => {
+                self.keep_unclaimed(seat, boot_id, summary).await?;
+                return Ok(Settled::Kept);
+            }
+            None => return Ok(Settled::Left),
         }
-        Ok(())
+        Ok(Settled::Done)
     }
 
-    /// Writes down a run that nobody here has asked for. It is never ended.
+    /// Writes down a run that nobody here has asked for. It is never killed.
     async fn keep_unclaimed(
         &self,
         seat: &Arc<Seat>,
         boot_id: BootId,
         summary: RunSummary,
-    ) -> Result<(), StoreError> {
-        let Target::Node(device) = seat.sitter.target else {
-            tracing::warn!(run.id = %summary.run_id, "the keeper of this machine holds a run that nobody knows");
-            return Ok(());
-        };
-        let Some(node) = self.roster.get(device) else {
-            return Ok(());
+    ) -> Result<(), ReadError> {
+        let target = &seat.sitter.target;
+        let shown = match target {
+            Target::Local => "local".to_owned(),
+            Target::Node(device) => match self.roster.get(*device) {
+                Some(node) => node.record.node_id.as_str().to_owned(),
+                None => return Ok(()),
+            },
+            Target::Ssh(_) => return Ok(()), // no keeper is there to list anything
         };
         let id = summary.run_id;
-        tracing::warn!(run.id = %id, node.id = %node.record.node_id.as_str(), "a node holds a run that nobody here knows; it can be claimed");
+        tracing::warn!(run.id = %id, route = %shown, "a place holds a run that nobody here knows; it can be claimed");
         let written: Option<Written> = self
             .store
             .add_unclaimed(
                 id,
                 summary.digest,
-                device,
-                node.record.node_id.as_str().to_owned(),
+                target,
+                shown,
                 boot_id,
                 summary.journal_id,
                 self.roster.incarnation(),
@@ -325,19 +378,53 @@ impl Shared {
         let row = self.store.run(id).await?;
         if let (Some(_), Some(row)) = (written, row) {
             let now = Instant::now().into_std();
-            let output = match self.outputs.run(id) {
-                Ok(output) => output,
-                Err(error) => {
-                    tracing::warn!(run.id = %id, %error, "the output of a run cannot be opened");
-                    return Ok(());
-                }
-            };
+            let output = self.outputs.run(id)?;
             let run = Arc::new(LiveRun::new(row, false, output, Creation::Written, now));
             run.set_listed(Some(summary));
             self.insert(run).ok(); // it was taken up meanwhile
         }
         Ok(())
     }
+
+    /// Deletes a run that nobody claimed and that its node holds no more. It was known by the
+    /// node's word alone, so nothing is left to keep; who follows it is told that it is over.
+    async fn let_go(self: &Arc<Self>, run: &Arc<LiveRun>) -> Result<(), StoreError> {
+        let ending = ending::found(Outcome::Lost, Reason::NodeForgot);
+        if self.store.delete_unclaimed(run.id).await?.is_none() {
+            // Somebody has claimed it meanwhile, and is told by its row.
+            self.end(run, ending, ending::Source::Known);
+            return Ok(());
+        }
+        if !run.take_ending() {
+            return Ok(());
+        }
+        let totals = run.output.totals();
+        run.output.finish(totals);
+        let at = self.clock.now();
+        run.update(|record| {
+            record.stage = RunStage::Ended;
+            record.ended_at = Some(at);
+            record.ending = Some(ending);
+            record.totals = totals;
+        });
+        self.remove_live(run);
+        self.events.send(Event::RunEnded(run.id));
+        Ok(())
+    }
+}
+
+/// What has come of a run that a node lists and that is not under way here.
+enum Settled {
+    /// It can be claimed now.
+    Kept,
+    /// Nobody here knows it, and there is no room for it.
+    Left,
+    /// Nothing more is to be done.
+    Done,
+}
+
+fn unclaimed(runs: &[Arc<LiveRun>]) -> usize {
+    runs.iter().filter(|run| run.record().unclaimed).count()
 }
 
 /// Writes down which runs have started, a little later: most end before, and need no note.
@@ -424,8 +511,10 @@ impl Shared {
         record.is_none_or(|record| record.revoked_at.is_some())
     }
 
-    /// Keeps a node's sample: the last as it is, and its figures in the history.
-    pub(crate) fn keep_sample(&self, device: DeviceId, sample: Sample) {
+    /// Keeps a node's sample: the last as it is, and its figures in the history. Figures that are
+    /// no numbers go: JSON has no word for them.
+    pub(crate) fn keep_sample(&self, device: DeviceId, mut sample: Sample) {
+        telemetry::make_finite(&mut sample);
         let at = self.clock.now();
         {
             let mut history = self.history();
@@ -481,6 +570,19 @@ impl Shared {
 
     fn history(&self) -> MutexGuard<'_, Recorded> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends what was left open at nodes that were revoked or forgotten, and whose runs a crash kept
+    /// from being ended then.
+    pub(crate) fn end_all_of_unwelcome(self: &Arc<Self>) {
+        let targets: Vec<Target> = self.lock().by_target.keys().cloned().collect();
+        for target in targets {
+            if let Target::Node(device) = target
+                && self.is_revoked(device)
+            {
+                self.end_all_of_revoked(device);
+            }
+        }
     }
 
     /// Ends all runs of a node that may not come back: nothing will ever be heard of them.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use moltis_proto::key::Digest;
 use moltis_proto::run::{ExitStatus, RunSpec, TtySize};
-use moltis_proto::{BootId, DeviceId, JournalId, RunId};
+use moltis_proto::{BootId, JournalId, RunId};
 use serde_json::json;
 
 use self::record::record;
@@ -66,7 +66,7 @@ impl Store {
         &self,
         id: RunId,
         digest: Digest,
-        device_id: DeviceId,
+        target: &Target,
         shown: String,
         boot_id: BootId,
         journal_id: JournalId,
@@ -83,7 +83,7 @@ impl Store {
             values: vec![
                 id.as_bytes().into(),
                 digest.as_bytes().into(),
-                Target::Node(device_id).to_string().into(),
+                target.to_string().into(),
                 shown.into(),
                 i64::from(incarnation).into(),
                 boot_id.as_bytes().into(),
@@ -91,6 +91,23 @@ impl Store {
                 at.into(),
                 at.into(),
             ],
+            audit: None,
+            then: Vec::new(),
+        };
+        self.fold(fold).await.map(Folded::written)
+    }
+
+    /// Deletes a run that nobody has claimed and that is not over; `None` where there is none.
+    ///
+    /// # Errors
+    /// Where nothing can be written.
+    pub async fn delete_unclaimed(&self, id: RunId) -> Result<Option<Written>, StoreError> {
+        let fold = Fold {
+            doing: "delete a run that nobody claimed",
+            text: fold_text!(
+                "DELETE FROM runs WHERE id = ? AND unclaimed = 1 AND state <> 'ended'"
+            ),
+            values: vec![id.as_bytes().into()],
             audit: None,
             then: Vec::new(),
         };
@@ -595,6 +612,7 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use moltis_proto::DeviceId;
     use moltis_proto::run::{Command, Totals};
 
     use bytes::Bytes;
@@ -878,11 +896,12 @@ mod tests {
     async fn a_run_that_a_node_brought_is_kept_until_somebody_claims_it() {
         let store = store().await;
         let key = keyed(5, "lost");
+        let place = Target::Node(DeviceId::from_bytes([1; 16]));
         let bring = || {
             store.add_unclaimed(
                 key.id,
                 key.digest,
-                DeviceId::from_bytes([1; 16]),
+                &place,
                 "box-1".to_owned(),
                 BootId::from_bytes([2; 16]),
                 JournalId::from_bytes([3; 16]),
@@ -892,6 +911,10 @@ mod tests {
         };
         assert!(bring().await.unwrap().is_some());
         assert!(bring().await.unwrap().is_none());
+        // The node has lost it before anybody wanted it; then it brings it again.
+        assert!(store.delete_unclaimed(key.id).await.unwrap().is_some());
+        assert!(store.run(key.id).await.unwrap().is_none());
+        assert!(bring().await.unwrap().is_some());
         let found = store.run(key.id).await.unwrap().unwrap();
         assert!(found.unclaimed && found.spec.is_none());
         // The repeated request, whose row a power cut had eaten, takes it.
@@ -903,6 +926,8 @@ mod tests {
         let by = operator();
         let again = store.claim_run(key.id, "operator".to_owned(), at(1), &by);
         assert!(again.await.unwrap().is_none());
+        // What has an owner stays.
+        assert!(store.delete_unclaimed(key.id).await.unwrap().is_none());
     }
 
     #[tokio::test]

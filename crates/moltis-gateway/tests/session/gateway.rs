@@ -16,7 +16,7 @@ use moltis_gateway::{Gateway, GatewayConfig};
 use moltis_identity::Fingerprint;
 use moltis_node::keeper::Keeper;
 use moltis_proto::run::{Command, Stream};
-use moltis_proto::{DeviceId, RequestId};
+use moltis_proto::{BootId, DeviceId, RequestId};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -66,11 +66,12 @@ impl TestGateway {
             let home = Arc::clone(&keeper);
             Box::pin(async move {
                 let stream = home.keeper.connect().await?;
-                Ok(Box::new(stream) as Box<dyn KeeperStream>)
+                Ok(vec![Box::new(stream) as Box<dyn KeeperStream>])
             })
         };
         let gateway = Gateway::builder(config)
             .keeper(connector)
+            .boot_id(BootId::from_bytes([6; 16]))
             .build()
             .await
             .unwrap();
@@ -97,11 +98,23 @@ impl TestGateway {
         Self::start_in(home, address, |_| {}).await
     }
 
+    /// The same, with `between` done while none runs.
+    pub(crate) async fn restart_after(self, between: impl AsyncFnOnce(PathBuf)) -> Self {
+        let (home, address) = (Arc::clone(&self.home), self.address);
+        self.shut_down().await;
+        between(home.gateway_dir()).await;
+        Self::start_in(home, address, |_| {}).await
+    }
+
     /// Ends it in good order.
     pub(crate) async fn shut_down(self) {
         self.stop.cancel();
         self.gateway.shutdown().await;
         self.serving.await.unwrap();
+    }
+
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
     }
 
     pub(crate) fn url(&self) -> String {
@@ -253,6 +266,21 @@ pub(crate) async fn told(handle: &RunHandle) -> Told {
 /// Asks for a shell line.
 pub(crate) fn shell(line: &str) -> RunRequest {
     RunRequest::new(Command::Shell(line.to_owned()))
+}
+
+/// Waits until a look that has to wait itself finds something.
+pub(crate) async fn until_asked<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let asked = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked)
+        .await
+        .unwrap_or_else(|_| panic!("{what} did not come"))
 }
 
 /// Waits until `look` finds something.

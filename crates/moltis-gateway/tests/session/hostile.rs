@@ -15,12 +15,12 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::gateway::{TestGateway, shell, told};
 use crate::raw::{BOOT, Device, JOURNAL, RawNode, binary, dial, refused};
 
-const PROTOCOL: Option<ToNode> = Some(ToNode::Close {
+pub(crate) const PROTOCOL: Option<ToNode> = Some(ToNode::Close {
     code: CloseCode::Protocol,
 });
 
 /// A paired hostile node that was given a run, and has started it.
-async fn with_run(gateway: &TestGateway) -> (Device, RawNode, RunHandle, RunId) {
+pub(crate) async fn with_run(gateway: &TestGateway) -> (Device, RawNode, RunHandle, RunId) {
     let device = Device::new("mallory");
     device.pair(gateway).await;
     let mut node = device.ready(gateway).await;
@@ -32,7 +32,7 @@ async fn with_run(gateway: &TestGateway) -> (Device, RawNode, RunHandle, RunId) 
     (device, node, handle, run_id)
 }
 
-fn output(run_id: RunId, offset: u64, len: usize) -> FromKeeper {
+pub(crate) fn output(run_id: RunId, offset: u64, len: usize) -> FromKeeper {
     FromKeeper::Output {
         run_id,
         stream: Stream::Stdout,
@@ -41,7 +41,7 @@ fn output(run_id: RunId, offset: u64, len: usize) -> FromKeeper {
     }
 }
 
-fn ended(run_id: RunId, stdout: u64) -> FromKeeper {
+pub(crate) fn ended(run_id: RunId, stdout: u64) -> FromKeeper {
     FromKeeper::Ended {
         run_id,
         ending: Box::new(Ending {

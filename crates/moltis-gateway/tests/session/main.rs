@@ -10,6 +10,8 @@
 mod cuts;
 mod gateway;
 mod hostile;
+mod lists;
+mod local;
 mod node;
 mod pairing;
 mod presence;

@@ -1,13 +1,15 @@
 //! Who is here, what it last said, and a key in two places.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use moltis_gateway::events::Event;
 use moltis_proto::ToGateway;
 use moltis_proto::code::CloseCode;
-use moltis_proto::telemetry::Sample;
+use moltis_proto::telemetry::{Runtime, Sample};
 use moltis_proto::{DeviceId, ToNode};
 
-use crate::gateway::{TestGateway, until};
+use crate::gateway::{TestGateway, shell, until};
 use crate::raw::Device;
 
 async fn points(gateway: &TestGateway, device: DeviceId) -> usize {
@@ -67,4 +69,71 @@ async fn a_key_in_two_places_is_reported_and_the_newest_stays() {
     }
     assert_eq!(cloned, 1);
     gateway.online(device.id()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_gone_was_last_seen_when_it_was_last_heard() {
+    let gateway = TestGateway::start().await;
+    let device = Device::new("box");
+    device.pair(&gateway).await;
+    gateway.offline(device.id()).await;
+    let before = Timestamp::now();
+    // Presence is noted by the millisecond.
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let mut node = device.ready(&gateway).await;
+    let run = gateway.start_run(shell("true").on("box")).await;
+    node.hear_run().await;
+    node.drop_line(&gateway, &device).await;
+    let seen = gateway.gateway.roster().get(device.id()).unwrap();
+    assert!(seen.last_seen() >= Some(before), "{:?}", seen.last_seen());
+    let status = gateway.gateway.runs().status(run.id()).await.unwrap();
+    assert!(!status.reachable);
+    assert_eq!(status.last_heard_at, seen.last_seen());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn figures_that_are_none_are_kept_from_everybody() {
+    let gateway = TestGateway::start().await;
+    let device = Device::new("box");
+    device.pair(&gateway).await;
+    let mut node = device.ready(&gateway).await;
+    let sample = Sample {
+        cpu_count: 3,
+        cpu_usage_percent: Some(f32::NAN),
+        load_1m: f32::NEG_INFINITY,
+        ..Sample::default()
+    };
+    node.send(&ToGateway::Telemetry(Box::new(sample))).await;
+    let shown = until("the sample", || {
+        gateway.gateway.roster().get(device.id())?.sample
+    })
+    .await;
+    assert_eq!(shown.sample.cpu_count, 3);
+    assert_eq!(shown.sample.cpu_usage_percent, None);
+    assert!(shown.sample.load_1m.abs() < f32::EPSILON);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sample_that_is_too_long_closes() {
+    let gateway = TestGateway::start().await;
+    let device = Device::new("box");
+    device.pair(&gateway).await;
+    let mut node = device.ready(&gateway).await;
+    let runtime = Runtime {
+        name: "x".repeat(4000),
+        version: "y".repeat(4000),
+    };
+    let sample = Sample {
+        runtimes: vec![runtime; 3],
+        ..Sample::default()
+    };
+    node.send(&ToGateway::Telemetry(Box::new(sample))).await;
+    assert_eq!(
+        node.closed().await,
+        Some(ToNode::Close {
+            code: CloseCode::Protocol
+        })
+    );
+    let kept = gateway.gateway.roster().get(device.id()).unwrap().sample;
+    assert!(kept.is_none());
 }

@@ -8,12 +8,14 @@ use moltis_identity::noise::{Channel, Initiator};
 use moltis_identity::{SecretKey, StrictVerifier, random};
 use moltis_proto::handshake::node::{Decision, NodeClaim, NodeHandshake, Pin};
 use moltis_proto::handshake::{GatewayProof, Intent, Introduction, PolicyMode, Verdict};
+use moltis_proto::key::Digest;
+use moltis_proto::run::{RunState, RunSummary, Totals};
 use moltis_proto::subprotocol::Negotiated;
 use moltis_proto::telemetry::Platform;
 use moltis_proto::version::LedgerRange;
 use moltis_proto::{
     BootId, Codec, DeviceId, FromKeeper, InstanceId, JournalId, Labels, NodeId, NodeName, Nonce,
-    ToGateway, ToKeeper, ToNode,
+    RunId, ToGateway, ToKeeper, ToNode,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,6 +30,18 @@ type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 pub(crate) const BOOT: BootId = BootId::from_bytes([1; 16]);
 pub(crate) const JOURNAL: JournalId = JournalId::from_bytes([2; 16]);
+
+/// A run as a node lists it.
+pub(crate) fn listed(run_id: RunId, digest: Digest, state: RunState) -> RunSummary {
+    RunSummary {
+        run_id,
+        digest,
+        journal_id: JOURNAL,
+        state,
+        totals: Totals::default(),
+        stdin: 0,
+    }
+}
 
 /// Dials `/ws` with one subprotocol.
 pub(crate) async fn dial(gateway: &TestGateway) -> Socket {
@@ -76,14 +90,13 @@ impl Device {
 
     /// Connects, and says that it holds nothing.
     pub(crate) async fn ready(&self, gateway: &TestGateway) -> RawNode {
+        self.ready_with(gateway, Vec::new()).await
+    }
+
+    /// Connects, and says that it holds these.
+    pub(crate) async fn ready_with(&self, gateway: &TestGateway, runs: Vec<RunSummary>) -> RawNode {
         let mut node = self.connect(gateway).await;
-        node.say(FromKeeper::Runs {
-            boot_id: BOOT,
-            journals: vec![JOURNAL],
-            runs: Vec::new(),
-            last: true,
-        })
-        .await;
+        node.list(BOOT, JOURNAL, runs).await;
         gateway.online(self.id).await;
         node
     }
@@ -176,6 +189,28 @@ impl RawNode {
 
     pub(crate) async fn say(&mut self, message: FromKeeper) {
         self.send(&ToGateway::Run(message)).await;
+    }
+
+    /// Says what it holds, in one page.
+    pub(crate) async fn list(
+        &mut self,
+        boot_id: BootId,
+        journal: JournalId,
+        runs: Vec<RunSummary>,
+    ) {
+        self.say(FromKeeper::Runs {
+            boot_id,
+            journals: vec![journal],
+            runs,
+            last: true,
+        })
+        .await;
+    }
+
+    /// Hangs up without a word.
+    pub(crate) async fn drop_line(self, gateway: &TestGateway, device: &Device) {
+        drop(self);
+        gateway.offline(device.id()).await;
     }
 
     async fn read<T: DeserializeOwned>(&mut self) -> Option<T> {

@@ -1,13 +1,13 @@
 //! What a connection begins with: the list of runs, what becomes of each, and every start.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::{
     Action, Attached, BootId, Event, Inbox, JOURNALS_MAX, JournalId, List, LiveRun, NodeSide,
-    Phase, Pump, Queue, RUNS_MAX, Ready, Row, RunId, RunRefusal, RunSummary, START_TRIES_MAX,
-    StdinSent, Stream, Target, ToKeeper, Totals, Unknown, Violation, ending, reconcile,
+    Phase, Pump, Queue, RUNS_MAX, Ready, Row, RunId, RunRefusal, RunSummary, StdinSent, Stream,
+    TOO_LATE, Target, ToKeeper, Totals, Unknown, Violation, ending, reconcile,
 };
 
 impl Pump {
@@ -19,19 +19,19 @@ impl Pump {
         last: bool,
         now: Instant,
     ) -> Result<(), Violation> {
-        if self.is_complete() {
-            // Another keeper stands behind the link: everything is taken up anew.
-            self.detach_all();
-        }
         let List::Incomplete {
             boot_id: known_boot,
             journals: known_journals,
             runs,
         } = &mut self.list
         else {
-            return Err(Violation::RunsList);
+            return Err(Violation::SecondList);
         };
         if journals.is_empty() || journals.len() > JOURNALS_MAX {
+            return Err(Violation::RunsList);
+        }
+        if page.is_empty() && !last {
+            // It would cost nothing, and could come for ever.
             return Err(Violation::RunsList);
         }
         if *known_boot.get_or_insert(boot_id) != boot_id {
@@ -59,46 +59,46 @@ impl Pump {
         Ok(())
     }
 
-    pub(super) fn detach_all(&mut self) {
-        self.list = List::EMPTY;
-        self.seat.set_ready(None);
-        self.attached.clear();
-        self.out.clear();
-        self.unacked.clear();
-        self.unstored.clear();
-        self.stdin_turn.clear();
-        (self.in_flight, self.relieved_at) = (0, 0);
-    }
-
     pub(super) fn complete(
         &mut self,
         boot_id: BootId,
         journals: Vec<JournalId>,
-        runs: Vec<RunSummary>,
+        mut runs: Vec<RunSummary>,
         now: Instant,
     ) -> Result<(), Violation> {
-        let count = runs.len();
-        let mut listed: HashMap<RunId, RunSummary> =
-            runs.into_iter().map(|run| (run.run_id, run)).collect();
-        if listed.len() != count {
+        let listed: HashMap<RunId, &RunSummary> =
+            runs.iter().map(|run| (run.run_id, run)).collect();
+        if listed.len() != runs.len() {
             return Err(Violation::RunsList);
         }
         let journal_id = *journals.first().ok_or(Violation::RunsList)?;
+        let (mut known, mut unlisted) = (HashSet::new(), Vec::new());
         for run in self.shared.live_at(&self.seat.sitter.target) {
             if !run.is_written() {
                 continue;
             }
-            let summary = listed.remove(&run.id);
+            known.insert(run.id);
+            let summary = listed.get(&run.id).copied();
+            if run.record().unclaimed {
+                match summary {
+                    Some(summary) => run.set_listed(Some(summary.clone())),
+                    None => unlisted.push(run),
+                }
+                continue;
+            }
+            if summary.is_none() && run.is_turned_away() {
+                // The journal that the row names never held it: it may begin in this one.
+                run.update(|record| {
+                    record.boot_id = Some(boot_id);
+                    record.journal_id = Some(journal_id);
+                });
+            }
             let node = NodeSide {
                 boot_id,
                 journals: &journals,
             };
-            if run.record().unclaimed && summary.is_some() {
-                run.set_listed(summary);
-                continue;
-            }
-            let action = reconcile::decide(run.row(now), summary.as_ref(), node);
-            self.reconcile(&run, summary.as_ref(), action);
+            let action = reconcile::decide(run.row(now), summary, node);
+            self.reconcile(&run, summary, action);
         }
         self.list = List::Complete { boot_id, journals };
         self.seat.set_ready(Some(Ready {
@@ -108,11 +108,13 @@ impl Pump {
         if let Target::Node(device) = self.seat.sitter.target {
             self.shared.events.send(Event::NodeOnline(device));
         }
-        if !listed.is_empty() {
+        runs.retain(|summary| !known.contains(&summary.run_id));
+        if !runs.is_empty() || !unlisted.is_empty() {
             self.shared.settle_unknown(Unknown {
                 seat: Arc::clone(&self.seat),
                 boot_id,
-                runs: listed.into_values().collect(),
+                runs,
+                unlisted,
             });
         }
         Ok(())
@@ -158,7 +160,6 @@ impl Pump {
             inbox: Inbox::new(&self.windows, stored.stdout, stored.stderr),
             stdin,
             phase: Phase::Flowing,
-            starts: 0,
             cancel_sent: false,
             size_sent: None,
             queue: Queue::None,
@@ -213,14 +214,13 @@ impl Pump {
             inbox: Inbox::new(&self.windows, 0, 0),
             stdin: StdinSent::default(),
             phase: Phase::AwaitStart,
-            starts: 0,
             cancel_sent: false,
             size_sent: None,
             queue: Queue::None,
             in_turn: false,
         });
         attached.phase = Phase::AwaitStart;
-        attached.starts += 1;
+        run.is_sent();
         self.out.push_back(ToKeeper::Start {
             run_id: run.id,
             digest: record.digest,
@@ -271,12 +271,14 @@ impl Pump {
                 what: "a run that has started cannot be refused",
             });
         }
-        let (run, starts) = (Arc::clone(&attached.run), attached.starts);
-        if code == RunRefusal::Leaving && starts < START_TRIES_MAX {
-            self.send_start(&run);
+        let run = Arc::clone(&attached.run);
+        self.drop_attached(run_id);
+        if code == RunRefusal::Leaving {
+            // The link finds the next keeper and connects anew: the table sends the run there.
+            run.turn_away();
+            self.turned_away.push_back((run.born + TOO_LATE, run));
             return Ok(());
         }
-        self.drop_attached(run_id);
         if code == RunRefusal::DigestMismatch {
             tracing::warn!(run.id = %run_id, "a node knows this run's id with another command");
         }
