@@ -23,6 +23,9 @@ pub(crate) mod relay;
 /// How long a step that normally takes milliseconds may take on a busy machine.
 pub(crate) const STEP: Duration = Duration::from_mins(1);
 
+/// How long cargo may build, with nothing built yet.
+pub(crate) const BUILD: Duration = Duration::from_hours(1);
+
 /// The name under which the node joins.
 pub(crate) const NODE: &str = "quickstart";
 
@@ -345,7 +348,7 @@ pub(crate) fn build(profile: &str) -> anyhow::Result<PathBuf> {
     if profile == "release" {
         cargo.arg("--release");
     }
-    process::run(&mut cargo, Duration::from_hours(1))?;
+    process::run(&mut cargo, BUILD)?;
     // The keeper is known by this path, and the system tells it without symbolic links.
     let binary = workspace::binary(profile);
     fs::canonicalize(&binary).with_context(|| format!("looking for {}", binary.display()))

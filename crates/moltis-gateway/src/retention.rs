@@ -25,6 +25,9 @@ const SWEEP_EVERY: Duration = Duration::from_hours(1);
 /// until one of them ends.
 const REST: Duration = Duration::from_secs(10);
 
+/// The pause behind a sweep that could not make enough room: what is ending now can go soon.
+const REST_WHILE_OVER: Duration = Duration::from_secs(1);
+
 /// What is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
@@ -83,10 +86,15 @@ pub(crate) async fn keep_up(shared: Arc<Shared>, keep: Keep) {
                 "old runs and output could not be let go"
             ),
         }
+        let rest = if *over_limit.borrow_and_update() {
+            REST_WHILE_OVER
+        } else {
+            REST
+        };
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(REST) => {}
+            () = tokio::time::sleep(rest) => {}
         }
     }
 }
@@ -130,13 +138,15 @@ async fn make_room(store: &Store, outputs: &Outputs, now: Timestamp) -> Result<u
         let Some((last, _)) = old.last() else { break };
         after = *last;
         let old = with_files(outputs, at_rest(outputs, old)).await;
-        if old.is_empty() {
-            continue;
+        for run_id in old {
+            if !*outputs.over_limit().borrow() {
+                break; // what need not go stays
+            }
+            freed += 1;
+            // First the word, then the loss: a reader in between finds nothing rather than a lie.
+            store.free_output(vec![run_id], now).await?;
+            remove(outputs, &[run_id]).await?;
         }
-        freed += old.len();
-        // First the word, then the loss: a reader in between finds nothing rather than a lie.
-        store.free_output(old.clone(), now).await?;
-        remove(outputs, &old).await?;
     }
     Ok(freed)
 }

@@ -48,7 +48,7 @@ pub use self::runs::{
 use self::sync::Syncer;
 pub use self::sync::Written;
 pub use self::tokens::{NewTokenRecord, TokenCreation, TokenHash, TokenRecord};
-use self::writer::{BoxFuture, Commit, Done, Fold, Folded, Job, Tx, Writer};
+use self::writer::{BoxFuture, Commit, Done, Fold, Folded, Job, Tx, Waiting, Writer};
 
 /// Connections that read.
 const READERS_MAX: u32 = 4;
@@ -61,6 +61,8 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     jobs: mpsc::Sender<Job>,
+    /// Small writes that nobody waits for.
+    later: mpsc::Sender<Waiting>,
     readers: SqlitePool,
     syncer: Arc<Syncer>,
     /// Held for its lock.
@@ -114,6 +116,7 @@ impl Store {
             .map_err(fail("open the database for reading"))?;
         let syncer = Arc::new(syncer);
         let (jobs, waiting) = mpsc::channel(writer::QUEUE_MAX);
+        let (later, waiting_later) = mpsc::channel(writer::QUEUE_MAX);
         let writer = Writer {
             connection,
             head,
@@ -121,10 +124,11 @@ impl Store {
             syncer: Arc::clone(&syncer),
             checkpoints,
         };
-        spawn(writer.run(waiting));
+        spawn(writer.run(waiting, waiting_later));
         Ok(Self(Arc::new(Inner {
             path,
             jobs,
+            later,
             readers,
             syncer,
             _lock: files.lock,
@@ -211,6 +215,14 @@ impl Store {
     async fn fold(&self, fold: Fold) -> Result<Folded, StoreError> {
         let (told, done) = oneshot::channel();
         self.send(Job::Fold(Box::new(fold), told)).await?;
+        done.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Does one small write that others may overtake: within some milliseconds.
+    async fn fold_later(&self, fold: Fold) -> Result<Folded, StoreError> {
+        let (told, done) = oneshot::channel();
+        let sent = self.0.later.send((Box::new(fold), told)).await;
+        sent.map_err(|_| StoreError::Closed)?;
         done.await.map_err(|_| StoreError::Closed)?
     }
 

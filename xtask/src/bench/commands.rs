@@ -16,6 +16,9 @@ use crate::stage::{NODE, Stage};
 /// What runs when nothing should: the shell and an end.
 pub(super) const NOTHING: &str = "true";
 
+/// Turns in which spawns and runs are measured for what they cost.
+const PROCESSOR_TURNS: u32 = 10;
+
 // The lanes, by their place in the list.
 const SPAWN: usize = 0;
 const API_LOCAL: usize = 1;
@@ -149,13 +152,14 @@ pub(super) fn latencies(
 
 /// Many commands at a time: runs a second.
 pub(super) fn rates(lanes: &[Lane<'_>], size: &Size, report: &mut Report) -> anyhow::Result<()> {
-    let measured = [SPAWN, API_LOCAL, API_NODE, MUX];
+    let measured = [SPAWN, API_LOCAL, API_NODE, EXEC, MUX, SSH];
     let crowds = [1, 8, 32];
     let mut rates = vec![vec![Vec::new(); crowds.len()]; measured.len()];
-    for _ in 0..size.windows {
+    for round in 0..size.windows {
         for (column, crowd) in crowds.iter().enumerate() {
-            for (row, lane) in measured.iter().enumerate() {
-                rates[row][column].push(lanes::rate(&lanes[*lane], *crowd, size.window)?);
+            for row in (0..measured.len()).map(|row| (row + round) % measured.len()) {
+                let rate = lanes::rate(&lanes[measured[row]], *crowd, size.window)?;
+                rates[row][column].push(rate);
             }
         }
     }
@@ -173,7 +177,7 @@ pub(super) fn rates(lanes: &[Lane<'_>], size: &Size, report: &mut Report) -> any
         &["way", "1 at a time", "8", "32"],
         measured.iter().zip(&rates).map(row).collect(),
     );
-    let (ours, theirs) = (rates[2][2], rates[3][2]);
+    let (ours, theirs) = (rates[2][2], rates[4][2]);
     report.verdict(
         "runs a second, 32 at a time: API / OpenSSH mux socket",
         ours / theirs,
@@ -197,17 +201,17 @@ pub(super) fn processor(
             .sum::<anyhow::Result<f64>>()
     };
     let of_us = || cost::processor_ms(std::process::id());
-    let per_run = |mut runner: Runner, cost: &dyn Fn() -> anyhow::Result<f64>| {
-        let before = cost()?;
-        for _ in 0..size.cpu_runs {
-            runner()?;
-        }
-        anyhow::Ok((cost()? - before) / f64::from(size.cpu_runs))
-    };
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", NOTHING]);
-    let spawn = per_run(program(shell), &of_us)?;
-    let ours = per_run(api.runner(NODE, NOTHING)?, &of_all)?;
+    let mut spawns = program(shell);
+    let mut runs = api.runner(NODE, NOTHING)?;
+    let (mut spawn, mut ours) = (0.0, 0.0);
+    for _ in 0..PROCESSOR_TURNS {
+        spawn += spent(&mut spawns, size.cpu_runs, &of_us)?;
+        ours += spent(&mut runs, size.cpu_runs, &of_all)?;
+    }
+    let per_run = f64::from(PROCESSOR_TURNS * size.cpu_runs);
+    let (spawn, ours) = (spawn / per_run, ours / per_run);
     report.verdict(
         "CPU for a spawn, in whoever spawns",
         spawn,
@@ -227,4 +231,17 @@ pub(super) fn processor(
         Target::AtMost(1.5),
     );
     Ok(())
+}
+
+/// Runs so many times and returns what that cost.
+fn spent(
+    runner: &mut Runner,
+    times: u32,
+    cost: &dyn Fn() -> anyhow::Result<f64>,
+) -> anyhow::Result<f64> {
+    let before = cost()?;
+    for _ in 0..times {
+        runner()?;
+    }
+    Ok(cost()? - before)
 }

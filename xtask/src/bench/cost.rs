@@ -1,23 +1,19 @@
 //! What processes cost: memory and processor time, read from `/proc`.
 
 use std::fs;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use anyhow::Context as _;
 
 /// One MiB in KiB, the unit of `/proc`.
 const MIB: f64 = 1024.0;
 
-/// Returns how much of a process is in memory, in KiB.
-fn resident_kib(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().trim_end_matches(" kB").parse().ok()
+/// Returns a figure of a process's `status` file, in KiB.
+fn kib_of(pid: u32, figure: &str) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("process {pid} has ended"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(figure));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+    kib.with_context(|| format!("process {pid} tells no `{figure}`"))
 }
 
 /// Returns how much of some processes is in memory, in MiB.
@@ -30,9 +26,7 @@ fn resident_kib(pid: u32) -> Option<u64> {
     reason = "memory in KiB stays far below 2^52"
 )]
 pub(super) fn resident(pids: &[u32]) -> anyhow::Result<f64> {
-    let sizes = pids
-        .iter()
-        .map(|pid| resident_kib(*pid).with_context(|| format!("process {pid} has ended")));
+    let sizes = pids.iter().map(|pid| kib_of(*pid, "VmRSS:"));
     Ok(sizes.sum::<anyhow::Result<u64>>()? as f64 / MIB)
 }
 
@@ -59,59 +53,40 @@ pub(super) fn processor_ms(pid: u32) -> anyhow::Result<f64> {
     Ok(ticks as f64 * 1e3 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// Watches the memory of some processes until it is asked for the peak.
+/// What some processes had in memory when they were looked at first.
 #[derive(Debug)]
-pub(super) struct Watch {
-    pids: Vec<u32>,
-    before_kib: Vec<u64>,
-    peaks_kib: Arc<[AtomicU64]>,
-    is_over: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
-}
+pub(super) struct Peak(Vec<(u32, u64)>);
 
-impl Watch {
-    pub(super) fn start(pids: &[u32]) -> Self {
-        let now: Vec<_> = pids
-            .iter()
-            .map(|pid| resident_kib(*pid).unwrap_or_default())
-            .collect();
-        let peaks_kib: Arc<[_]> = now.iter().map(|kib| AtomicU64::new(*kib)).collect();
-        let is_over = Arc::new(AtomicBool::new(false));
-        let (pids_there, peaks, over) =
-            (pids.to_vec(), Arc::clone(&peaks_kib), Arc::clone(&is_over));
-        let thread = thread::spawn(move || {
-            while !over.load(Ordering::Relaxed) {
-                for (pid, peak) in pids_there.iter().zip(peaks.iter()) {
-                    peak.fetch_max(resident_kib(*pid).unwrap_or_default(), Ordering::Relaxed);
-                }
-                thread::sleep(Duration::from_millis(10));
-            }
+impl Peak {
+    /// Looks at the processes now.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is not there.
+    pub(super) fn over(pids: &[u32]) -> anyhow::Result<Self> {
+        let now = pids.iter().map(|pid| {
+            let kib = kib_of(*pid, "VmRSS:")?;
+            anyhow::Ok((*pid, kib))
         });
-        Self {
-            pids: pids.to_vec(),
-            before_kib: now,
-            peaks_kib,
-            is_over,
-            thread,
-        }
+        Ok(Self(now.collect::<anyhow::Result<_>>()?))
     }
 
-    /// Returns by how much each process grew at its peak, in MiB, in the order given.
+    /// Returns by how much each was larger than that at its largest, in MiB, in the order given. The
+    /// kernel keeps the peak of a whole life: processes that did something big before hide it.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is not there.
     #[expect(
         clippy::cast_precision_loss,
         reason = "memory in KiB stays far below 2^52"
     )]
-    pub(super) fn growth(self) -> Vec<f64> {
-        self.is_over.store(true, Ordering::Relaxed);
-        self.thread.join().ok(); // what it saw is kept
-        let peaks = self
-            .peaks_kib
-            .iter()
-            .map(|peak| peak.load(Ordering::Relaxed));
-        let pairs = peaks.zip(self.before_kib).take(self.pids.len());
-        pairs
-            .map(|(peak, before)| peak.saturating_sub(before) as f64 / MIB)
-            .collect()
+    pub(super) fn growth(&self) -> anyhow::Result<Vec<f64>> {
+        let growth = self.0.iter().map(|(pid, before)| {
+            let peak = kib_of(*pid, "VmHWM:")?;
+            Ok(peak.saturating_sub(*before) as f64 / MIB)
+        });
+        growth.collect()
     }
 }
 
@@ -133,13 +108,9 @@ mod tests {
     }
 
     #[test]
-    fn growth_is_seen() {
-        let watch = Watch::start(&[std::process::id()]);
-        let big = vec![1_u8; 64 << 20];
-        while watch.peaks_kib[0].load(Ordering::Relaxed) < watch.before_kib[0] + 32 * 1024 {
-            thread::yield_now();
-        }
-        drop(big);
-        assert!(watch.growth()[0] > 16.0);
+    fn growth_is_seen_after_it_is_gone() {
+        let peak = Peak::over(&[std::process::id()]).unwrap();
+        drop(std::hint::black_box(vec![1_u8; 64 << 20]));
+        assert!(peak.growth().unwrap()[0] > 16.0);
     }
 }

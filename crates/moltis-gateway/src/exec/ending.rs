@@ -160,7 +160,7 @@ impl Shared {
             tracing::info!(run.id = %run.id, outcome = ?ending.outcome, duration_ms = ending.duration_ms, "a run has ended");
             self.tell_ended(run, &ending, totals, at);
         };
-        let write = self.write_ending(run.id, ended);
+        let write = self.write_ending(run.id, ended, source);
         let written = match source {
             // The node keeps the run until it is written, so nobody has to wait for that (ADR 9).
             Source::Node(_) => {
@@ -204,9 +204,15 @@ impl Shared {
         &self,
         run_id: RunId,
         ended: Ended,
+        source: Source,
     ) -> Result<Option<Written>, StoreError> {
         loop {
-            match self.store.end_run(run_id, ended.clone()).await {
+            let ended = ended.clone();
+            let written = match source {
+                Source::Node(_) => self.store.end_run_later(run_id, ended).await,
+                Source::Known => self.store.end_run(run_id, ended).await,
+            };
+            match written {
                 Err(error) if error.is_retryable() && !self.tasks.stop().is_cancelled() => {
                     tracing::warn!(run.id = %run_id, %error, "the ending of a run has to wait");
                     tokio::time::sleep(TRY_AGAIN).await;

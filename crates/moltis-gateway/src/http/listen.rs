@@ -18,6 +18,9 @@ const BACKLOG: u32 = 4096;
 /// behind little.
 const NOT_SENT_BYTES: u32 = 128 * 1024;
 
+/// Bytes that may wait in the system for a reader on the Unix socket.
+const UNIX_SEND_BUFFER_BYTES: usize = 1024 * 1024;
+
 /// Bytes of a path in `sockaddr_un` less its final zero: 108 on Linux, 104 on macOS.
 const UNIX_PATH_BYTES_MAX: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
@@ -172,6 +175,9 @@ impl Listener {
             }
             Self::Unix(file) => {
                 let (stream, _) = file.listener.accept().await?;
+                // Long output wakes its reader less often. The system may give less.
+                let socket = socket2::SockRef::from(&stream);
+                socket.set_send_buffer_size(UNIX_SEND_BUFFER_BYTES).ok();
                 let peer = Peer::of_unix(&stream);
                 Ok((Connection::Unix(stream), peer))
             }

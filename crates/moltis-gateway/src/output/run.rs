@@ -432,15 +432,16 @@ impl RunOutput {
     pub(super) fn write_some(self: &Arc<Self>) -> Result<Wait, OutputError> {
         self.scheduled.store(false, Ordering::Release);
         let mut wait = Wait::Idle;
+        let mut bytes = 0;
         for stream in Stream::BOTH {
             let next = self.memory()[stream.index()].next_to_write(TURN_BYTES, TURN_PIECES);
             let Some(next) = next else { continue };
             wait = Wait::More;
-            self.write(stream, next)?;
+            bytes += self.write(stream, next)?;
         }
         if wait == Wait::More {
             self.give_up_some();
-            self.syncing.note(self);
+            self.syncing.note(self, bytes);
             self.tell();
             if let Some(bell) = &*lock(&self.stored_bell) {
                 bell.notify_one();
@@ -449,12 +450,14 @@ impl RunOutput {
         Ok(wait)
     }
 
-    fn write(&self, stream: Stream, next: ToWrite) -> Result<(), OutputError> {
+    /// Returns how many bytes were written.
+    fn write(&self, stream: Stream, next: ToWrite) -> Result<u64, OutputError> {
         let at = stream.index();
         match next {
             ToWrite::Gap { from, to, reason } => {
                 lock(&self.disk).note_gap(stream, from, to, reason)?;
                 self.memory()[at].noted(from, to, reason);
+                Ok(0)
             }
             ToWrite::Bytes { from, pieces } => {
                 let wrote = lock(&self.disk).write(stream, from, pieces)?;
@@ -465,9 +468,9 @@ impl RunOutput {
                 let mut memory = self.memory();
                 memory[at].wrote(wrote.segment, wrote.to);
                 memory[at].trim(recent);
+                Ok(length)
             }
         }
-        Ok(())
     }
 
     /// Deletes segments from the middle while there is too much.

@@ -15,8 +15,8 @@ use super::{OutputError, RunOutput};
 /// Longest time between write(2) and a sync.
 const DELAY: Duration = Duration::from_millis(200);
 
-/// Runs written since the last sync from which one comes early: each turn writes up to 8 MiB.
-const TURNS_MAX: usize = 4;
+/// Bytes written since the last sync from which one comes early.
+const UNSYNCED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// The thread's end that others hold.
 #[derive(Debug)]
@@ -37,7 +37,8 @@ type Asker = oneshot::Sender<Result<(), OutputError>>;
 struct Queue {
     /// Runs with bytes that no sync has covered, each once.
     written: Vec<Arc<RunOutput>>,
-    turns: usize,
+    /// How many bytes these are.
+    written_bytes: u64,
     /// Who waits for a run to be synced.
     asked: Vec<(Arc<RunOutput>, Asker)>,
     closed: bool,
@@ -62,10 +63,11 @@ impl Syncing {
         Ok(Arc::new(Self { shared }))
     }
 
-    /// Notes that a run has new bytes in its files.
-    pub(super) fn note(&self, run: &Arc<RunOutput>) {
+    /// Notes that a run has so many new bytes in its files.
+    pub(super) fn note(&self, run: &Arc<RunOutput>, bytes: u64) {
         let mut queue = self.shared.queue();
-        queue.turns += 1;
+        let was_much = queue.is_much();
+        queue.written_bytes += bytes;
         let first = queue.written.is_empty();
         if !queue
             .written
@@ -74,7 +76,7 @@ impl Syncing {
         {
             queue.written.push(Arc::clone(run));
         }
-        if first || queue.turns == TURNS_MAX {
+        if first || (queue.is_much() && !was_much) {
             self.shared.work.notify_one();
         }
     }
@@ -101,6 +103,12 @@ impl Drop for Syncing {
 
 type Work = (Vec<Arc<RunOutput>>, Vec<(Arc<RunOutput>, Asker)>);
 
+impl Queue {
+    fn is_much(&self) -> bool {
+        self.written_bytes >= UNSYNCED_BYTES_MAX
+    }
+}
+
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -120,14 +128,13 @@ impl Shared {
                     .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let hurry = |queue: &mut Queue| {
-                queue.asked.is_empty() && queue.turns < TURNS_MAX && !queue.closed
-            };
+            let hurry =
+                |queue: &mut Queue| queue.asked.is_empty() && !queue.is_much() && !queue.closed;
             (queue, _) = self
                 .work
                 .wait_timeout_while(queue, DELAY, hurry)
                 .unwrap_or_else(PoisonError::into_inner);
-            queue.turns = 0;
+            queue.written_bytes = 0;
             return Some((
                 std::mem::take(&mut queue.written),
                 std::mem::take(&mut queue.asked),

@@ -67,7 +67,9 @@ pub(crate) struct Wire {
     queued: usize,
     queued_since: Option<Instant>,
     plain: Vec<u8>,
+    /// Room for a frame; its first `opened_bytes` are what was opened last.
     opened: Vec<u8>,
+    opened_bytes: usize,
 }
 
 impl Wire {
@@ -81,6 +83,7 @@ impl Wire {
             queued_since: None,
             plain: Vec::new(),
             opened: Vec::new(),
+            opened_bytes: 0,
         }
     }
 
@@ -144,14 +147,17 @@ impl Wire {
 
     /// Opens a frame. What it holds is read by [`Wire::decode`].
     pub(crate) fn open(&mut self, frame: &[u8]) -> Result<usize, WireError> {
-        self.opened.clear();
-        self.opener.open(frame, &mut self.opened)?;
-        Ok(self.opened.len())
+        if self.opened.len() < frame.len() {
+            self.opened.resize(frame.len(), 0);
+        }
+        self.opened_bytes = 0;
+        self.opened_bytes = self.opener.open_into(frame, &mut self.opened)?;
+        Ok(self.opened_bytes)
     }
 
     /// Reads the message in the frame that was opened last.
     pub(crate) fn decode<T: DeserializeOwned>(&self) -> Result<T, WireError> {
-        Ok(self.codec.decode(&self.opened)?)
+        Ok(self.codec.decode(&self.opened[..self.opened_bytes])?)
     }
 
     /// Pushes out what is queued and closes the socket, at most until `deadline`. What the peer
@@ -174,7 +180,8 @@ impl Wire {
     pub(crate) fn shrink(&mut self) {
         self.plain.clear();
         self.plain.shrink_to(IDLE_BYTES);
-        self.opened.clear();
+        self.opened_bytes = 0;
+        self.opened.truncate(IDLE_BYTES);
         self.opened.shrink_to(IDLE_BYTES);
     }
 }

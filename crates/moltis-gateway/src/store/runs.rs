@@ -260,6 +260,19 @@ impl Store {
         self.fold(end(id, ended)).await.map(Folded::written)
     }
 
+    /// As [`Store::end_run`], for an ending that everybody has been told: it lets other writes go
+    /// first, for some milliseconds.
+    ///
+    /// # Errors
+    /// As [`Store::end_run`].
+    pub(crate) async fn end_run_later(
+        &self,
+        id: RunId,
+        ended: Ended,
+    ) -> Result<Option<Written>, StoreError> {
+        self.fold_later(end(id, ended)).await.map(Folded::written)
+    }
+
     /// Returns a run.
     ///
     /// # Errors

@@ -5,6 +5,9 @@
 //! once (ADR 8). What waits at the same time becomes one transaction. A deed is a closure over an
 //! open transaction, for what has to look before it writes; it has a transaction of its own.
 //!
+//! Folds that nobody waits for come through a queue of their own: they let others go first, and
+//! gather meanwhile ([`Later`]).
+//!
 //! The writer alone knows the end of the audit chain. It moves on only with a commit.
 
 use std::future::{Future, poll_fn};
@@ -28,8 +31,12 @@ use crate::audit::{Entry, Head};
 /// Writes that wait, at most. One more waits at the door.
 pub(super) const QUEUE_MAX: usize = 1024;
 
-/// Folds that become one transaction, at most: 64 × about 30 µs stay within 2 ms.
-const BATCH_MAX: usize = 64;
+/// Folds that become one transaction, at most: 16 × about 30 µs, and few enough texts of equal folds
+/// that SQLite keeps them prepared.
+const BATCH_MAX: usize = 16;
+
+/// How long a fold that nobody waits for gathers company.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// How long the writer polls for SQLite's answer before it sleeps. To wake SQLite's thread and to
 /// do a fold takes some 50 to 150 µs; to be woken from sleep would cost as much as the fold again.
@@ -174,7 +181,16 @@ pub(super) enum Job {
     Close(oneshot::Sender<()>),
 }
 
-type Waiting = (Box<Fold>, oneshot::Sender<Result<Folded, StoreError>>);
+pub(super) type Waiting = (Box<Fold>, oneshot::Sender<Result<Folded, StoreError>>);
+
+/// How the writer waits for SQLite.
+#[derive(Debug, Clone, Copy)]
+enum Wait {
+    /// Polling for a little while, and letting other tasks run in between: somebody is in a hurry.
+    Awake,
+    /// Until it is woken.
+    Asleep,
+}
 
 /// A batch could not be done as one transaction. Each fold, done alone, says why.
 struct NotTogether;
@@ -195,32 +211,59 @@ pub(super) struct Writer {
     pub(super) checkpoints: Checkpoints,
 }
 
+/// Folds that nobody waits for, until it is their turn.
+#[derive(Default)]
+struct Later {
+    folds: Vec<Waiting>,
+    since: Option<Instant>,
+}
+
+impl Later {
+    fn push(&mut self, fold: Waiting) {
+        self.folds.push(fold);
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// Waits until it is their turn: they are many, or the first has waited for long enough.
+    async fn due(&self) {
+        match self.since {
+            Some(_) if self.folds.len() >= BATCH_MAX => {}
+            Some(since) => tokio::time::sleep_until(since + GATHER).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 impl Writer {
     /// Does what comes, until the store is closed or nobody holds it any more.
-    pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+    pub(super) async fn run(
+        mut self,
+        mut jobs: mpsc::Receiver<Job>,
+        mut queue: mpsc::Receiver<Waiting>,
+    ) {
         let mut closed = None;
-        while let Some(job) = jobs.recv().await {
-            let mut batch = Vec::new();
-            let mut next = Some(job);
-            while let Some(job) = next.take() {
-                match job {
-                    Job::Fold(fold, told) => batch.push((fold, told)),
-                    Job::Deed(deed) => {
-                        self.folds(std::mem::take(&mut batch)).await;
-                        self.deed(deed).await;
-                    }
-                    Job::Close(told) => {
-                        closed = Some(told);
-                        jobs.close();
-                    }
+        let mut later = Later::default();
+        loop {
+            tokio::select! {
+                biased;
+                job = jobs.recv() => {
+                    let Some(job) = job else {
+                        break;
+                    };
+                    closed = self.work(job, &mut jobs).await.or(closed);
                 }
-                if batch.len() < BATCH_MAX {
-                    next = jobs.try_recv().ok();
+                () = later.due() => {
+                    self.folds(std::mem::take(&mut later).folds, Wait::Asleep).await;
                 }
+                Some(fold) = queue.recv() => later.push(fold),
             }
-            self.folds(batch).await;
             self.checkpoints.after_commit().await;
         }
+        queue.close();
+        while let Some(fold) = queue.recv().await {
+            later.push(fold);
+        }
+        self.folds(later.folds, Wait::Asleep).await;
         self.checkpoints.close().await;
         if let Err(error) = sqlx::Connection::close(self.connection).await {
             tracing::warn!(%error, "the database did not close cleanly; nothing is lost");
@@ -230,7 +273,36 @@ impl Writer {
         }
     }
 
-    async fn folds(&mut self, mut batch: Vec<Waiting>) {
+    /// Does a job and what waits behind it, up to a point. Returns whom to tell of the end.
+    async fn work(
+        &mut self,
+        job: Job,
+        jobs: &mut mpsc::Receiver<Job>,
+    ) -> Option<oneshot::Sender<()>> {
+        let mut closed = None;
+        let mut batch = Vec::new();
+        let mut next = Some(job);
+        while let Some(job) = next.take() {
+            match job {
+                Job::Fold(fold, told) => batch.push((fold, told)),
+                Job::Deed(deed) => {
+                    self.folds(std::mem::take(&mut batch), Wait::Awake).await;
+                    self.deed(deed).await;
+                }
+                Job::Close(told) => {
+                    closed = Some(told);
+                    jobs.close();
+                }
+            }
+            if batch.len() < BATCH_MAX {
+                next = jobs.try_recv().ok();
+            }
+        }
+        self.folds(batch, Wait::Awake).await;
+        closed
+    }
+
+    async fn folds(&mut self, mut batch: Vec<Waiting>, wait: Wait) {
         if batch.is_empty() {
             return;
         }
@@ -241,14 +313,14 @@ impl Writer {
             return;
         }
         if batch.len() > 1 {
-            if self.together(&mut batch).await.is_ok() {
+            if self.together(&mut batch, wait).await.is_ok() {
                 return;
             }
             // One of them failed; which one shows when each is done alone.
             self.roll_back().await;
         }
         for (fold, told) in batch {
-            let result = self.alone(*fold).await;
+            let result = self.alone(*fold, wait).await;
             if result.is_err() {
                 self.roll_back().await;
             }
@@ -256,10 +328,11 @@ impl Writer {
         }
     }
 
-    async fn alone(&mut self, fold: Fold) -> Result<Folded, StoreError> {
+    async fn alone(&mut self, fold: Fold, wait: Wait) -> Result<Folded, StoreError> {
         let (doing, text) = (fold.doing, fold.text.alone);
         let (query, after) = bind(sqlx::query(text), fold, 0, self.head);
-        let rows = hot(query.fetch_all(&mut self.connection))
+        let rows = wait
+            .answer(query.fetch_all(&mut self.connection))
             .await
             .map_err(|error| StoreError::from_sqlx(doing, &self.path, error))?;
         if rows.is_empty() {
@@ -273,19 +346,23 @@ impl Writer {
     ///
     /// The audit rows are hashed before it is known whether each fold changes something. Where one
     /// does not, the rows behind it would hang on a row that is not there, so that is an error too.
-    async fn together(&mut self, batch: &mut Vec<Waiting>) -> Result<(), NotTogether> {
+    async fn together(&mut self, batch: &mut Vec<Waiting>, wait: Wait) -> Result<(), NotTogether> {
         let length: usize = batch.iter().map(|(fold, _)| fold.text.within.len()).sum();
         let mut text = String::with_capacity(length + 32);
         text.push_str("BEGIN IMMEDIATE;");
         for (fold, _) in &*batch {
             text.push_str(fold.text.within);
         }
-        let mut query = sqlx::query(AssertSqlSafe(text)).persistent(false);
+        let first = batch.first().map(|(fold, _)| fold.text.within);
+        let are_equal = batch
+            .iter()
+            .all(|(fold, _)| Some(fold.text.within) == first);
+        let mut query = sqlx::query(AssertSqlSafe(text)).persistent(are_equal);
         let mut head = self.head;
         for (number, (fold, _)) in (0..).zip(&*batch) {
             (query, head) = bind(query, fold.as_ref().clone(), number, head);
         }
-        let rows = hot(query.fetch_all(&mut self.connection)).await?;
+        let rows = wait.answer(query.fetch_all(&mut self.connection)).await?;
         let mut changed = vec![false; batch.len()];
         for row in &rows {
             let number: i64 = row.try_get(0)?;
@@ -383,19 +460,22 @@ fn bind_value(query: Query<'_>, value: Value) -> Query<'_> {
     }
 }
 
-/// Awaits SQLite's answer awake for a little while, letting other tasks run in between.
-async fn hot<F: Future>(answer: F) -> F::Output {
-    let mut answer = std::pin::pin!(answer);
-    let since = Instant::now();
-    while since.elapsed() < HOT {
-        let now = poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx))).await;
-        if let Poll::Ready(output) = now {
-            return output;
+impl Wait {
+    /// Waits for SQLite's answer.
+    async fn answer<F: Future>(self, answer: F) -> F::Output {
+        let mut answer = std::pin::pin!(answer);
+        let since = Instant::now();
+        while matches!(self, Self::Awake) && since.elapsed() < HOT {
+            let now = poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx))).await;
+            if let Poll::Ready(output) = now {
+                return output;
+            }
+            // SQLite's thread may wait for this very core.
+            std::thread::yield_now();
+            tokio::task::yield_now().await;
         }
-        std::thread::yield_now();
-        tokio::task::yield_now().await;
+        answer.await
     }
-    answer.await
 }
 
 impl From<i64> for Value {

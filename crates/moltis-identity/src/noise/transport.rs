@@ -72,24 +72,35 @@ impl Opener {
     /// # Errors
     /// `out` is then as before, and the channel is closed for good.
     pub fn open(&mut self, frame: &[u8], out: &mut Vec<u8>) -> Result<(), NoiseError> {
+        let start = out.len();
+        out.resize(start + frame.len(), 0);
+        let opened = self.open_into(frame, &mut out[start..]);
+        out.truncate(start + opened.as_ref().copied().unwrap_or(0));
+        opened.map(drop)
+    }
+
+    /// Writes the plaintext of one frame to the front of `out` and returns its length. `out` must be
+    /// as long as the frame; what is behind the plaintext is of no use afterwards.
+    ///
+    /// # Errors
+    /// The channel is closed for good.
+    ///
+    /// # Panics
+    /// If `out` is shorter than `frame`.
+    pub fn open_into(&mut self, frame: &[u8], out: &mut [u8]) -> Result<usize, NoiseError> {
         let number = self.counter.next()?;
         if !(TAG_BYTES..=FRAME_BYTES_MAX).contains(&frame.len()) {
             self.counter.close();
             return Err(NoiseError::FrameLength { found: frame.len() });
         }
-        let start = out.len();
         // ring opens in place: with room for the tag as well snow needs no buffer of its own.
-        out.resize(start + frame.len(), 0);
         let opened = self
             .transport
-            .read_message(number, frame, &mut out[start..]);
-        let length = opened.map_err(|_| {
-            out.truncate(start);
+            .read_message(number, frame, &mut out[..frame.len()]);
+        opened.map_err(|_| {
             self.counter.close();
             NoiseError::Open { number }
-        })?;
-        out.truncate(start + length);
-        Ok(())
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::UnixStream;
 
@@ -16,6 +17,9 @@ use super::journal;
 
 /// How often a keeper that was started is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(3);
+
+/// Bytes that may wait in the system between a keeper and its client.
+const SEND_BUFFER_BYTES: usize = 1024 * 1024;
 
 /// How long a keeper that was started may take until its socket answers.
 pub const START_TIME: Duration = Duration::from_secs(10);
@@ -77,6 +81,10 @@ enum Inner {
 
 impl From<UnixStream> for KeeperStream {
     fn from(stream: UnixStream) -> Self {
+        // With room for several frames both ends are woken less often. The system may give less.
+        SockRef::from(&stream)
+            .set_send_buffer_size(SEND_BUFFER_BYTES)
+            .ok();
         Self(Inner::Unix(stream))
     }
 }

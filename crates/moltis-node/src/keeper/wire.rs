@@ -4,7 +4,7 @@
 //! command line. A link that only passes messages through takes them as [`FrameReader::next`]
 //! gives them: the bytes of a `FromKeeper` behind one byte for `ToGateway::Run` are that message.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use moltis_proto::codec::{Codec, CodecError};
 use moltis_proto::limits::PLAINTEXT_BYTES_MAX;
 use moltis_proto::run::Stream;
@@ -64,9 +64,18 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// # Cancel safety
     /// Cancel safe: bytes that were read stay in the reader.
     pub async fn next(&mut self) -> Result<Option<Bytes>, WireError> {
+        let frame = self.next_behind(0).await?;
+        Ok(frame.map(|mut frame| frame.split_off(1)))
+    }
+
+    /// As [`next`](Self::next), with `first` in front of the frame, in the place of the last byte of
+    /// its length: a message that holds this one begins so, and nothing is copied for it.
+    pub(crate) async fn next_behind(&mut self, first: u8) -> Result<Option<Bytes>, WireError> {
         loop {
-            if let Some(frame) = take_frame(&mut self.buffer)? {
-                return Ok(Some(frame));
+            if let Some(mut framed) = take_framed(&mut self.buffer)? {
+                framed.advance(PREFIX_BYTES - 1);
+                framed[0] = first;
+                return Ok(Some(framed.freeze()));
             }
             if self.buffer.capacity() - self.buffer.len() < READ_BYTES / 4 {
                 self.buffer.reserve(READ_BYTES);
@@ -212,6 +221,12 @@ pub(crate) fn output_header_into(
 
 /// Takes one frame from the front of the buffer, when it is there as a whole.
 pub(crate) fn take_frame(buffer: &mut BytesMut) -> Result<Option<Bytes>, WireError> {
+    let framed = take_framed(buffer)?;
+    Ok(framed.map(|framed| framed.freeze().split_off(PREFIX_BYTES)))
+}
+
+/// Takes one frame with its length in front.
+fn take_framed(buffer: &mut BytesMut) -> Result<Option<BytesMut>, WireError> {
     let Some(prefix) = buffer.first_chunk::<PREFIX_BYTES>() else {
         return Ok(None);
     };
@@ -222,8 +237,7 @@ pub(crate) fn take_frame(buffer: &mut BytesMut) -> Result<Option<Bytes>, WireErr
     if buffer.len() < PREFIX_BYTES + found {
         return Ok(None);
     }
-    let mut frame = buffer.split_to(PREFIX_BYTES + found).freeze();
-    Ok(Some(frame.split_off(PREFIX_BYTES)))
+    Ok(Some(buffer.split_to(PREFIX_BYTES + found)))
 }
 
 /// The length as it is written: callers have checked that it is at most a frame.

@@ -133,8 +133,12 @@ impl Attached {
 }
 
 impl FromKeepers {
-    /// Returns the next frame of any keeper, in turn.
-    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, LinkError>> {
+    /// Returns the next frame of any keeper, in turn, with `first` in front of it.
+    pub(super) fn poll_frame_behind(
+        &mut self,
+        first: u8,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Bytes, LinkError>> {
         let count = self.peers.len();
         for step in 0..count {
             let index = (self.turn + step) % count;
@@ -144,7 +148,7 @@ impl FromKeepers {
                 continue;
             };
             // Cancel safe: what was read stays in the reader.
-            let next = pin!(peer.reader.next()).poll(cx);
+            let next = pin!(peer.reader.next_behind(first)).poll(cx);
             match next {
                 Poll::Pending => {}
                 Poll::Ready(Ok(Some(frame))) => {

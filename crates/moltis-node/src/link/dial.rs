@@ -43,6 +43,10 @@ const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// Most frames towards a node are small; a larger one grows the buffer for a while.
 const READ_BUFFER_BYTES: usize = 8 * 1024;
 
+/// Bytes that are gathered before they are written: small frames that are ready together go
+/// together, and one full of output goes at once.
+const WRITE_BUFFER_BYTES: usize = 16 * 1024;
+
 /// A connection that carries WebSocket messages.
 pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
@@ -143,7 +147,7 @@ async fn upgrade(
         .expect("an address that was parsed makes a request");
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(0)
+        .write_buffer_size(WRITE_BUFFER_BYTES)
         .max_message_size(Some(FRAME_BYTES_MAX))
         .max_frame_size(Some(FRAME_BYTES_MAX));
     let connector = if url.is_tls() {

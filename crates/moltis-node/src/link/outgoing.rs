@@ -26,6 +26,9 @@ use crate::keeper::wire::decode;
 /// they are.
 const RUN: u8 = 0;
 
+/// What sealing adds to a frame.
+const SEAL_BYTES: usize = 16;
+
 /// More than an [`FromKeeper::Output`] has beside its bytes.
 const OUTPUT_HEAD_BYTES: usize = 64;
 
@@ -152,7 +155,7 @@ impl Outgoing {
         if let Some(piece) = self.pieces.pop_front() {
             return Poll::Ready(self.send(&ToGateway::Run(piece)).map(|()| true));
         }
-        match keepers.poll_frame(cx) {
+        match keepers.poll_frame_behind(RUN, cx) {
             Poll::Ready(Ok(frame)) => Poll::Ready(self.pass_on(&frame).map(|()| true)),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending if self.unflushed => {
@@ -178,41 +181,41 @@ impl Outgoing {
         self.sample.take().map(ToGateway::Telemetry)
     }
 
-    /// A keeper's frame becomes the gateway's: in postcard by one byte before it.
-    fn pass_on(&mut self, frame: &Bytes) -> Result<(), LinkError> {
+    /// A keeper's frame, with one byte before it, is the gateway's in postcard.
+    fn pass_on(&mut self, framed: &Bytes) -> Result<(), LinkError> {
         let too_long = self
             .pace
             .chunk_bytes_max()
-            .filter(|chunk| frame.len() > chunk + OUTPUT_HEAD_BYTES);
-        if self.codec == Codec::Json || too_long.is_some() {
-            let message: FromKeeper = decode(frame).map_err(|error| LinkError::Keeper {
-                problem: "is not understood",
-                source: error.into(),
-            })?;
-            self.pieces = cut(message, too_long.unwrap_or(usize::MAX));
-            return match self.pieces.pop_front() {
-                Some(piece) => self.send(&ToGateway::Run(piece)),
-                None => Ok(()),
-            };
+            .filter(|chunk| framed.len() > chunk + OUTPUT_HEAD_BYTES);
+        if self.codec == Codec::Postcard && too_long.is_none() {
+            return self.seal_and_send(framed);
         }
-        self.plain.clear();
-        self.plain.push(RUN);
-        self.plain.extend_from_slice(frame);
-        self.seal_and_send()
+        let message: FromKeeper = decode(&framed[1..]).map_err(|error| LinkError::Keeper {
+            problem: "is not understood",
+            source: error.into(),
+        })?;
+        self.pieces = cut(message, too_long.unwrap_or(usize::MAX));
+        match self.pieces.pop_front() {
+            Some(piece) => self.send(&ToGateway::Run(piece)),
+            None => Ok(()),
+        }
     }
 
     fn send(&mut self, message: &ToGateway) -> Result<(), LinkError> {
-        self.plain.clear();
-        self.codec
-            .encode_into(message, &mut self.plain)
-            .map_err(LinkError::Codec)?;
-        self.seal_and_send()
+        let mut plain = std::mem::take(&mut self.plain);
+        plain.clear();
+        let encoded = self.codec.encode_into(message, &mut plain);
+        let sent = encoded
+            .map_err(LinkError::Codec)
+            .and_then(|()| self.seal_and_send(&plain));
+        self.plain = plain;
+        sent
     }
 
-    fn seal_and_send(&mut self) -> Result<(), LinkError> {
-        let mut frame = Vec::with_capacity(self.plain.len() + 16);
+    fn seal_and_send(&mut self, plain: &[u8]) -> Result<(), LinkError> {
+        let mut frame = Vec::with_capacity(plain.len() + SEAL_BYTES);
         self.sealer
-            .seal(&self.plain, &mut frame)
+            .seal(plain, &mut frame)
             .map_err(LinkError::Noise)?;
         self.unflushed = true;
         self.pace
