@@ -146,17 +146,25 @@ impl Group {
     }
 
     /// Ends the whole group: SIGTERM, and SIGKILL for what is still there after a grace.
+    ///
+    /// The grace is the group's, not its leader's: a leader like cargo dies at once, while a quickstart
+    /// below it still ends its gateway and removes its folder.
     pub(crate) fn end(&mut self) {
         let pid = Pid::from_child(&self.child);
-        if matches!(self.child.try_wait(), Ok(None)) {
-            kill_process_group(pid, Signal::TERM).ok(); // it may have ended just now
+        if kill_process_group(pid, Signal::TERM).is_ok() {
             let since = Instant::now();
-            while since.elapsed() < GRACE && matches!(self.child.try_wait(), Ok(None)) {
+            while since.elapsed() < GRACE && self.is_there() {
                 thread::sleep(TICK);
             }
+            kill_process_group(pid, Signal::KILL).ok(); // nobody may be left in the group
         }
-        kill_process_group(pid, Signal::KILL).ok(); // nobody may be left in the group
         self.child.wait().ok(); // reaped already
+    }
+
+    /// Returns whether anybody of the group still runs.
+    fn is_there(&mut self) -> bool {
+        // Reaps the leader as well, which would stay in the group otherwise.
+        matches!(self.child.try_wait(), Ok(None)) || strangers::group_runs(self.child.id())
     }
 }
 
@@ -198,5 +206,31 @@ mod tests {
             ("out\n", "err\n")
         );
         assert_eq!(output.status.code(), Some(3));
+    }
+    #[test]
+    fn whoever_cleans_up_below_a_leader_that_died_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cleaned");
+        let cleaner = format!(
+            "trap 'sleep 0.5; : > {}; exit' TERM; echo up; while :; do sleep 0.1; done",
+            file.display()
+        );
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "/bin/sh -c \"$1\" & wait", "leader", &cleaner]);
+        let mut leader = Background::start(&mut command).unwrap();
+        leader
+            .find(GRACE, |line| (line.text == "up").then_some(()))
+            .unwrap();
+        leader.end();
+        assert!(file.exists(), "it had no time");
+    }
+
+    #[test]
+    fn whoever_ignores_the_request_is_killed_with_the_group() {
+        let mut command = shell("trap '' TERM; echo $$; while :; do sleep 0.1; done");
+        let mut stubborn = Background::start(&mut command).unwrap();
+        let group: u32 = stubborn.find(GRACE, |line| line.text.parse().ok()).unwrap();
+        stubborn.end();
+        assert!(!strangers::group_runs(group));
     }
 }

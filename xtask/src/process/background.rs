@@ -163,7 +163,7 @@ fn pass_lines(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::GRACE;
+    use crate::process::{GRACE, strangers};
 
     fn shell(line: &str) -> Command {
         let mut command = Command::new("/bin/sh");
@@ -180,15 +180,11 @@ mod tests {
             .expect("the shell names its child");
         let error = background.wait(Duration::from_millis(10)).unwrap_err();
         assert!(error.to_string().contains("took longer than"), "{error}");
-        let gone = || {
-            let stat = std::fs::read_to_string(format!("/proc/{child}/stat"));
-            stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z "))
-        };
         let since = Instant::now();
-        while !gone() && since.elapsed() < GRACE {
+        while strangers::runs(child) && since.elapsed() < GRACE {
             thread::yield_now();
         }
-        assert!(gone(), "child {child} is still there");
+        assert!(!strangers::runs(child), "child {child} is still there");
     }
 
     #[test]
