@@ -64,7 +64,7 @@ impl Relay {
         let cable = Arc::clone(&self.cable);
         thread::spawn(move || {
             thread::sleep(while_);
-            cable.is_cut.store(false, Ordering::SeqCst);
+            cable.mend();
         });
     }
 }
@@ -107,6 +107,10 @@ impl Cable {
         Ok(())
     }
 
+    fn mend(&self) {
+        self.is_cut.store(false, Ordering::SeqCst);
+    }
+
     fn cut(&self) {
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_cut.store(true, Ordering::SeqCst);
@@ -128,6 +132,8 @@ fn pass(mut from: TcpStream, mut to: TcpStream) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     /// A server that sends back every byte.
@@ -156,20 +162,30 @@ mod tests {
         let mut before = TcpStream::connect(relay.address()).unwrap();
         assert_eq!(says(&mut before, b"here").unwrap(), b"here");
 
-        relay.cut_for(Duration::from_millis(50));
+        relay.cable.cut();
         assert!(says(&mut before, b"gone").is_err());
-        let mut tries = 0;
-        let mut after = loop {
-            let mut stream = TcpStream::connect(relay.address()).unwrap();
-            match says(&mut stream, b"back") {
-                Ok(heard) => break (stream, heard),
-                Err(_) => tries += 1,
-            }
-            thread::yield_now();
-        };
-        assert_eq!(after.1, b"back");
-        assert!(tries > 0, "the cut let something through at once");
+        let mut between = TcpStream::connect(relay.address()).unwrap();
+        assert!(says(&mut between, b"not yet").is_err());
+        assert_eq!(relay.joined(), 1);
+
+        relay.cable.mend();
+        let mut after = TcpStream::connect(relay.address()).unwrap();
+        assert_eq!(says(&mut after, b"back").unwrap(), b"back");
         assert_eq!(relay.joined(), 2);
-        assert!(says(&mut after.0, b"on").is_ok());
+    }
+
+    #[test]
+    fn a_cut_for_a_while_mends_itself() {
+        let relay = Relay::to(echo()).unwrap();
+        relay.cut_for(Duration::from_millis(50));
+        let since = Instant::now();
+        let is_back = || {
+            let mut stream = TcpStream::connect(relay.address()).unwrap();
+            says(&mut stream, b"back").is_ok()
+        };
+        while !is_back() {
+            assert!(since.elapsed() < Duration::from_secs(30), "still cut");
+            thread::yield_now();
+        }
     }
 }
