@@ -25,10 +25,14 @@ const CHECK: Duration = Duration::from_mins(5);
 
 /// `cargo xtask deny`.
 pub(crate) fn run(_words: &[String]) -> anyhow::Result<()> {
-    for untested in check()? {
-        say::line(&untested.to_string());
+    let untested = check()?;
+    for one in &untested {
+        say::line(&one.to_string());
     }
-    Ok(())
+    if untested.iter().all(Untested::is_excused) {
+        return Ok(());
+    }
+    bail!("nothing was checked")
 }
 
 /// Checks everything that can be checked and returns what could not.

@@ -71,7 +71,7 @@ fn main() -> ExitCode {
     let Some((_, _, run)) = COMMANDS.iter().find(|(known, ..)| *known == name) else {
         return usage(&name);
     };
-    match run(&rest) {
+    match stop::listen().and_then(|()| run(&rest)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say::failure(&error);

@@ -32,7 +32,6 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
         [word] if word == "--once" => true,
         _ => bail!("`cargo xtask quickstart` takes `--once` or nothing"),
     };
-    stop::listen()?;
     show(once)
 }
 
@@ -48,9 +47,10 @@ fn show(once: bool) -> anyhow::Result<()> {
     let mut stage = step("start a gateway", || {
         let stage = Stage::open(&binary)?;
         say::line(&format!(
-            "It listens on http://{}, ready after {} ms.",
+            "It listens on http://{}, ready after {} ms; all of it is in {}.",
             stage.address(),
-            stage.started_in().as_millis()
+            stage.started_in().as_millis(),
+            stage.folder().display()
         ));
         Ok(stage)
     })?;

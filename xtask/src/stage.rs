@@ -268,6 +268,11 @@ impl Stage {
         pids
     }
 
+    /// Returns the folder that goes with the stage.
+    pub(crate) fn folder(&self) -> &Path {
+        self.home.path()
+    }
+
     /// Returns the gateway's `MOLTIS_HOME`.
     pub(crate) fn gateway_home(&self) -> PathBuf {
         self.home.gateway()

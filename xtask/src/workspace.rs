@@ -4,6 +4,11 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::process;
 
 /// The root of the repository: the folder above this crate's.
 pub(crate) static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -12,9 +17,20 @@ pub(crate) static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
     manifest.parent().map(Path::to_path_buf).unwrap_or(manifest)
 });
 
+/// The folder that cargo builds into, by its own word: a variable or any of its files may say it.
+static TARGET: LazyLock<PathBuf> = LazyLock::new(|| {
+    let mut metadata = cargo();
+    metadata.args(["metadata", "--locked", "--no-deps", "--format-version", "1"]);
+    let said = process::stdout_of(&mut metadata, Duration::from_mins(1)).unwrap_or_default();
+    let said: Value = serde_json::from_str(&said).unwrap_or_default();
+    said["target_directory"]
+        .as_str()
+        .map_or_else(|| ROOT.join("target"), PathBuf::from)
+});
+
 /// Returns the folder that cargo builds into.
 pub(crate) fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| ROOT.join("target"), |dir| ROOT.join(dir))
+    TARGET.clone()
 }
 
 /// Returns where cargo puts the program `moltis` of a profile (`debug` or `release`).
