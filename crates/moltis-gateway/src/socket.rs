@@ -19,6 +19,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use axum::{Extension, Router};
 use moltis_identity::GatewayIdentity;
+use moltis_proto::NODE_ADD;
 use moltis_proto::handshake::SessionLimits;
 use moltis_proto::limits::FRAME_BYTES_MAX;
 use moltis_proto::message::Windows;
@@ -132,7 +133,7 @@ fn upgrade_required() -> Response {
         .collect();
     let words = format!(
         "this address is for Moltis nodes. A node connects by WebSocket with one of the subprotocols {}. \
-         To join a machine: moltis node add --host ws://<this gateway>/ws\n",
+         To join a machine: {NODE_ADD} --host ws://<this gateway>/ws\n",
         names.join(", ")
     );
     let mut response = (StatusCode::UPGRADE_REQUIRED, words).into_response();

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use moltis_identity::Fingerprint;
 use moltis_identity::noise::NoiseError;
-use moltis_proto::CodecError;
 use moltis_proto::code::{CloseCode, Refusal};
 use moltis_proto::handshake::HandshakeError;
 use moltis_proto::liveness::Lifeless;
+use moltis_proto::{CodecError, NODE_ADD};
 use moltis_telemetry::PlatformError;
 
 use crate::config::ConfigFileError;
@@ -299,7 +299,7 @@ impl LinkError {
             Self::NotAGateway { .. } => "check host and port".to_owned(),
             Self::Version(_) => "bring the older of the two to the other's version: moltis --version".to_owned(),
             Self::GatewayKeyChanged { found, url, .. } => format!(
-                "if the gateway was set up anew and its own `moltis gateway status` shows this key: moltis node add --host {url} --gateway-key {found} --repin"
+                "if the gateway was set up anew and `moltis node pairing enable` there prints this key: {NODE_ADD} --host {url} --gateway-key {found} --repin"
             ),
             Self::Refused(refusal) => return refusal_hint(*refusal),
             Self::Closed(CloseCode::Revoked) => return refusal_hint(Refusal::Revoked),
@@ -341,25 +341,36 @@ fn refusal_words(refusal: Refusal) -> String {
 
 fn refusal_hint(refusal: Refusal) -> Option<String> {
     let hint = match refusal {
-        Refusal::PairingOff => "on the gateway: moltis node pairing enable",
-        Refusal::PendingFull => "on the gateway: moltis node pending, then approve or reject",
-        Refusal::Rejected => "ask the gateway's operator, then type moltis node add again",
-        Refusal::Revoked => {
-            "on the gateway: moltis node forget <node>, then moltis node add here; or with a new key: moltis node remove --delete-key"
+        Refusal::PairingOff => "on the gateway: moltis node pairing enable".to_owned(),
+        Refusal::PendingFull => {
+            "on the gateway: moltis node pending, then approve or reject".to_owned()
         }
+        Refusal::Rejected => {
+            format!("ask the gateway's operator, then join again: {NODE_ADD} --host <url>")
+        }
+        Refusal::Revoked => format!(
+            "on the gateway: moltis node forget <node>, then here: {NODE_ADD} --host <url>; or with a new key: moltis node remove --delete-key first"
+        ),
         Refusal::KeyMismatch => {
             "on the gateway: moltis node list --all, then moltis node forget <node> for the old record"
+                .to_owned()
         }
-        Refusal::Unknown => "join again: moltis node add --host <url>",
-        Refusal::Version => "bring the older of the two to the other's version: moltis --version",
-        Refusal::NodeIdInUse => "choose another one: moltis node add --node-id <id>",
-        Refusal::OwnKey => {
-            "a copied key file? on this machine: moltis node remove --delete-key, then moltis node add"
+        Refusal::Unknown => format!("join again: {NODE_ADD} --host <url>"),
+        Refusal::Version => {
+            "bring the older of the two to the other's version: moltis --version".to_owned()
         }
-        Refusal::Expired => "on the gateway: moltis node pairing enable; then moltis node add here",
+        Refusal::NodeIdInUse => {
+            format!("choose another one: {NODE_ADD} --host <url> --node-id <id>")
+        }
+        Refusal::OwnKey => format!(
+            "a copied key file? on this machine: moltis node remove --delete-key, then {NODE_ADD} --host <url>"
+        ),
+        Refusal::Expired => {
+            format!("on the gateway: moltis node pairing enable; then here: {NODE_ADD} --host <url>")
+        }
         Refusal::RateLimited { .. } => return None,
     };
-    Some(hint.to_owned())
+    Some(hint)
 }
 
 fn close_words(code: CloseCode) -> &'static str {

@@ -23,6 +23,7 @@ pub mod payload;
 pub mod run;
 pub mod subprotocol;
 pub mod telemetry;
+pub mod typed;
 pub mod version;
 
 pub use code::{Refusal, RunRefusal};
@@ -33,3 +34,4 @@ pub use message::{FromKeeper, ToGateway, ToKeeper, ToNode};
 pub use name::{Labels, NodeId, NodeName};
 pub use payload::Payload;
 pub use subprotocol::Subprotocol;
+pub use typed::NODE_ADD;

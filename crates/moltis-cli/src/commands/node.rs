@@ -6,12 +6,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use moltis_identity::{Fingerprint, KeyFileError, NodeIdentity};
 use moltis_node::config::{ConfigFile, ConfigFileError, NodeConfig};
-use moltis_node::keeper::connect;
+use moltis_node::keeper::connect::{self, KeeperStream};
 use moltis_node::keeper::wire::{FrameReader, FrameWriter};
 use moltis_node::state::{self, Report};
 use moltis_proto::message::Windows;
-use moltis_proto::{NodeId, ToKeeper, limits};
+use moltis_proto::{NODE_ADD, NodeId, ToKeeper, limits};
 use serde::Serialize;
+use tokio::io::ReadHalf;
 use tokio::time::{sleep, timeout};
 
 use super::Context;
@@ -151,7 +152,7 @@ fn print_status(
     let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let Some(config) = config else {
         output.text("this machine is no node: it has not joined a gateway")?;
-        output.hint("join one: moltis node add --foreground --host ws://<host>:9090/ws");
+        output.hint(&format!("join one: {NODE_ADD} --host ws://<host>:9090/ws"));
         return Ok(());
     };
     let connected = match (status.pid, &status.connection_code, &status.last_error) {
@@ -200,7 +201,9 @@ pub(super) async fn remove(context: &Context, args: Remove) -> anyhow::Result<Ex
     match (removed, key_removed) {
         (false, false) => output.note("there was nothing to remove: this machine is no node"),
         (true, false) => {
-            output.note("removed; the key stays, and `moltis node add` makes the same node again");
+            output.note(&format!(
+                "removed; the key stays, and `{NODE_ADD}` makes the same node again"
+            ));
         }
         (_, true) => output.note("removed, and the key with it"),
     }
@@ -233,31 +236,48 @@ async fn stop_process(home: &Home, output: Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks the keeper of this node to end its runs and leave.
+/// Asks the keepers of this node to end their runs and leave: after an update there may be one of
+/// each version.
 async fn end_runs(home: &Home, output: Output) {
-    let asked = async {
-        let Some(stream) = connect::find(&home.node_runs()).await? else {
-            return anyhow::Ok(());
-        };
-        let (read, write) = tokio::io::split(stream);
-        let mut write = FrameWriter::new(write);
-        let windows = Windows {
-            run_bytes: limits::RUN_WINDOW_BYTES,
-            connection_bytes: limits::CONNECTION_WINDOW_BYTES,
-            stdin_bytes: limits::STDIN_WINDOW_BYTES,
-            chunk_bytes_max: u32::try_from(limits::CHUNK_BYTES_MAX)?,
-        };
-        write.send(&ToKeeper::Attach { windows }).await?;
-        write.send(&ToKeeper::Leave).await?;
-        let mut frames = FrameReader::new(read);
-        while let Ok(Some(_)) = frames.next().await {}
-        Ok(())
+    let keepers = match connect::find_all(&home.node_runs()).await {
+        Ok(keepers) => keepers,
+        Err(error) => {
+            output.warn(&format!("commands may still run here: {error}"));
+            return;
+        }
     };
-    match timeout(LEAVE_TIME, asked).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => output.warn(&format!("commands may still run here: {error:#}")),
-        Err(_) => output.warn("commands may still run here: their keeper does not leave"),
+    // All are asked before one is waited for, so that their graces run side by side.
+    let mut leaving = Vec::new();
+    for keeper in keepers {
+        match timeout(LEAVE_TIME, ask_to_leave(keeper)).await {
+            Ok(Ok(frames)) => leaving.push(frames),
+            Ok(Err(error)) => output.warn(&format!("commands may still run here: {error:#}")),
+            Err(_) => output.warn("commands may still run here: their keeper does not answer"),
+        }
     }
+    let all_left = async {
+        for mut frames in leaving {
+            while let Ok(Some(_)) = frames.next().await {}
+        }
+    };
+    if timeout(LEAVE_TIME, all_left).await.is_err() {
+        output.warn("commands may still run here: their keeper does not leave");
+    }
+}
+
+/// Asks a keeper to end its runs and leave; what it still says ends when it has.
+async fn ask_to_leave(keeper: KeeperStream) -> anyhow::Result<FrameReader<ReadHalf<KeeperStream>>> {
+    let (read, write) = tokio::io::split(keeper);
+    let mut write = FrameWriter::new(write);
+    let windows = Windows {
+        run_bytes: limits::RUN_WINDOW_BYTES,
+        connection_bytes: limits::CONNECTION_WINDOW_BYTES,
+        stdin_bytes: limits::STDIN_WINDOW_BYTES,
+        chunk_bytes_max: u32::try_from(limits::CHUNK_BYTES_MAX)?,
+    };
+    write.send(&ToKeeper::Attach { windows }).await?;
+    write.send(&ToKeeper::Leave).await?;
+    Ok(FrameReader::new(read))
 }
 
 /// Deletes a file; returns whether there was one.

@@ -67,7 +67,7 @@ pub struct Approve {
 /// Answer of `GET pairing/command`: the line to type on the other machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PairingCommand {
-    /// `moltis node add --host ws://… --gateway-key SHA256:…`
+    /// What to type on the machine that joins; it names `--host` and `--gateway-key`.
     pub command: String,
     /// The URL in it.
     pub url: String,

@@ -60,10 +60,10 @@ fn check_transport(state: &ApiState, peer: &Peer) -> ApiResult<()> {
         "{local} is not a loopback address and has no TLS, so it answers /ws and /healthz only: \
          passwords, tokens and output would cross the network in the clear"
     );
+    // The one way out that this release has; those that follow belong here too.
     Err(ApiError::new(Code::TlsRequired, detail).hint(format!(
-        "use an SSH tunnel (ssh -L {port}:127.0.0.1:{port} <this machine>, then \
-         http://127.0.0.1:{port}), or start the gateway with --tls-cert <file> --tls-key <file>, \
-         with --tls-generate, or, on a network that you trust, with --insecure-http"
+        "use an SSH tunnel to an address of loopback that the gateway listens on: \
+         ssh -L {port}:127.0.0.1:{port} <this machine>, then http://127.0.0.1:{port}"
     )))
 }
 

@@ -33,7 +33,7 @@ pub(super) async fn front_page() -> &'static str {
         env!("CARGO_PKG_VERSION"),
         ".\n\n",
         "  /api/v1   the API: bearer tokens, made by `moltis token create`\n",
-        "  /ws       where nodes connect: `moltis node add --host ws://<this address>/ws`\n",
+        "  /ws       where nodes connect: `moltis node add` on a machine, as `moltis node pairing enable` prints it\n",
         "  /healthz  the process lives\n",
         "  /readyz   it can do its work\n\n",
         "On this machine `moltis` talks to it by its Unix socket and needs no token.\n",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::header::HOST;
 use axum::http::{HeaderMap, StatusCode};
+use moltis_proto::NODE_ADD;
 use moltis_proto::limits::WINDOW_TIME;
 
 use super::ApiState;
@@ -102,7 +103,7 @@ pub(super) async fn command(
     let url = format!("ws://{}/ws", join.authority);
     let key = desk.fingerprint();
     Ok(axum::Json(PairingCommand {
-        command: format!("moltis node add --host {url} --gateway-key {key}"),
+        command: format!("{NODE_ADD} --host {url} --gateway-key {key}"),
         url,
         gateway_fingerprint: key.to_string(),
         warning: join.warning,

@@ -5,6 +5,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use moltis_proto::NODE_ADD;
+
 use super::words::{key_at, line_of, nearest};
 use super::{ConfigError, NodeConfig};
 
@@ -70,12 +72,12 @@ impl ConfigFileError {
     /// Returns what to type next, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Missing { .. } => {
-                Some("join a gateway: moltis node add --host ws://<host>:9090/ws".to_owned())
-            }
+            Self::Missing { .. } => Some(format!(
+                "join a gateway: {NODE_ADD} --host ws://<host>:9090/ws"
+            )),
             Self::Mode { path, .. } => Some(format!("chmod 600 {}", path.display())),
             Self::Content { path, .. } => Some(format!(
-                "mend {}, or begin anew: moltis node remove && moltis node add …",
+                "mend {}, or begin anew: moltis node remove && {NODE_ADD} --host <url>",
                 path.display()
             )),
             Self::Io { .. } => None,

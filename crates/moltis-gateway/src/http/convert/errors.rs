@@ -1,5 +1,6 @@
 //! Errors of the rooms behind, in the words and statuses of the API.
 
+use moltis_proto::NODE_ADD;
 use moltis_proto::env::EnvError;
 
 use crate::api::problem::{Candidate, Code};
@@ -61,7 +62,9 @@ impl From<SpecError> for ApiError {
                  add its name to `env_allow` in node.json",
             ),
             SpecError::TimeoutTooLong { .. } => Self::new(Code::TimeoutTooLong, detail)
-                .hint("ask for less, or give the node more: moltis node add --timeout"),
+                .hint(format!(
+                    "ask for less, or give the node more, there: {NODE_ADD} --host <url> --timeout <seconds>"
+                )),
             SpecError::TooLarge { .. } => Self::new(Code::TooLarge, detail)
                 .hint("send what is long to the command's stdin"),
             SpecError::Env(_) | SpecError::Invalid(_) => Self::invalid(detail),
