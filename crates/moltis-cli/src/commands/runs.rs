@@ -120,7 +120,7 @@ pub(super) fn command_of(run: &Run) -> String {
 }
 
 /// Quotes a word where a shell would need it.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./=:,@%+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
@@ -230,14 +230,22 @@ async fn cancel(context: &Context, args: Cancel) -> anyhow::Result<Exit> {
     Ok(Exit::SUCCESS)
 }
 
-/// `moltis runs output`: bytes as they are. A gap is said on stderr and stepped over.
+/// `moltis runs output`: bytes as they are, up to the end that the stream has now; followed, up to
+/// its last. A gap is said on stderr and stepped over.
 async fn output(context: &Context, args: Output) -> anyhow::Result<Exit> {
     let client = context.client(&args.remote)?;
     let stream = match args.stream {
         StreamArg::Stdout => "stdout",
         StreamArg::Stderr => "stderr",
     };
-    let run = escape(&args.run);
+    let run = get(&client, &args.run).await?;
+    // A run that goes on printing would be read for ever; what comes later is for `--follow`.
+    let end = match args.stream {
+        _ if args.follow => u64::MAX,
+        StreamArg::Stdout => run.stdout_bytes,
+        StreamArg::Stderr => run.stderr_bytes,
+    };
+    let run = escape(&run.id);
     let streams = Streams::start(context.output, Escapes::Shown)?;
     let mut offset = args.offset;
     let copied = loop {
@@ -255,8 +263,8 @@ async fn output(context: &Context, args: Output) -> anyhow::Result<Exit> {
                     .warn(&format!("bytes {} to {} are gone", gap.from, gap.to));
                 offset = gap.to;
             }
-            // A read that was not followed ends at the end, or before a gap: the next one tells.
-            Ok(0) => break Ok(()),
+            // A read ends at the end, or before a gap: the next one tells.
+            Ok(length) if length == 0 || offset >= end => break Ok(()),
             Ok(_) => {}
             Err(error) => break Err(error),
         }
@@ -277,15 +285,7 @@ async fn copy(
     offset: &mut u64,
 ) -> Result<u64, ApiError> {
     let begin = *offset;
-    let opened = client.open(path).await;
-    let mut pieces = match opened {
-        Err(ApiError::Problem(problem))
-            if problem.code == Code::RangeNotSatisfiable && begin > 0 =>
-        {
-            return Err(ApiError::Problem(problem));
-        }
-        other => other?,
-    };
+    let mut pieces = client.open(path).await?;
     while let Some(bytes) = pieces.next().await? {
         let length = bytes.len() as u64;
         match streams.reserve().await {
