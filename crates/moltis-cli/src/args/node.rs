@@ -67,9 +67,14 @@ Example:
   moltis node add --foreground --host ws://gw:9090/ws --label gpu=true --timeout 3600")]
 pub(crate) struct Add {
     /// Address of the gateway, as `ws://192.168.1.5:9090/ws`
-    #[arg(long, value_name = "URL", env = "MOLTIS_GATEWAY_URL")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "MOLTIS_GATEWAY_URL",
+        hide_env_values = true
+    )]
     pub(crate) host: String,
-    /// Display name [default: the host name]
+    /// Display name [default: the host name]; what is approved holds until `moltis node rename`
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// Node id [default: a random UUID]
@@ -81,7 +86,7 @@ pub(crate) struct Add {
     /// Longest time of a command in seconds; 0 is no limit [default: 300]
     #[arg(long, value_name = "SECONDS", allow_hyphen_values = true, value_parser = values::node_timeout)]
     pub(crate) timeout: Option<u64>,
-    /// A label for selectors; may be repeated
+    /// A label for selectors; may be repeated; what is approved holds until `moltis node label`
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::key_value)]
     pub(crate) labels: Vec<(String, String)>,
     /// Pin the gateway's key before the first connection, as `moltis node pairing enable` prints it
@@ -180,7 +185,8 @@ pub(crate) enum Policy {
 
 /// Add a command to the list of what may run
 ///
-/// The program is an absolute path; a last argument `...` stands for any further arguments.
+/// The program is an absolute path, or a name that is looked up as a command's own is; a last
+/// argument `...` stands for any further arguments.
 #[derive(Debug, Args)]
 pub(crate) struct PolicyAllow {
     /// Program and arguments
@@ -386,7 +392,8 @@ pub(crate) struct Reject {
 /// Both outputs stream as they come, and the exit code is that of the command: 124 timed out,
 /// 125 Moltis could not run it, 126 not executable, 127 not found, 128+n ended by signal n,
 /// 130 cancelled by Ctrl+C, 255 the outcome is not known. The first Ctrl+C cancels the run and waits
-/// for its end; the second leaves at once. The run goes on when a connection is cut.
+/// for its end; the second leaves at once. The run goes on when a connection is cut; a cut that is
+/// noticed is said once on stderr.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:

@@ -68,7 +68,7 @@ pub(super) fn add(context: &Context, args: &Add) -> anyhow::Result<Exit> {
             .events(events)
             .build();
         let stop = stop_on_signal()?;
-        let person = events::Person::new(context.output, &joined);
+        let person = events::Person::new(context.output, &joined, &home);
         let (accepted, ended) = tokio::join!(person.tell(told), node.run(stop));
         if !accepted {
             joined.undo(&home);

@@ -8,11 +8,14 @@ use tokio::sync::mpsc;
 
 use super::request::Joined;
 use crate::output::Output;
+use crate::paths::Home;
 use crate::units::span;
 
 /// Tells a person at a terminal how the joining goes.
-pub(super) struct Person {
+pub(super) struct Person<'a> {
     output: Output,
+    joined: &'a Joined,
+    home: &'a Home,
     own_key: Fingerprint,
     url: String,
     node_id: String,
@@ -23,10 +26,12 @@ pub(super) struct Person {
     last_error: Option<String>,
 }
 
-impl Person {
-    pub(super) fn new(output: Output, joined: &Joined) -> Self {
+impl<'a> Person<'a> {
+    pub(super) fn new(output: Output, joined: &'a Joined, home: &'a Home) -> Self {
         Self {
             output,
+            joined,
+            home,
             own_key: joined.identity.fingerprint(),
             url: joined.config.gateway_url.to_string(),
             node_id: joined.identity.node_id.as_str().to_owned(),
@@ -79,9 +84,12 @@ impl Person {
                     (true, _) => self.output.text(&format!(
                         "Approved. Connected to {url} as node {id}; Ctrl+C disconnects."
                     )),
-                    (false, true) => self.output.text(&format!(
-                        "Connected to {url} as node {id}; Ctrl+C disconnects."
-                    )),
+                    (false, true) => {
+                        self.tell_what_holds();
+                        self.output.text(&format!(
+                            "Connected to {url} as node {id}; Ctrl+C disconnects."
+                        ))
+                    }
                     (false, false) => {
                         self.output.note("connected again");
                         Ok(())
@@ -100,6 +108,16 @@ impl Person {
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+
+    fn tell_what_holds(&self) {
+        match self.joined.keep_approved(self.home) {
+            Ok(Some(words)) => self.output.note(&words),
+            Ok(None) => {}
+            Err(failure) => self
+                .output
+                .warn(&format!("{:#}", anyhow::Error::from(failure))),
         }
     }
 

@@ -12,6 +12,7 @@ use moltis_telemetry::API_KEY_VARIABLES;
 
 use super::super::Context;
 use super::super::node::{config_failure, load_config, random_node_id};
+use super::super::runs::quoted;
 use crate::account::Account;
 use crate::args::node::Add;
 use crate::failure::{Failure, failure, usage};
@@ -44,6 +45,24 @@ pub(super) struct Joined {
     pub(super) identity: NodeIdentity,
     /// Whether node.json is of this command: it goes when the gateway does not take this node.
     is_new: bool,
+    /// What node.json held before, where this machine had joined.
+    before: Option<Named>,
+    /// What this command asked for.
+    asked: Asked,
+}
+
+/// What a person approves, and what from then on only the gateway changes.
+#[derive(Debug)]
+struct Named {
+    name: NodeName,
+    labels: Labels,
+}
+
+/// As [`Named`], where a flag said so.
+#[derive(Debug)]
+struct Asked {
+    name: Option<NodeName>,
+    labels: Option<Labels>,
 }
 
 impl Request {
@@ -103,6 +122,10 @@ impl Request {
             identity.change_node_id(&home.node_key(), wanted.clone())?;
         }
         let is_new = joined.is_none();
+        let before = joined.as_ref().map(|config| Named {
+            name: config.name.clone(),
+            labels: config.labels.clone(),
+        });
         let config = self.config(joined);
         let file = ConfigFile::new(home.node_config());
         file.save(&config).map_err(config_failure)?;
@@ -110,6 +133,11 @@ impl Request {
             config,
             identity,
             is_new,
+            before,
+            asked: Asked {
+                name: self.name.clone(),
+                labels: self.labels.clone(),
+            },
         })
     }
 
@@ -162,6 +190,48 @@ impl Request {
 }
 
 impl Joined {
+    /// Called when the gateway took this node as one that it knew: its name and labels hold as they
+    /// were approved. Returns what to tell a person who asked for others, and puts into node.json
+    /// again what stood there.
+    pub(super) fn keep_approved(&self, home: &Home) -> Result<Option<String>, Failure> {
+        let before = self.before.as_ref();
+        let name = self.asked.name.as_ref();
+        let name = name.filter(|name| before.is_none_or(|before| before.name != **name));
+        let labels = self.asked.labels.as_ref();
+        let labels = labels.filter(|labels| before.is_none_or(|before| before.labels != **labels));
+        let id = self.identity.node_id.as_str();
+        let mut ways = Vec::new();
+        if let Some(name) = name {
+            ways.push(format!("moltis node rename {id} {}", quoted(name.as_str())));
+        }
+        if let Some(labels) = labels {
+            let pairs: Vec<_> = labels
+                .iter()
+                .map(|(key, value)| quoted(&format!("{key}={value}")))
+                .collect();
+            ways.push(format!("moltis node label {id} {}", pairs.join(" ")));
+        }
+        if ways.is_empty() {
+            return Ok(None);
+        }
+        if let Some(before) = before {
+            let file = ConfigFile::new(home.node_config());
+            let mut config = file.load().map_err(config_failure)?;
+            config.name = before.name.clone();
+            config.labels = before.labels.clone();
+            file.save(&config).map_err(config_failure)?;
+        }
+        let flags = match (name, labels) {
+            (Some(_), Some(_)) => "--name and --label hold",
+            (Some(_), None) => "--name holds",
+            _ => "--label holds",
+        };
+        Ok(Some(format!(
+            "{flags} no more: the gateway knew this node, as it was approved; there: {}",
+            ways.join(" && ")
+        )))
+    }
+
     /// Takes node.json away again: the gateway did not take this node. The key stays.
     pub(super) fn undo(&self, home: &Home) {
         if self.is_new {
