@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use moltis_gateway::api::runs::{Run, StartRun, Tty};
 use moltis_proto::limits::START_BYTES_MAX;
+use serde::Serialize;
 
 use super::{Context, on_one_thread};
 use crate::api::{ApiError, Client};
@@ -71,11 +72,22 @@ async fn detach(
     // The answer comes when the run is on the gateway's disk.
     let run: Run = once(async |key| client.send_once("runs", request, key).await).await?;
     if json {
-        context.output.json(&run)?;
+        context.output.json(&Detached {
+            run_id: &run.id,
+            run: &run,
+        })?;
     } else {
         context.output.text(&run.id)?;
     }
     Ok(Exit::SUCCESS)
+}
+
+/// What `--detach --json` prints: the run, and its id under the name that `exec --json` gives it.
+#[derive(Debug, Serialize)]
+struct Detached<'a> {
+    run_id: &'a str,
+    #[serde(flatten)]
+    run: &'a Run,
 }
 
 async fn start_and_follow(

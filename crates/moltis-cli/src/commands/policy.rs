@@ -76,6 +76,15 @@ fn words_of(allow: PolicyAllow) -> anyhow::Result<Vec<String>> {
             .hint("moltis node policy allow -- /usr/bin/uptime")
             .into());
     }
+    let program = &argv[0];
+    if program.contains('/') && !program.starts_with('/') {
+        return Err(usage(format!(
+            "`{}` is a path from where you are, and a command starts elsewhere",
+            crate::visible::inline(program)
+        ))
+        .hint("its absolute path, one that begins with `/`")
+        .into());
+    }
     Ok(argv)
 }
 

@@ -4,10 +4,11 @@ use moltis_gateway::api::problem::Code;
 use moltis_gateway::api::runs::{Outcome, Run, RunResult};
 
 use super::super::Context;
+use super::super::runs::state_of;
 use super::collect::Collected;
 use crate::api::ApiError;
 use crate::exit::Exit;
-use crate::failure::failure;
+use crate::failure::{Failure, failure};
 use crate::output::streams::WriteError;
 use crate::units::short;
 
@@ -20,9 +21,10 @@ pub(super) enum End {
     Left,
     /// The gateway is gone for good, or forgot the run.
     Failed(ApiError),
-    /// Our stdout or stderr cannot be written any more, or nobody wants to wait for it. The run is
-    /// over.
-    Unwritable(Option<WriteError>),
+    /// The run is over, and what it printed could not all be written.
+    Unwritable(Box<Run>, WriteError),
+    /// The run is over, and nobody wants to wait until what it printed is written.
+    Unread,
 }
 
 /// Says what is left to say and returns the exit code.
@@ -64,10 +66,21 @@ pub(super) fn finish(
             }
             .into())
         }
-        End::Unwritable(Some(WriteError::Closed)) => Ok(Exit::CLOSED_PIPE),
-        End::Unwritable(Some(error)) => Err(error.into()),
-        End::Unwritable(None) => Ok(Exit::CANCELLED),
+        End::Unwritable(_, WriteError::Closed) => Ok(Exit::CLOSED_PIPE),
+        End::Unwritable(run, error) => Err(unwritable(&run, &error).into()),
+        End::Unread => Ok(Exit::CANCELLED),
     }
+}
+
+/// Says what became of a run whose output found no room, and where the output is.
+fn unwritable(run: &Run, error: &WriteError) -> Failure {
+    let id = short(&run.id);
+    let ended = state_of(run);
+    failure(format!("{error}; the run {id} {ended}"))
+        .hint(format!(
+            "what it printed until then: moltis runs output {id}"
+        ))
+        .exit(Exit::NOT_RUN)
 }
 
 /// Returns the exit code of an ended run. One that we cancelled because of a signal ends as that

@@ -346,10 +346,10 @@ impl Follower {
         };
         tokio::select! {
             biased;
-            _ = self.stops.next() => End::Unwritable(None),
+            _ = self.stops.next() => End::Unread,
             written = streams.finish() => match written {
                 Ok(()) => End::Ended(run),
-                Err(error) => End::Unwritable(Some(error)),
+                Err(error) => End::Unwritable(run, error),
             },
         }
     }
