@@ -4,7 +4,7 @@ use std::fs;
 
 use rustix::process::Signal;
 
-use crate::harness::{Home, eventually};
+use crate::harness::{Home, eventually, keepers_of};
 
 /// A command that says a line for each file that appears, so that a test decides its pace.
 fn stepwise(home: &Home) -> String {
@@ -114,12 +114,10 @@ fn a_killed_keeper_ends_its_runs_as_lost() {
     let _gateway = home.gateway();
     let mut exec = home.start(["node", "exec", "local", "--shell", "echo up; sleep 600"]);
     exec.stdout.wait_for("up");
-    let dir = home.path().join("local");
-    let keeper = crate::harness::processes_of(&dir).into_iter().find(|pid| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.windows(6).any(|window| window == b"keeper")
-    });
-    let keeper = rustix::process::Pid::from_raw(keeper.unwrap()).unwrap();
+    let keepers = keepers_of(&home.path().join("local"));
+    let [keeper] = keepers[..] else {
+        panic!("expected one keeper, found {keepers:?}");
+    };
     rustix::process::kill_process(keeper, Signal::KILL).unwrap();
     let done = exec.wait();
     assert_eq!(done.code, 255, "{done:?}");

@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use rustix::process::Signal;
 
-use crate::harness::{Home, Process, eventually, processes_of, run};
+use crate::harness::{Home, Process, eventually, not_tested, processes_of, run};
 
 fn exec(home: &Home, args: &[&str]) -> crate::harness::Done {
     let mut all = vec!["node", "exec", "local"];
@@ -304,6 +304,41 @@ fn a_detached_run_is_attached_to_later() {
     assert_eq!(home.ok(["runs", "output", id, "--stream", "stderr"]), "");
     let again = home.run(["runs", "attach", id]);
     assert_eq!((again.code, again.stdout.as_str()), (5, "begin\nend\n"));
+}
+
+#[test]
+fn a_detached_run_is_named_as_any_other_in_json() {
+    let home = Home::new();
+    let _gateway = home.gateway();
+    let run = home.json(["node", "exec", "local", "--detach", "--json", "--", "true"]);
+    assert_eq!(run["run_id"].as_str().unwrap().len(), 32, "{run}");
+    assert_eq!(run["node"], "local");
+    home.ok(["runs", "show", run["run_id"].as_str().unwrap()]);
+}
+
+#[test]
+fn an_output_that_cannot_be_written_cancels_the_run_and_says_so() {
+    let home = Home::new();
+    let _gateway = home.gateway();
+    let Ok(full) = std::fs::File::options().write(true).open("/dev/full") else {
+        not_tested("a full disk under `exec`", "there is no /dev/full");
+        return;
+    };
+    let mut command = home.command(["node", "exec", "local", "--", "yes"]);
+    command.stdout(full).stderr(Stdio::piped());
+    let output = command.spawn().unwrap().wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    let run = &home.json(["runs", "list", "--json"])[0];
+    assert_eq!(run["outcome"], "cancelled");
+    let id = &run["id"].as_str().unwrap()[..8];
+    for wanted in [
+        "cannot write to stdout: No space left",
+        &format!("the run {id} cancelled"),
+        &format!("moltis runs output {id}"),
+    ] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
 }
 
 #[test]

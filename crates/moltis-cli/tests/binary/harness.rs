@@ -143,6 +143,23 @@ impl Home {
     }
 }
 
+/// Changes the gateway's database as no command does; the gateway is not running.
+pub(crate) fn meddle(home: &Home, sql: String) {
+    use sqlx::{ConnectOptions as _, Connection as _};
+    let options =
+        sqlx::sqlite::SqliteConnectOptions::new().filename(home.path().join("gateway.db"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut database = options.connect().await.unwrap();
+        let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql));
+        sql.execute(&mut database).await.unwrap();
+        database.close().await.unwrap();
+    });
+}
+
 impl Drop for Home {
     fn drop(&mut self) {
         // Keepers have this directory on their command line; what they run descends from them.
@@ -368,6 +385,16 @@ impl Printed {
     }
 }
 
+/// Tells `cargo xtask test` what could not be done here; it decides whether that is a failure.
+pub(crate) fn not_tested(name: &str, why: &str) {
+    let Some(list) = std::env::var_os("MOLTIS_NOT_TESTED") else {
+        return;
+    };
+    let mut list = fs::File::options().append(true).open(list).unwrap();
+    list.write_all(format!("{name}: {why}\n").as_bytes())
+        .unwrap();
+}
+
 /// Runs a command to its end.
 pub(crate) fn run(command: Command) -> Done {
     Process::start(command).wait()
@@ -396,50 +423,91 @@ fn code(status: ExitStatus) -> i32 {
         .unwrap_or_else(|| -status.signal().unwrap_or_default())
 }
 
+/// A process of anybody's, and not one that waits to be reaped.
+struct Listed {
+    pid: i32,
+    parent: i32,
+    line: Vec<u8>,
+}
+
 /// Returns the processes that have this path on their command line, with
 /// all that descends from them.
 pub(crate) fn processes_of(path: &Path) -> BTreeSet<i32> {
     let wanted = path.as_os_str().as_encoded_bytes();
-    let mut parents = Vec::new();
-    let mut found = BTreeSet::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
-            continue;
-        };
-        let after = stat.rsplit(") ").next().unwrap_or_default();
-        let mut fields = after.split(' ');
-        let is_zombie = fields.next() == Some("Z");
-        let parent: i32 = fields
-            .next()
-            .and_then(|field| field.parse().ok())
-            .unwrap_or(0);
-        if is_zombie {
-            continue;
-        }
-        parents.push((pid, parent));
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if line.windows(wanted.len()).any(|window| window == wanted) {
-            found.insert(pid);
-        }
-    }
+    let names_it = |line: &[u8]| line.windows(wanted.len()).any(|window| window == wanted);
+    let all = processes();
+    let named = all.iter().filter(|process| names_it(&process.line));
+    let mut found: BTreeSet<i32> = named.map(|process| process.pid).collect();
     loop {
-        let more: Vec<i32> = parents
+        let more: Vec<i32> = all
             .iter()
-            .filter(|(pid, parent)| found.contains(parent) && !found.contains(pid))
-            .map(|(pid, _)| *pid)
+            .filter(|one| found.contains(&one.parent) && !found.contains(&one.pid))
+            .map(|one| one.pid)
             .collect();
         if more.is_empty() {
             return found;
         }
         found.extend(more);
     }
+}
+
+/// Returns the keepers whose sockets lie in this directory.
+pub(crate) fn keepers_of(directory: &Path) -> Vec<Pid> {
+    let words = [directory.as_os_str().as_encoded_bytes(), b"keeper"];
+    let is_one = |process: &Listed| {
+        let mut windows = words.iter().map(|word| {
+            process
+                .line
+                .windows(word.len())
+                .any(|window| &window == word)
+        });
+        windows.all(|is_there| is_there)
+    };
+    let found = processes().into_iter().filter(is_one);
+    found.filter_map(|one| Pid::from_raw(one.pid)).collect()
+}
+
+#[cfg(target_os = "linux")]
+fn processes() -> Vec<Listed> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let read = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let mut fields = stat.rsplit(") ").next()?.split(' ');
+        if fields.next() == Some("Z") {
+            return None;
+        }
+        Some(Listed {
+            pid,
+            parent: fields.next()?.parse().ok()?,
+            line: fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default(),
+        })
+    };
+    pids.filter_map(read).collect()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn processes() -> Vec<Listed> {
+    let mut ps = Command::new("ps");
+    ps.args(["-axww", "-o", "pid=,ppid=,stat=,command="]);
+    let listed = ps.output().unwrap().stdout;
+    let read = |line: &str| {
+        let (pid, rest) = line.trim_start().split_once(' ')?;
+        let (parent, rest) = rest.trim_start().split_once(' ')?;
+        let (state, line) = rest.trim_start().split_once(' ')?;
+        if state.starts_with('Z') {
+            return None;
+        }
+        Some(Listed {
+            pid: pid.parse().ok()?,
+            parent: parent.parse().ok()?,
+            line: line.as_bytes().to_vec(),
+        })
+    };
+    String::from_utf8_lossy(&listed)
+        .lines()
+        .filter_map(read)
+        .collect()
 }
 
 fn end_all_that_name(path: &Path) {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::harness::{Done, Home, run};
+use crate::harness::{Done, Home, meddle, run};
 
 fn fails(home: &Home, args: &[&str], wanted: &[&str]) -> Done {
     let done = home.run(args);
@@ -187,6 +187,18 @@ fn a_database_that_is_none_or_of_a_newer_version_is_told_and_left_alone() {
     );
     let text = fs::read_to_string(&path).unwrap();
     assert!(text.starts_with("this is no database"));
+
+    let home = Home::new();
+    drop(home.gateway());
+    let later = "INSERT INTO _sqlx_migrations VALUES (99, 'later', 0, 1, x'00', 0)";
+    meddle(&home, later.to_owned());
+    let before = fs::read(home.path().join("gateway.db")).unwrap();
+    fails(
+        &home,
+        &["gateway", "--listen", "127.0.0.1:0"],
+        &["gateway.db", "newer"],
+    );
+    assert!(before == fs::read(home.path().join("gateway.db")).unwrap());
 }
 
 #[test]

@@ -129,6 +129,46 @@ fn bytes_that_are_not_text_are_refused_by_their_place() {
 }
 
 #[test]
+fn other_words_that_are_not_text_are_refused_too() {
+    let (home, gateway_home) = (Home::new(), Home::new());
+    let gateway = gateway_home.gateway();
+    drop(gateway.join(&home, "box"));
+    let bad = OsString::from_vec(b"/caf\xe9".to_vec());
+    for words in [
+        &["node", "exec", "box", "--shell"][..],
+        &["node", "exec", "box", "--shell", "true", "--cwd"],
+        &["node", "policy", "allow", "--"],
+    ] {
+        let mut args: Vec<OsString> = words.iter().map(Into::into).collect();
+        args.push(bad.clone());
+        let done = home.run(&args);
+        assert_eq!(done.code, 2, "{args:?}: {done:?}");
+        assert!(done.stderr.contains("not UTF-8"), "{args:?}: {done:?}");
+    }
+}
+
+#[test]
+fn help_shows_no_value_of_the_environment() {
+    let home = Home::new();
+    let names = ["MOLTIS_GATEWAY_URL", "MOLTIS_GATEWAY", "MOLTIS_API_TOKEN"];
+    for args in [
+        &["node", "add", "--help"][..],
+        &["runs", "list", "--help"],
+        &["token", "create", "--help"],
+    ] {
+        let mut command = home.command(args);
+        command.envs(names.map(|name| (name, "ws://hunter2@gw:1/ws")));
+        let done = crate::harness::run(command);
+        assert_eq!(done.code, 0, "{done:?}");
+        assert!(
+            !done.stdout.contains("hunter2"),
+            "{args:?}: {}",
+            done.stdout
+        );
+    }
+}
+
+#[test]
 fn names_ids_and_labels_of_a_node_are_checked() {
     let long = "x".repeat(10_000);
     for (flag, value, wanted) in [

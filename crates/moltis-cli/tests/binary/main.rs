@@ -15,6 +15,7 @@ mod crash;
 mod exec;
 mod homes;
 mod input;
+mod node;
 mod pairing;
 mod remote;
 mod runs;

@@ -1,8 +1,10 @@
 //! Joining, as two people at two machines see it.
 
+use std::path::Path;
+
 use rustix::process::Signal;
 
-use crate::harness::{Home, code_of, eventually};
+use crate::harness::{Home, Process, code_of, eventually, meddle};
 
 #[test]
 fn a_machine_joins_by_the_story_of_the_readme() {
@@ -17,7 +19,10 @@ fn a_machine_joins_by_the_story_of_the_readme() {
         "{done:?}"
     );
     let line = done.stdout.lines().nth(1).unwrap();
-    assert!(line.starts_with("  moltis node add --host ws://"), "{line}");
+    assert!(
+        line.starts_with("  moltis node add --foreground --host ws://"),
+        "{line}"
+    );
     let gateway_key = line.split("--gateway-key ").nth(1).unwrap().trim();
     let status = home.json(["node", "pairing", "status", "--json"]);
     assert_eq!(status["enabled"], true);
@@ -101,11 +106,9 @@ fn a_machine_joins_by_the_story_of_the_readme() {
     );
 
     let uname = home.run(["node", "exec", "Build Server", "--", "uname", "-s"]);
-    assert_eq!(
-        (uname.code, uname.stdout.as_str()),
-        (0, "Linux\n"),
-        "{uname:?}"
-    );
+    let here = std::process::Command::new("uname").arg("-s").output();
+    let here = String::from_utf8(here.unwrap().stdout).unwrap();
+    assert_eq!((uname.code, &uname.stdout), (0, &here), "{uname:?}");
 
     node.signal(Signal::INT);
     assert_eq!(node.wait().code, 0, "Ctrl+C disconnects");
@@ -116,6 +119,34 @@ fn a_machine_joins_by_the_story_of_the_readme() {
     let offline = home.run(["node", "exec", "Build Server", "--", "true"]);
     assert_eq!(offline.code, 125, "{offline:?}");
     assert!(offline.stderr.contains("Build Server"), "{offline:?}");
+}
+
+/// Types a line as it was printed, in a shell whose PATH knows the binary.
+fn pasted(home: &Home, line: &str) -> Process {
+    let programs = Path::new(env!("CARGO_BIN_EXE_moltis")).parent();
+    let mut shell = std::process::Command::new("/bin/sh");
+    shell
+        .args(["-c", &format!("exec {}", line.trim())])
+        .env_clear()
+        .envs(home.environment())
+        .env(
+            "PATH",
+            format!("{}:/usr/bin:/bin", programs.unwrap().display()),
+        )
+        .current_dir(home.user())
+        .stdin(std::process::Stdio::null());
+    Process::start(shell)
+}
+
+#[test]
+fn the_line_that_pairing_enable_prints_works_when_it_is_pasted() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let printed = home.ok(["node", "pairing", "enable"]);
+    let node = pasted(&machine, printed.lines().nth(1).unwrap());
+    let code = code_of(&node.stdout.wait_for("Connection code"));
+    home.ok(["node", "approve", &gateway.request_with(&code), "--yes"]);
+    node.stdout.wait_for("Approved.");
 }
 
 #[test]
@@ -157,23 +188,33 @@ fn a_rejected_node_is_told_so() {
 #[test]
 fn requests_that_are_unknown_or_ambiguous_are_told_apart() {
     let (home, machine, other) = (Home::new(), Home::new(), Home::new());
-    let gateway = home.gateway();
+    let mut gateway = home.gateway();
     home.ok(["node", "pairing", "enable"]);
-    let first = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
-    let second = other.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
-    let first = gateway.request_with(&code_of(&first.stdout.wait_for("Connection code")));
-    let second = gateway.request_with(&code_of(&second.stdout.wait_for("Connection code")));
+    let machine = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    let other = other.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    let first = gateway.request_with(&code_of(&machine.stdout.wait_for("Connection code")));
+    let second = gateway.request_with(&code_of(&other.stdout.wait_for("Connection code")));
     for id in ["zzzz", "ffffffffffffffffffffffffffffffff", ""] {
         let done = home.run(["node", "approve", id, "--yes"]);
         assert_eq!(done.code, 1, "{done:?}");
         assert!(done.stderr.contains("moltis node pending"), "{done:?}");
     }
-    // Two random ids share a prefix only by chance; the empty one is refused above, so look for one.
-    if first[..1] == second[..1] {
-        let done = home.run(["node", "approve", &first[..1], "--yes"]);
-        assert_eq!(done.code, 1);
-        assert!(done.stderr.contains(&second), "{done:?}");
+    gateway.crash();
+    let renamed = |id: &str, to: &str| {
+        let sql =
+            format!("UPDATE pairing_requests SET id = x'{to}' WHERE hex(id) = upper('{id}');");
+        meddle(&home, sql);
+    };
+    let both = ["abc0".repeat(8), "abc1".repeat(8)];
+    renamed(&first, &both[0]);
+    renamed(&second, &both[1]);
+    gateway.restart();
+    let done = home.run(["node", "approve", "ABC", "--yes"]);
+    assert_eq!(done.code, 1, "{done:?}");
+    for id in &both {
+        assert!(done.stderr.contains(id), "{done:?}");
     }
+    let [first, _] = both;
     let wrong = format!("SHA256:{}", "A".repeat(43));
     let done = home.run(["node", "approve", &first, "--yes", "--fingerprint", &wrong]);
     assert_eq!(done.code, 1, "{done:?}");
@@ -188,11 +229,10 @@ fn of_two_who_answer_at_once_one_is_told_that_it_was_answered() {
     let node = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
     let id = gateway.request_with(&code_of(&node.stdout.wait_for("Connection code")));
     let mut both = [0, 1].map(|_| home.start(["node", "approve", &id, "--yes"]));
-    let mut done = both.each_mut().map(crate::harness::Process::wait);
+    let mut done = both.each_mut().map(Process::wait);
     done.sort_by_key(|done| done.code);
-    assert_eq!(done[0].code, 0, "{done:?}");
     // Whoever comes a moment later finds it answered, or finds no request at all.
-    assert!(done[1].code <= 1, "{done:?}");
+    assert_eq!([done[0].code, done[1].code], [0, 1], "{done:?}");
     assert_eq!(
         home.json(["node", "list", "--json"])
             .as_array()
@@ -371,16 +411,8 @@ fn a_changed_gateway_key_is_a_hard_stop_with_the_way_out() {
     ]);
     assert_eq!(without.code, 1, "{without:?}");
     assert!(without.stderr.contains("--repin"), "{without:?}");
-    let node = machine.start([
-        "node",
-        "add",
-        "--foreground",
-        "--host",
-        &ws,
-        "--gateway-key",
-        new_key,
-        "--repin",
-    ]);
+    let line = done.stderr.split("moltis node add").nth(1).unwrap();
+    let node = pasted(&machine, &format!("moltis node add{line}"));
     node.stdout.wait_for("Connection code");
 }
 
@@ -440,68 +472,85 @@ impl WebServer {
 }
 
 #[test]
-fn remove_leaves_the_key_so_that_no_second_approval_is_needed() {
+fn a_later_name_or_label_is_told_that_it_holds_no_more() {
     let (home, machine) = (Home::new(), Home::new());
     let gateway = home.gateway();
-    let mut node = gateway.join(&machine, "box");
-    let removed = machine.run(["node", "remove"]);
-    assert_eq!(removed.code, 0, "{removed:?}");
-    assert_eq!(node.wait().code, 0, "remove ends the node process");
-    assert!(!machine.path().join("node.json").exists());
-    assert!(machine.path().join("node_key").exists());
-    let again = machine.run(["node", "remove"]);
-    assert_eq!(again.code, 0, "{again:?}");
-    assert!(again.stderr.contains("nothing to remove"), "{again:?}");
-
-    home.ok(["node", "pairing", "disable"]);
-    let node = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
-    node.stdout.wait_for("Connected to");
-    drop(node);
-    machine.ok(["node", "remove", "--delete-key"]);
-    assert!(!machine.path().join("node_key").exists());
-}
-
-#[test]
-fn node_run_connects_as_node_json_says() {
-    let (home, machine) = (Home::new(), Home::new());
-    let gateway = home.gateway();
-    drop(gateway.join(&machine, "box"));
-    let node = machine.start(["node", "run"]);
-    eventually("the node to be back", || {
-        let nodes = home.json(["node", "list", "--json"]);
-        (nodes[0]["name"] == "box").then_some(())
-    });
-    let second = machine.run(["node", "run"]);
-    assert_eq!(second.code, 1, "{second:?}");
-    assert!(
-        second.stderr.contains("a node runs on this home already"),
-        "{second:?}"
-    );
-    drop(node);
-    let nowhere = Home::new().run(["node", "run"]);
-    assert_eq!(nowhere.code, 1, "{nowhere:?}");
-    assert!(nowhere.stderr.contains("moltis node add"), "{nowhere:?}");
-}
-
-#[test]
-fn the_owner_of_a_machine_says_what_may_run_on_it() {
-    let (home, machine) = (Home::new(), Home::new());
-    let gateway = home.gateway();
-    let _node = gateway.join(&machine, "box");
-    let runs = |command: &[&str]| {
-        let mut args = vec!["node", "exec", "box", "--"];
-        args.extend(command);
-        home.run(args).code
+    let ws = gateway.ws();
+    let add = |more: &[&str]| {
+        let words = ["node", "add", "--foreground", "--host", &ws];
+        let mut node = machine.start(words.iter().chain(more));
+        node.stdout.wait_for("Connected to");
+        node.signal(Signal::INT);
+        node.wait()
     };
-    machine.ok(["node", "policy", "off"]);
-    assert_eq!(runs(&["/bin/true"]), 125);
-    machine.ok(["node", "policy", "allow", "--", "/bin/echo", "..."]);
-    machine.ok(["node", "policy", "allow-list"]);
-    assert_eq!(runs(&["/bin/echo", "a", "b"]), 0);
-    assert_eq!(runs(&["/bin/true"]), 125);
-    let policy = machine.json(["node", "policy", "show", "--json"]);
-    assert_eq!(policy["mode"], "allow-list");
-    assert_eq!(policy["allow"], serde_json::json!([["/bin/echo", "..."]]));
-    machine.ok(["node", "policy", "full"]);
-    assert_eq!(runs(&["/bin/true"]), 0);
+    let named = ["--name", "box", "--label", "gpu=true"];
+    drop(gateway.join_with(&machine, &named));
+
+    let again = add(&named);
+    assert!(!again.stderr.contains("no more"), "{again:?}");
+    let renamed = add(&[
+        "--name",
+        "Big Box",
+        "--label",
+        "gpu=false",
+        "--timeout",
+        "7",
+    ]);
+    let id = machine.json(["node", "status", "--json"])["node_id"].clone();
+    let id = id.as_str().unwrap();
+    for wanted in [
+        "--name and --label hold no more".to_owned(),
+        format!("moltis node rename {id} 'Big Box'"),
+        format!("moltis node label {id} gpu=false"),
+    ] {
+        assert!(renamed.stderr.contains(&wanted), "{wanted}: {renamed:?}");
+    }
+    assert_eq!(machine.json(["node", "status", "--json"])["name"], "box");
+    let node = home.json(["node", "describe", "box", "--json"]);
+    assert_eq!(node["labels"], serde_json::json!({ "gpu": "true" }));
+    assert_eq!(node["timeout_seconds"], 7, "the rest of the line counts");
+
+    // Without node.json nobody here knows what was approved, so it is told as well.
+    machine.ok(["node", "remove"]);
+    let renamed = add(&["--name", "Big Box"]);
+    assert!(
+        renamed.stderr.contains("--name holds no more"),
+        "{renamed:?}"
+    );
+}
+
+#[test]
+fn a_node_id_that_is_taken_is_refused_with_the_way_out() {
+    let (home, one, two) = (Home::new(), Home::new(), Home::new());
+    let gateway = home.gateway();
+    let _one = gateway.join_with(&one, &["--node-id", "first"]);
+    let ws = gateway.ws();
+    let add = ["node", "add", "--foreground", "--host", &ws, "--node-id"];
+    let done = two.run(add.iter().chain(&["first"]));
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("choose another one"), "{done:?}");
+    assert!(!two.path().join("node.json").exists());
+    let node = two.start(add.iter().chain(&["second"]));
+    node.stdout.wait_for("Connection code");
+}
+
+#[test]
+fn an_expired_request_is_told_as_that() {
+    let (home, machine) = (Home::new(), Home::new());
+    let mut gateway = home.gateway();
+    home.ok(["node", "pairing", "enable"]);
+    let mut node = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    let id = gateway.request_with(&code_of(&node.stdout.wait_for("Connection code")));
+    node.signal(Signal::KILL);
+    node.wait();
+    gateway.crash();
+    meddle(
+        &home,
+        "UPDATE pairing_requests SET answer = 'expired', answered_at = last_seen_at".to_owned(),
+    );
+    gateway.restart();
+    let done = home.run(["node", "approve", &id, "--yes"]);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("has expired"), "{done:?}");
+    assert!(done.stderr.contains("moltis node pending"), "{done:?}");
 }

@@ -1,6 +1,6 @@
 //! `moltis runs …` and `moltis token …`.
 
-use crate::harness::Home;
+use crate::harness::{Home, eventually, meddle};
 
 #[test]
 fn runs_are_listed_and_shown() {
@@ -79,6 +79,104 @@ fn what_is_not_there_is_told() {
         assert!(done.stderr.starts_with("error: "), "{args:?}: {done:?}");
         assert_eq!(done.stdout, "", "{args:?}");
     }
+}
+
+#[test]
+fn output_ends_where_the_run_is_now_though_it_goes_on_printing() {
+    let home = Home::new();
+    let _gateway = home.gateway();
+    let script = "while :; do echo line; done";
+    let mut exec = home.start(["node", "exec", "local", "--shell", script]);
+    exec.stdout.wait_for("line");
+    let id = home.json(["runs", "list", "--json"])[0]["id"].clone();
+    let id = id.as_str().unwrap();
+    let printed = home.ok(["runs", "output", id]);
+    assert!(printed.starts_with("line\nline\n"), "{printed}");
+    let behind = home.run(["runs", "output", id, "--offset", "1000000000000"]);
+    assert_eq!(behind.code, 1, "{behind:?}");
+    assert!(exec.is_running());
+    home.ok(["runs", "cancel", id]);
+    exec.wait();
+}
+
+#[test]
+fn an_expired_token_opens_nothing() {
+    let home = Home::new();
+    let mut gateway = home.gateway();
+    let create = ["token", "create", "--name", "ci", "--scope", "runs:read"];
+    let token = home.ok(create.iter().chain(&["--expires", "1h"]));
+    let list = |address: &str| {
+        let mut command = home.command(["runs", "list"]);
+        command.env("MOLTIS_GATEWAY", format!("http://{address}"));
+        command.env("MOLTIS_API_TOKEN", token.trim());
+        crate::harness::run(command)
+    };
+    assert_eq!(list(&gateway.address).code, 0);
+    gateway.crash();
+    meddle(
+        &home,
+        "UPDATE tokens SET expires_at = created_at".to_owned(),
+    );
+    gateway.restart();
+    let expired = list(&gateway.address);
+    assert_eq!(expired.code, 1, "{expired:?}");
+    assert!(expired.stderr.contains("token"), "{expired:?}");
+}
+
+#[test]
+fn a_run_that_an_older_copy_of_the_store_does_not_know_is_claimed() {
+    let (home, machine) = (Home::new(), Home::new());
+    let mut gateway = home.gateway();
+    let _node = gateway.join(&machine, "box");
+    let gate = machine.user().join("gate");
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        for file in ["gateway.db", "gateway.db-wal"] {
+            std::fs::remove_file(to.join(file)).ok();
+            if from.join(file).exists() {
+                std::fs::copy(from.join(file), to.join(file)).unwrap();
+            }
+        }
+        std::fs::remove_file(to.join("gateway.db-shm")).ok();
+    };
+    gateway.crash();
+    copy(&home.path(), &home.user());
+    gateway.restart();
+    eventually("the node to be back", || {
+        let nodes = home.json(["node", "list", "--json"]);
+        (!nodes.as_array().unwrap().is_empty()).then_some(())
+    });
+    let script = format!(
+        "echo begin; while [ ! -e {} ]; do sleep 0.05; done; echo end; exit 5",
+        gate.display()
+    );
+    let id = home.ok(["node", "exec", "box", "--detach", "--shell", &script]);
+    let id = id.trim();
+    gateway.crash();
+    copy(&home.user(), &home.path());
+    gateway.restart();
+
+    let run = eventually("the node to tell of it", || {
+        let runs = home.json(["runs", "list", "--json"]);
+        runs.as_array()
+            .unwrap()
+            .iter()
+            .find(|run| run["id"] == id)
+            .cloned()
+    });
+    assert_eq!(run["unclaimed"], true, "{run}");
+    assert!(home.ok(["runs", "list"]).contains("unclaimed"));
+    home.ok(["runs", "claim", id]);
+    assert_eq!(
+        home.json(["runs", "show", id, "--json"])["unclaimed"],
+        false
+    );
+    std::fs::write(&gate, "").unwrap();
+    let done = home.run(["runs", "attach", id]);
+    assert_eq!(
+        (done.code, done.stdout.as_str()),
+        (5, "begin\nend\n"),
+        "{done:?}"
+    );
 }
 
 #[test]
