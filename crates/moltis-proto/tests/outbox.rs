@@ -134,6 +134,8 @@ struct World {
     ended: Option<Totals>,
     ever_detached: bool,
     ever_failed: bool,
+    /// The highest offset that was ever acknowledged, or resumed from.
+    acked_high: [u64; 2],
 }
 
 impl World {
@@ -151,6 +153,7 @@ impl World {
             ended: None,
             ever_detached: false,
             ever_failed: false,
+            acked_high: [0; 2],
         }
     }
 
@@ -237,8 +240,15 @@ impl World {
             got.acked += part;
             got.acked
         });
+        self.note_acked(stdout, stderr);
         let freed = self.outbox.handle_ack(Totals { stdout, stderr }, self.now);
         self.under_way -= freed.unwrap();
+    }
+
+    fn note_acked(&mut self, stdout: u64, stderr: u64) {
+        for (high, acked) in self.acked_high.iter_mut().zip([stdout, stderr]) {
+            *high = acked.max(*high);
+        }
     }
 
     fn spool(&mut self, fails: bool) {
@@ -262,6 +272,7 @@ impl World {
             got.acked = got.next;
         }
         let [stdout, stderr] = self.got.each_ref().map(|got| got.next);
+        self.note_acked(stdout, stderr);
         let totals = Totals { stdout, stderr };
         let freed = self.outbox.handle_resume(&WINDOWS, totals, self.now);
         self.under_way -= freed.unwrap();
@@ -288,7 +299,10 @@ impl World {
                         );
                     }
                     GapReason::DiskFull | GapReason::DiskFailed => assert!(self.ever_failed),
-                    GapReason::Freed => assert!(self.ever_detached || *to > 0),
+                    GapReason::Freed => assert!(
+                        *to <= self.acked_high[stream.index()],
+                        "{from}..{to} was never acknowledged"
+                    ),
                     other => panic!("a gap for {other:?}"),
                 }
             }
@@ -326,6 +340,15 @@ fn ending() -> Ending {
         duration_ms: 0,
         descendants_may_survive: false,
     }
+}
+
+/// The stretches that a spool has: its beginning, and its ring.
+fn lies_in(header: &SpoolHeader) -> [(u64, u64); 2] {
+    let head_to = header.base + header.head_bytes;
+    [
+        (header.base, head_to.min(header.to)),
+        (header.from.max(head_to), header.to),
+    ]
 }
 
 #[expect(
@@ -397,6 +420,10 @@ proptest! {
             let spooled = world.files[n].header.map_or(0, |header| header.to);
             let known = if knows_the_end { world.written[n] } else { spooled };
             prop_assert_eq!(totals.of(stream), known.max(before[n].next));
+            for (from, to) in world.files[n].header.iter().flat_map(lies_in) {
+                let missed = heir.got[n].gaps.iter().find(|gap| gap.0 < to && from < gap.1);
+                prop_assert_eq!(missed, None, "the spool has {}..{}", from, to);
+            }
         }
     }
 }
@@ -507,4 +534,29 @@ fn a_full_disk_makes_a_followed_child_wait_and_marks_the_loss_of_one_that_nobody
         panic!("one gap expected: {:?}", world.got[0].gaps);
     };
     assert_eq!((to, reason), (world.written[0], GapReason::DiskFull));
+}
+
+#[test]
+fn a_gap_that_the_client_has_acknowledged_does_not_keep_the_stream_out_of_its_spool() {
+    let mut world = World::new();
+    world.perform(Step::Detach);
+    for _ in 0..20 {
+        world.perform(Step::Write(Stream::Stdout, READ - 1));
+        world.perform(Step::Spool { fails: true });
+    }
+    // The disk works again, and the client hears of the gap.
+    world.resume(0);
+    while world.send() || world.got[0].acked < world.written[0] {
+        world.ack(255);
+        world.perform(Step::Spool { fails: false });
+    }
+    assert_eq!(world.got[0].gaps.len(), 1);
+    world.perform(Step::Detach);
+    let before = world.written[0];
+    while world.written[0] < before + LIMITS.spool_bytes - 2 * READ {
+        world.perform(Step::Write(Stream::Stdout, READ - 1));
+        world.perform(Step::Spool { fails: false });
+    }
+    world.finish();
+    assert_eq!(world.got[0].gaps.len(), 1, "{:?}", world.got[0].gaps);
 }

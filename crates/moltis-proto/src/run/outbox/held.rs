@@ -83,6 +83,15 @@ impl Held {
         self.gaps > 0
     }
 
+    /// Returns the end of the last gap.
+    pub(super) fn last_gap(&self) -> Option<u64> {
+        if self.gaps == 0 {
+            return None;
+        }
+        let gap = |piece: &&Piece| matches!(piece.kind, Kind::Gap { .. });
+        self.pieces.iter().rfind(gap).map(Piece::to)
+    }
+
     pub(super) fn push(&mut self, bytes: Bytes) {
         let length = bytes.len() as u64;
         if bytes.len() < SMALL_BYTES {

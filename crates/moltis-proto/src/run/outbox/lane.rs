@@ -463,8 +463,12 @@ impl Lane {
         }
     }
 
-    /// Moves everything held into the file.
+    /// Moves everything held into the file, which has no room for gaps: what lies below one is let go.
     fn enter(&mut self) {
+        if let Some(to) = self.held.last_gap() {
+            self.start = self.start.max(to);
+            self.held.release_below(to);
+        }
         let ring_bytes = self
             .limits
             .spool_bytes
@@ -501,8 +505,15 @@ impl Lane {
         matches!(self.due, Some((_, Busy::Entering))) || matches!(self.busy, Some(Busy::Entering))
     }
 
+    /// A gap that the client has heard of, and acknowledged, is in nobody's way.
     fn can_spool(&self) -> bool {
-        self.no_spool.is_none() && !self.held.has_gap() && self.limits.spool_bytes > 0
+        let heard = if self.following {
+            self.acked.min(self.base)
+        } else {
+            self.acked
+        };
+        let has_gap = self.held.last_gap().is_some_and(|to| to > heard);
+        self.no_spool.is_none() && !has_gap && self.limits.spool_bytes > 0
     }
 
     fn advance_start(&mut self) {
