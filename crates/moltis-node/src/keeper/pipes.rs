@@ -126,9 +126,7 @@ impl Source {
     /// Cancel safe: nothing is read then.
     pub(super) async fn read(&mut self, max: usize) -> io::Result<Bytes> {
         let max = max.min(self.read_bytes);
-        if self.buffer.capacity() < max {
-            self.buffer.reserve(self.read_bytes);
-        }
+        self.buffer.reserve(max);
         let read = match &mut self.end {
             SourceEnd::Pipe(pipe) => pipe.read_buf(&mut (&mut self.buffer).limit(max)).await?,
             SourceEnd::Terminal(terminal) => {
@@ -142,7 +140,23 @@ impl Source {
         if read == max {
             self.expect_more();
         }
-        Ok(self.buffer.split().freeze())
+        Ok(self.take_read())
+    }
+
+    /// Takes what was read out of the buffer. A piece holds all of the memory that it lies in, which
+    /// nobody counts: where that is much more than the piece, the piece is copied.
+    fn take_read(&mut self) -> Bytes {
+        if self.buffer.len() >= self.buffer.capacity() / 2 {
+            return std::mem::take(&mut self.buffer).freeze();
+        }
+        let read = Bytes::copy_from_slice(&self.buffer);
+        self.buffer.clear();
+        if read.len() < self.read_bytes / 4 {
+            // It prints little now, and an idle buffer is memory too.
+            self.read_bytes = (self.read_bytes / 4).max(READ_BYTES_MIN);
+            self.buffer = BytesMut::new();
+        }
+        read
     }
 
     /// Returns how many bytes wait to be read.
@@ -210,5 +224,35 @@ impl Sink {
             };
             terminal.write(ends).await.ok(); // a terminal that is gone has ended
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_short_read_holds_no_long_buffer() {
+        let (far, mut near) = io::pipe().unwrap();
+        let mut source = Source::pipe(far.into()).unwrap();
+        // A command that prints much, and then a line at a time.
+        let mut left = 1024 * 1024;
+        let writer = std::thread::spawn(move || {
+            near.write_all(&vec![7; left]).unwrap();
+            near
+        });
+        while left > 0 {
+            left -= source.read(left).await.unwrap().len();
+        }
+        let mut near = writer.join().unwrap();
+        for length in [60_000, 3_000, 3_000, 3_000] {
+            near.write_all(&vec![1; length]).unwrap();
+            let read = source.read(usize::MAX).await.unwrap();
+            let (bytes, held) = (read.len(), read.try_into_mut().unwrap().capacity());
+            assert!(held <= 2 * bytes, "{bytes} bytes hold {held}");
+        }
+        assert!(source.buffer.capacity() <= 2 * READ_BYTES_MIN);
     }
 }
