@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use moltis_proto::limits::{BACKOFF_MAX, BACKOFF_MIN, HEALTHY_AFTER};
 
-/// Waits that double from [`BACKOFF_MIN`] to [`BACKOFF_MAX`], each taken at random from its upper
-/// half, so that many nodes do not come back in one moment. A connection that lived
+/// Waits that double up to [`BACKOFF_MAX`], each taken at random from its upper half, so that many
+/// nodes do not come back in one moment. The first is [`BACKOFF_MIN`] to twice of it. A connection that lived
 /// [`HEALTHY_AFTER`] begins anew.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {
@@ -44,18 +44,27 @@ impl Backoff {
             self.failures = 0;
         }
         let full = BACKOFF_MIN
-            .saturating_mul(1 << self.failures.min(16))
+            .saturating_mul(2 << self.failures.min(16))
             .min(BACKOFF_MAX);
         self.failures = self.failures.saturating_add(1);
         spread(full, jitter)
     }
+
+    /// Returns whether the wait that was given last was the first of its kind.
+    pub(crate) fn is_at_first(&self) -> bool {
+        self.failures <= 1
+    }
 }
 
-/// Returns a time between half of `full` and `full`, but never below [`BACKOFF_MIN`].
+/// Returns a time between half of `full` and `full`.
 pub(crate) fn spread(full: Duration, jitter: u32) -> Duration {
     let half = full / 2;
-    let part = half.mul_f64(f64::from(jitter) / f64::from(u32::MAX));
-    (half + part).max(BACKOFF_MIN)
+    half + part_of(half, jitter)
+}
+
+/// Returns a time between nothing and `whole`.
+pub(crate) fn part_of(whole: Duration, jitter: u32) -> Duration {
+    whole.mul_f64(f64::from(jitter) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]
@@ -74,21 +83,27 @@ mod tests {
         let waits: Vec<_> = (0..40)
             .map(|_| backoff.handle_lost(u32::MAX, now))
             .collect();
-        assert_eq!(waits[0], Duration::from_millis(500));
-        assert_eq!(waits[1], Duration::from_secs(1));
-        assert_eq!(waits[6], Duration::from_secs(32));
-        assert_eq!(waits[7], BACKOFF_MAX);
+        assert_eq!(waits[0], Duration::from_secs(1));
+        assert_eq!(waits[1], Duration::from_secs(2));
+        assert_eq!(waits[5], Duration::from_secs(32));
+        assert_eq!(waits[6], BACKOFF_MAX);
         assert_eq!(waits[39], BACKOFF_MAX);
     }
 
     #[test]
-    fn jitter_stays_within_the_bounds() {
-        for jitter in [0, 1, u32::MAX / 2, u32::MAX] {
+    fn every_wait_is_spread_over_the_half_of_its_length() {
+        let waits = |jitter| {
             let mut backoff = Backoff::new();
-            for _ in 0..40 {
-                let wait = backoff.handle_lost(jitter, origin());
-                assert!((BACKOFF_MIN..=BACKOFF_MAX).contains(&wait), "{wait:?}");
-            }
+            (0..40).map(move |_| backoff.handle_lost(jitter, origin()))
+        };
+        let longest: Vec<_> = waits(u32::MAX).collect();
+        for (wait, longest) in waits(0).zip(&longest) {
+            assert!((BACKOFF_MIN..=BACKOFF_MAX).contains(&wait), "{wait:?}");
+            assert_eq!(wait, *longest / 2);
+        }
+        for (wait, longest) in waits(u32::MAX / 2).zip(&longest) {
+            let middle = longest.mul_f64(0.75);
+            assert!(wait.abs_diff(middle) < Duration::from_millis(1), "{wait:?}");
         }
     }
 
@@ -102,8 +117,10 @@ mod tests {
         backoff.handle_connected(start);
         let short = backoff.handle_lost(u32::MAX, start + Duration::from_secs(59));
         assert_eq!(short, BACKOFF_MAX);
+        assert!(!backoff.is_at_first());
         backoff.handle_connected(start);
         let healthy = backoff.handle_lost(u32::MAX, start + Duration::from_mins(1));
-        assert_eq!(healthy, BACKOFF_MIN);
+        assert_eq!(healthy, 2 * BACKOFF_MIN);
+        assert!(backoff.is_at_first());
     }
 }

@@ -207,6 +207,9 @@ pub enum LinkError {
         /// What it, or the system, said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The keeper for new runs takes no more: the next connection is made to another one.
+    #[error("this machine's keeper leaves, and the next one is looked for")]
+    KeeperLeaves,
     /// This machine does not tell what a node needs to know of it.
     #[error("this machine cannot be a node")]
     Machine(#[source] PlatformError),
@@ -226,6 +229,8 @@ pub enum LinkError {
 pub enum Outlook {
     /// It passes by itself: dial again.
     Passing,
+    /// Nothing is wrong, and the next connection will differ: dial again now.
+    AtOnce,
     /// The gateway says when to dial again.
     Later(Duration),
     /// Only a person can mend it.
@@ -241,7 +246,7 @@ impl LinkError {
             Self::Refused(Refusal::RateLimited { retry_ms }) => {
                 Outlook::Later(Duration::from_millis(*retry_ms))
             }
-            Self::SettingsChanged => Outlook::Later(Duration::ZERO),
+            Self::SettingsChanged | Self::KeeperLeaves => Outlook::AtOnce,
             Self::NotFound { .. }
             | Self::WebPage { .. }
             | Self::ProxyWithoutUpgrade { .. }

@@ -33,7 +33,7 @@ use self::handshake::{Accepted, Claims, Progress};
 use self::session::{Stopped, Surroundings};
 use self::settings::Watched;
 use self::telemetry::Telemetry;
-use crate::backoff::{Backoff, spread};
+use crate::backoff::{Backoff, part_of, spread};
 use crate::config::NodeConfig;
 use crate::error::{LinkError, Outlook};
 use crate::event::{LinkEvent, Trust};
@@ -228,18 +228,22 @@ impl Link {
         let passing = self.backoff.handle_lost(jitter, self.clock.now().monotonic);
         let in_a_terminal = self.give_up == GiveUp::WhenTurnedAway;
         match error.outlook() {
-            Outlook::Later(Duration::ZERO) => Some(Duration::ZERO),
-            Outlook::Later(wait) => {
-                // Never before the time that was asked for: twice of it, spread, begins there.
-                let wait = wait.clamp(BACKOFF_MIN, LATER_MAX);
-                Some(wait + spread(wait / 4, jitter))
-            }
+            // Whatever it is that changes all the time, the gateway is not dialled all the time.
+            Outlook::AtOnce if self.backoff.is_at_first() => Some(Duration::ZERO),
+            Outlook::Later(wait) => Some(later(wait, jitter)),
             Outlook::NeedsPerson if in_a_terminal => None,
             Outlook::NeedsPerson => Some(spread(BACKOFF_MAX, jitter)),
             Outlook::Passing if in_a_terminal && !self.answered => None,
-            Outlook::Passing => Some(passing),
+            Outlook::AtOnce | Outlook::Passing => Some(passing),
         }
     }
+}
+
+/// Returns when to come back to a gateway that asked for this wait: never sooner, and never so soon
+/// that it would be dialled all the time.
+fn later(wait: Duration, jitter: u32) -> Duration {
+    let wait = wait.clamp(BACKOFF_MIN, LATER_MAX);
+    wait + part_of(wait / 4, jitter)
 }
 
 /// Who is told what happens: the channel of events, `node.state`, and the log in detail; whoever
@@ -327,4 +331,23 @@ fn chain(error: &LinkError) -> String {
         cause = error.source();
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_that_asks_for_no_wait_gets_the_shortest() {
+        assert_eq!(later(Duration::ZERO, 0), BACKOFF_MIN);
+        assert_eq!(later(Duration::MAX, 0), LATER_MAX);
+    }
+
+    #[test]
+    fn nodes_that_were_asked_for_the_same_wait_do_not_come_back_in_one_moment() {
+        let wait = Duration::from_secs(8);
+        assert_eq!(later(wait, 0), wait);
+        assert_eq!(later(wait, u32::MAX), Duration::from_secs(10));
+        assert_eq!(later(BACKOFF_MIN, u32::MAX), BACKOFF_MIN * 5 / 4);
+    }
 }

@@ -108,7 +108,7 @@ async fn a_goodbye_says_when_to_come_back() {
     .await;
     let (_, retry_in) = node.disconnected().await;
     assert!(
-        (2.0..=3.0).contains(&retry_in.as_secs_f64()),
+        (2.0..=2.5).contains(&retry_in.as_secs_f64()),
         "{retry_in:?}"
     );
     let (mut peer, _keeper) = tokio::join!(gateway.admit(), node.idle_keeper());
@@ -151,7 +151,8 @@ async fn a_node_comes_back_for_ever_and_waits_longer_each_time() {
         tokio::time::advance(Duration::from_mins(1)).await;
         tokio::time::resume();
     }
-    assert!(waits[0] <= Duration::from_millis(500), "{waits:?}");
+    let shortest = Duration::from_millis(500)..=Duration::from_secs(1);
+    assert!(shortest.contains(&waits[0]), "{waits:?}");
     let longest = Duration::from_secs(30)..=Duration::from_mins(1);
     assert!(
         waits[8..].iter().all(|wait| longest.contains(wait)),
