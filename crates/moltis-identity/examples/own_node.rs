@@ -29,7 +29,7 @@ use moltis_proto::telemetry::Platform;
 use moltis_proto::version::LedgerRange;
 use moltis_proto::{
     BootId, FromKeeper, InstanceId, JournalId, Labels, NodeId, NodeName, Nonce, Payload, RunId,
-    RunRefusal, Subprotocol, ToGateway, ToKeeper, ToNode,
+    RunRefusal, Subprotocol, ToGateway, ToKeeper, ToNode, env,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -214,6 +214,11 @@ async fn run(run_id: RunId, spec: RunSpec, windows: Windows) -> Vec<FromKeeper> 
         let code = RunRefusal::Invalid;
         return vec![FromKeeper::Refused { run_id, code }];
     }
+    // The gateway has looked at them too; a node believes nobody.
+    if env::check(&spec.env, &[]).is_err() {
+        let code = RunRefusal::EnvNotAllowed;
+        return vec![FromKeeper::Refused { run_id, code }];
+    }
     let argv = match spec.command {
         Command::Argv(argv) => argv,
         Command::Shell(line) => vec!["/bin/sh".to_owned(), "-c".to_owned(), line],
@@ -236,12 +241,15 @@ async fn run(run_id: RunId, spec: RunSpec, windows: Windows) -> Vec<FromKeeper> 
     let child = match child {
         Ok(child) => child,
         Err(error) => {
-            let ending = ending(
-                Outcome::FailedToStart,
-                None,
-                error.to_string(),
-                started.elapsed(),
-            );
+            let ending = Ending {
+                reason: reason_of(&error),
+                ..ending(
+                    Outcome::FailedToStart,
+                    None,
+                    error.to_string(),
+                    started.elapsed(),
+                )
+            };
             return vec![ended(run_id, ending, Totals::default())];
         }
     };
@@ -301,14 +309,22 @@ fn how(status: std::process::ExitStatus) -> (Outcome, Option<ExitStatus>) {
 }
 
 fn ending(outcome: Outcome, status: Option<ExitStatus>, detail: String, took: Duration) -> Ending {
-    let reason = (outcome == Outcome::FailedToStart).then_some(Reason::NotFound);
     Ending {
         outcome,
-        reason,
+        reason: None,
         status,
         detail,
         duration_ms: took.as_millis().try_into().unwrap_or(u64::MAX),
         descendants_may_survive: false,
+    }
+}
+
+/// Why a command did not start, where the system says it.
+fn reason_of(error: &std::io::Error) -> Option<Reason> {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Some(Reason::NotFound),
+        std::io::ErrorKind::PermissionDenied => Some(Reason::NotExecutable),
+        _ => None,
     }
 }
 

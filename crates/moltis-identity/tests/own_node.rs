@@ -18,7 +18,7 @@ use moltis_proto::handshake::{Epoch, SessionLimits};
 use moltis_proto::key::Digest;
 use moltis_proto::message::Windows;
 use moltis_proto::run::{
-    Command, ExitStatus, GapReason, Outcome, RunSpec, StdinMode, Stream, Tty, TtySize,
+    Command, ExitStatus, GapReason, Outcome, Reason, RunSpec, StdinMode, Stream, Tty, TtySize,
 };
 use moltis_proto::subprotocol::Negotiated;
 use moltis_proto::version::LedgerRange;
@@ -275,6 +275,26 @@ async fn play(listener: TcpListener) {
             ..
         }]
     ));
+
+    let mut loader = shell("true");
+    loader
+        .env
+        .insert("LD_PRELOAD".to_owned(), "evil".to_owned());
+    assert!(matches!(
+        gateway.run(6, loader).await[..],
+        [FromKeeper::Refused {
+            code: RunRefusal::EnvNotAllowed,
+            ..
+        }]
+    ));
+
+    let mut flat = shell("");
+    flat.command = Command::Argv(vec!["/etc/passwd".to_owned()]);
+    let said = gateway.run(7, flat).await;
+    let [FromKeeper::Ended { ending, .. }] = &said[..] else {
+        panic!("{said:?}");
+    };
+    assert_eq!(ending.reason, Some(Reason::NotExecutable));
 
     let reason = GoodbyeReason::Shutdown;
     gateway
