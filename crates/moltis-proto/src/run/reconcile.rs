@@ -56,7 +56,7 @@ pub enum Progress {
 pub struct NodeSide<'a> {
     /// This boot of its machine.
     pub boot_id: BootId,
-    /// Every journal present.
+    /// Every journal present, the one for new runs first.
     pub journals: &'a [JournalId],
 }
 
@@ -118,7 +118,13 @@ fn decide_unlisted(row: OpenRow, node: NodeSide<'_>) -> Action {
     }
     match row.progress {
         Progress::Running => lost(Reason::NodeForgot),
-        Progress::Starting if row.same_incarnation && row.age <= START_TIME_MAX => {
+        // It would go to the keeper of the first journal, which has to be the one that was asked: of
+        // another one nobody could say that it was not asked before.
+        Progress::Starting
+            if row.same_incarnation
+                && row.age <= START_TIME_MAX
+                && node.journals.first() == Some(&row.journal_id) =>
+        {
             Action::StartAgain
         }
         // The journal that would hold it is here and does not: it provably never started.
@@ -236,11 +242,15 @@ mod tests {
     #[test]
     fn a_start_that_got_lost_is_sent_again_by_the_process_that_wrote_the_row() {
         assert_eq!(unlisted(STARTING), Action::StartAgain);
+    }
+
+    #[test]
+    fn a_start_that_an_older_keeper_did_not_get_goes_to_no_other() {
         let in_older = OpenRow {
             journal_id: OLDER_JOURNAL,
             ..STARTING
         };
-        assert_eq!(unlisted(in_older), Action::StartAgain);
+        assert_eq!(unlisted(in_older), NOT_STARTED);
     }
 
     #[test]
