@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::core::{Core, Own};
-use self::door::Door;
+use self::door::{Door, LEAVING, SOCKET};
 use self::journal::Journal;
 use self::recover::Estate;
 
@@ -119,7 +119,7 @@ pub async fn serve(config: KeeperConfig, stop: CancellationToken) -> Result<Serv
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
     let starting = StartLock::take(&config.dir)?;
     let estate = inherit(&config)?;
-    if estate.living.contains(&config.version) {
+    if estate.has_keeper_of(&config.version) {
         return Ok(Served::Another);
     }
     let own = Own {
@@ -127,8 +127,8 @@ pub async fn serve(config: KeeperConfig, stop: CancellationToken) -> Result<Serv
         adopts_orphans: process::adopt_orphans(),
     };
     let journal = new_journal(&config)?;
-    let socket = config.dir.join(format!("k{}.sock", journal.id()));
-    delete_dead_sockets(&config.dir, &estate);
+    let socket = config.dir.join(format!("k{}.{SOCKET}", journal.id()));
+    delete_dead_sockets(&config.dir, &estate.journals);
     if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         journal.delete();
         return Err(KeeperError::SocketPath { path: socket });
@@ -250,14 +250,14 @@ fn new_journal(config: &KeeperConfig) -> Result<Journal, KeeperError> {
 }
 
 fn begin(config: KeeperConfig, own: Option<Own>, journal: Journal, estate: Estate) -> Core {
-    let mut journals = vec![journal];
-    journals.extend(estate.journals);
-    Core::new(config, own, journals, estate.runs)
+    Core::new(config, own, journal, estate)
 }
 
 /// Takes away the sockets of the keepers whose journals we hold now.
-fn delete_dead_sockets(dir: &Path, estate: &Estate) {
-    for journal in &estate.journals {
-        fs::remove_file(dir.join(format!("k{}.sock", journal.id()))).ok(); // most were taken away
+fn delete_dead_sockets(dir: &Path, journals: &[Journal]) {
+    for journal in journals {
+        for kind in [SOCKET, LEAVING] {
+            fs::remove_file(dir.join(format!("k{}.{kind}", journal.id()))).ok(); // most are gone
+        }
     }
 }

@@ -18,6 +18,8 @@ mod disk;
 mod ends;
 #[path = "keeper/input.rs"]
 mod input;
+#[path = "keeper/many.rs"]
+mod many;
 #[path = "keeper/output.rs"]
 mod output;
 #[path = "keeper/rules.rs"]

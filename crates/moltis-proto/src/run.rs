@@ -215,7 +215,9 @@ pub struct Ending {
     pub detail: String,
     /// Milliseconds from the spawn to the ending, by the node's monotonic clock.
     pub duration_ms: u64,
-    /// Processes of this run that left its group may still live.
+    /// Processes of this run may still live: some were seen, or it was ended and nobody can tell. Of
+    /// a run that ended by itself only those are seen that the system tells of: on Linux all, else
+    /// those of its process group.
     pub descendants_may_survive: bool,
 }
 

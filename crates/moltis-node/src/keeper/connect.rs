@@ -13,6 +13,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::UnixStream;
 
+use super::door::{LEAVING, SOCKET};
 use super::journal;
 
 /// How often a keeper that was started is looked for.
@@ -20,6 +21,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(3);
 
 /// Bytes that may wait in the system between a keeper and its client.
 const SEND_BUFFER_BYTES: usize = 1024 * 1024;
+
+/// How often one is started again: the one before may have met a keeper that has left since.
+const START_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a keeper that was started may take until its socket answers.
 pub const START_TIME: Duration = Duration::from_secs(10);
@@ -97,7 +101,8 @@ impl From<DuplexStream> for KeeperStream {
 
 /// Connects to every living keeper of `dir`, the one for new runs first: that is the one of
 /// `version`, which is started where none answers. Those of other versions keep the runs that they
-/// have, and leave when the last one is forgotten and nobody is attached.
+/// have, and leave when the last one is forgotten and nobody is attached. One that leaves is never
+/// the first.
 ///
 /// # Errors
 /// [`ConnectError`], each naming the directory.
@@ -106,47 +111,41 @@ pub async fn connect_all(
     starter: &dyn Starter,
     version: &str,
 ) -> Result<Vec<KeeperStream>, ConnectError> {
-    let living = living(dir).await?;
-    if let Some(streams) = ours_first(living, version) {
-        return Ok(streams);
-    }
-    starter.start(dir).map_err(|source| ConnectError::Start {
-        dir: dir.to_owned(),
-        source,
-    })?;
-    let answered = async {
-        loop {
-            if let Some(streams) = ours_first(self::living(dir).await?, version) {
-                return Ok(streams);
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    };
-    tokio::time::timeout(START_TIME, answered)
-        .await
-        .map_err(|_elapsed| ConnectError::NoAnswer {
-            dir: dir.to_owned(),
-        })?
+    look_or_start(dir, starter, |living| ours_first(living, version)).await
 }
 
-/// Connects to a living keeper of `dir`; where none answers, has one started and waits for it.
+/// Connects to a living keeper of `dir` that takes new runs; where none answers, has one started and
+/// waits for it.
 ///
 /// # Errors
 /// [`ConnectError`], each naming the directory.
 pub async fn connect(dir: &Path, starter: &dyn Starter) -> Result<KeeperStream, ConnectError> {
-    if let Some(stream) = find(dir).await? {
-        return Ok(stream);
+    look_or_start(dir, starter, first).await
+}
+
+/// Returns what `pick` takes of the keepers that live; where that is nothing, starts one and looks
+/// until it is there.
+async fn look_or_start<T>(
+    dir: &Path,
+    starter: &dyn Starter,
+    pick: impl Fn(Vec<Living>) -> Option<T>,
+) -> Result<T, ConnectError> {
+    if let Some(found) = pick(living(dir).await?) {
+        return Ok(found);
     }
-    starter.start(dir).map_err(|source| ConnectError::Start {
-        dir: dir.to_owned(),
-        source,
-    })?;
     let answered = async {
         loop {
-            if let Some(stream) = find(dir).await? {
-                return Ok(stream);
+            starter.start(dir).map_err(|source| ConnectError::Start {
+                dir: dir.to_owned(),
+                source,
+            })?;
+            let began = tokio::time::Instant::now();
+            while began.elapsed() < START_EVERY {
+                if let Some(found) = pick(living(dir).await?) {
+                    return Ok(found);
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
             }
-            tokio::time::sleep(LOOK_EVERY).await;
         }
     };
     tokio::time::timeout(START_TIME, answered)
@@ -156,16 +155,15 @@ pub async fn connect(dir: &Path, starter: &dyn Starter) -> Result<KeeperStream, 
         })?
 }
 
-/// Connects to a living keeper of `dir`; `None` where none answers.
+/// Connects to a living keeper of `dir` that takes new runs; `None` where none answers.
 ///
 /// # Errors
 /// [`ConnectError::Directory`] when the directory cannot be read; one that is missing holds none.
 pub async fn find(dir: &Path) -> Result<Option<KeeperStream>, ConnectError> {
-    let first = living(dir).await?.into_iter().next();
-    Ok(first.map(|living| living.stream))
+    Ok(first(living(dir).await?))
 }
 
-/// Connects to every living keeper of `dir`.
+/// Connects to every living keeper of `dir`, also to those that leave.
 ///
 /// # Errors
 /// [`ConnectError::Directory`] when the directory cannot be read; one that is missing holds none.
@@ -177,14 +175,23 @@ pub async fn find_all(dir: &Path) -> Result<Vec<KeeperStream>, ConnectError> {
 /// A keeper that answered.
 struct Living {
     stream: KeeperStream,
+    /// It takes no new runs.
+    leaves: bool,
     version: Option<String>,
+}
+
+/// Returns the stream of one that takes new runs.
+fn first(living: Vec<Living>) -> Option<KeeperStream> {
+    let mut living = living.into_iter();
+    let first = living.find(|living| !living.leaves);
+    first.map(|living| living.stream)
 }
 
 /// Returns the streams of those that live with the one of this version first; `None` without one.
 fn ours_first(living: Vec<Living>, version: &str) -> Option<Vec<KeeperStream>> {
     let ours = living
         .iter()
-        .position(|living| living.version.as_deref() == Some(version))?;
+        .position(|living| !living.leaves && living.version.as_deref() == Some(version))?;
     let mut streams: Vec<_> = living.into_iter().map(|living| living.stream).collect();
     streams.swap(0, ours);
     Some(streams)
@@ -197,6 +204,7 @@ async fn living(dir: &Path) -> Result<Vec<Living>, ConnectError> {
         if let Ok(stream) = UnixStream::connect(&socket).await {
             living.push(Living {
                 stream: stream.into(),
+                leaves: socket.extension().is_some_and(|kind| kind == LEAVING),
                 version: journal::version_of(&socket.with_extension("journal")),
             });
         }
@@ -224,7 +232,7 @@ fn sockets(dir: &Path) -> Result<Vec<PathBuf>, ConnectError> {
         if ours
             && path
                 .extension()
-                .is_some_and(|extension| extension == "sock")
+                .is_some_and(|kind| kind == SOCKET || kind == LEAVING)
         {
             sockets.push(path);
         }

@@ -12,7 +12,7 @@ use moltis_proto::limits;
 use moltis_proto::run::outbox::Transmit;
 use moltis_proto::run::turn::Offer;
 use moltis_proto::run::{Outcome, Totals};
-use moltis_proto::{BootId, FromKeeper, RunId};
+use moltis_proto::{BootId, FromKeeper, RunId, RunRefusal};
 use rustix::process::Pid;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,7 @@ use super::ending::Due;
 use super::journal::{Journal, Record};
 use super::ops::{Attached, Event, Ops};
 use super::process::{self, Descriptors};
+use super::recover::{self, Estate};
 use super::run::Run;
 use super::used::UsedIds;
 use super::wire;
@@ -36,11 +37,11 @@ const SHARE_BYTES: u64 = 4 * limits::KEPT_BELOW_ACK_BYTES;
 const STRANGERS_MAX: usize = 16;
 /// How often adopted orphans are looked after while there may be any.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
-/// How long a keeper that leaves waits for its client and its disk.
+/// How long a keeper that leaves waits for its client, and then for its disk.
 const LEAVE_TIME: Duration = Duration::from_secs(5);
 
 /// What only a process of its own does, and no guest in somebody's program.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Own {
     pub(super) descriptors: Descriptors,
     pub(super) adopts_orphans: bool,
@@ -61,7 +62,7 @@ pub(super) struct Core {
     pub(super) leaving: bool,
     leave_after: Duration,
     idle_since: Instant,
-    leave_by: Option<Instant>,
+    going: Going,
     /// The children that are runs, by process id.
     pub(super) leaders: HashSet<Pid>,
     dirty: Vec<RunId>,
@@ -69,6 +70,16 @@ pub(super) struct Core {
     memory_bytes: u64,
     strangers: usize,
     sweep_at: Option<Instant>,
+}
+
+/// How far a keeper has come that leaves and whose runs are over.
+#[derive(Debug, Clone, Copy)]
+enum Going {
+    No,
+    /// The client takes what it can, up to this time.
+    Telling(Instant),
+    /// What the client has not acknowledged goes to the disk, up to this time.
+    Spilling(Instant),
 }
 
 /// What ended a wait.
@@ -90,37 +101,54 @@ impl Core {
     pub(super) fn new(
         config: KeeperConfig,
         own: Option<Own>,
-        journals: Vec<Journal>,
-        runs: Vec<Run>,
+        journal: Journal,
+        estate: Estate,
     ) -> Self {
-        Self {
+        let mut core = Self {
             dir: config.dir,
             rules: config.rules,
             boot_id: config.boot_id,
             own,
-            journals,
-            runs: runs.into_iter().map(|run| (run.id, run)).collect(),
+            journals: vec![journal],
+            runs: HashMap::new(),
             used: UsedIds::default(),
             ops: Ops::default(),
             client: None,
             leaving: false,
             leave_after: config.leave_after,
             idle_since: now(),
-            leave_by: None,
+            going: Going::No,
             leaders: HashSet::new(),
             dirty: Vec::new(),
             timers: BTreeSet::new(),
             memory_bytes: 0,
             strangers: 0,
             sweep_at: None,
+        };
+        core.inherit(estate);
+        core
+    }
+
+    /// Takes what dead keepers have left.
+    fn inherit(&mut self, estate: Estate) {
+        self.journals.extend(estate.journals);
+        for run in estate.runs {
+            self.insert(run);
+        }
+        for run_id in estate.forgotten {
+            self.used.insert(run_id, RunRefusal::Forgotten);
         }
     }
 
     /// Keeps runs until it is asked to stop, or has nothing to do for long.
     pub(super) async fn run(mut self, mut door: Door, stop: CancellationToken) {
+        let mut shows_leaving = false;
         loop {
             let has_frames = self.hear();
             self.advance();
+            if self.leaving && !std::mem::replace(&mut shows_leaving, true) {
+                door.show_leaving();
+            }
             if self.is_over() {
                 break;
             }
@@ -138,12 +166,13 @@ impl Core {
                 Wake::Time => self.handle_time(),
             }
         }
-        door.close();
-        for journal in &self.journals {
+        for journal in self.journals.drain(..) {
             if journal.is_empty() {
                 journal.delete();
             }
         }
+        // Whoever finds no door any more finds no lock either, and takes over what is left.
+        door.close();
     }
 
     async fn wait(&mut self, door: &mut Door, stop: &CancellationToken, has_frames: bool) -> Wake {
@@ -190,7 +219,7 @@ impl Core {
         let is_complete = run.is_output_complete();
         if is_complete && let Some(life) = &mut run.life {
             let leader = life.leader();
-            let adopted = || adopted(self.own, &self.leaders);
+            let adopted = || adopted(self.own.as_ref(), &self.leaders);
             if let Some(ending) = life.poll_ending(now, &adopted) {
                 self.leaders.remove(&leader);
                 let totals = run.outbox.totals();
@@ -285,7 +314,11 @@ impl Core {
         let timer = self.timers.first().map(|(at, _)| *at);
         let idle = (self.runs.is_empty() && self.client.is_none())
             .then(|| self.idle_since + self.leave_after);
-        let times = [timer, idle, self.leave_by, self.sweep_at];
+        let leave_by = match self.going {
+            Going::No => None,
+            Going::Telling(by) | Going::Spilling(by) => Some(by),
+        };
+        let times = [timer, idle, leave_by, self.sweep_at];
         times.into_iter().flatten().min()
     }
 
@@ -295,14 +328,14 @@ impl Core {
         let now = now();
         match event {
             Event::Exited { run_id } => {
-                let adopted = || adopted(self.own, &self.leaders);
+                let adopted = || adopted(self.own.as_ref(), &self.leaders);
                 if let Some(run) = self.runs.get_mut(&run_id)
                     && let Some(life) = &mut run.life
                 {
                     life.handle_exited(now, &adopted);
                     mark_dirty(run, &mut self.dirty);
                 }
-                if self.own.is_some_and(|own| own.adopts_orphans) {
+                if self.own.as_ref().is_some_and(|own| own.adopts_orphans) {
                     self.sweep_at.get_or_insert(now + SWEEP_EVERY);
                 }
             }
@@ -325,7 +358,13 @@ impl Core {
                 done,
             } => {
                 if self.runs.contains_key(&run_id) {
-                    self.with(run_id, |run| run.handle_spooled(stream, spool, done, now));
+                    let goes = matches!(self.going, Going::Spilling(_));
+                    self.with(run_id, |run| {
+                        run.handle_spooled(stream, spool, done, now);
+                        if goes {
+                            run.outbox.spill(now);
+                        }
+                    });
                 } else {
                     // The run was forgotten meanwhile.
                     spool.delete();
@@ -361,7 +400,7 @@ impl Core {
                 break;
             }
             self.timers.pop_first();
-            let adopted = || adopted(self.own, &self.leaders);
+            let adopted = || adopted(self.own.as_ref(), &self.leaders);
             let Some(run) = self.runs.get_mut(&id) else {
                 continue;
             };
@@ -377,7 +416,7 @@ impl Core {
             mark_dirty(run, &mut self.dirty);
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
-            let orphans = adopted(self.own, &self.leaders).unwrap_or_default();
+            let orphans = adopted(self.own.as_ref(), &self.leaders).unwrap_or_default();
             let again = !orphans.is_empty() || !self.leaders.is_empty();
             self.sweep_at = again.then_some(now + SWEEP_EVERY);
         }
@@ -394,12 +433,23 @@ impl Core {
             return;
         }
         self.detach("a newer one has attached");
+        self.take_over_the_dead();
         let mut client = Client::new(attached);
         for run in self.runs.values_mut() {
             run.take_windows(&client.windows);
         }
         self.list_runs(&mut client);
         self.client = Some(client);
+    }
+
+    /// A keeper may have died while this one lived: what it had is ours now.
+    fn take_over_the_dead(&mut self) {
+        match recover::take_over_all(&self.dir, self.boot_id) {
+            Ok(estate) => self.inherit(estate),
+            Err(error) => {
+                tracing::warn!(error = %error, "dead keepers' runs cannot be looked for");
+            }
+        }
     }
 
     /// Tells a client everything that is here, page by page.
@@ -443,7 +493,7 @@ impl Core {
         let now = now();
         for run in self.runs.values_mut() {
             if let Some(life) = &mut run.life {
-                let adopted = || adopted(self.own, &self.leaders);
+                let adopted = || adopted(self.own.as_ref(), &self.leaders);
                 life.end(Outcome::Cancelled, limits::GRACE, now, &adopted);
             }
             mark_dirty(run, &mut self.dirty);
@@ -457,17 +507,33 @@ impl Core {
             return false;
         }
         let now = now();
-        if self.leave_by.is_none() {
-            self.leave_by = Some(now + LEAVE_TIME);
+        if matches!(self.going, Going::No) {
+            self.going = Going::Telling(now + LEAVE_TIME);
+        }
+        if let Going::Telling(by) = self.going
+            && (by <= now || self.is_told())
+        {
+            self.going = Going::Spilling(now + LEAVE_TIME);
+            self.detach("this keeper leaves");
             for run in self.runs.values_mut() {
                 run.outbox.spill(now);
                 mark_dirty(run, &mut self.dirty);
             }
             self.advance();
         }
-        let is_late = self.leave_by.is_some_and(|at| at <= now);
-        let is_told = self.client.as_ref().is_none_or(Client::is_drained);
-        is_late || (is_told && !self.runs.values().any(Run::is_spooling))
+        match self.going {
+            Going::No | Going::Telling(_) => false,
+            Going::Spilling(by) => by <= now || !self.runs.values().any(Run::is_spooling),
+        }
+    }
+
+    /// Returns whether the client has everything that it can take.
+    fn is_told(&self) -> bool {
+        let Some(client) = &self.client else {
+            return true;
+        };
+        let mut runs = self.runs.values();
+        client.is_drained() && !runs.any(|run| run.outbox.awaits_client())
     }
 
     // Helpers.
@@ -507,7 +573,7 @@ impl Core {
 
     /// Ends a run at somebody's wish.
     pub(super) fn cancel(&mut self, id: RunId, grace: Duration) {
-        let adopted = || adopted(self.own, &self.leaders);
+        let adopted = || adopted(self.own.as_ref(), &self.leaders);
         if let Some(run) = self.runs.get_mut(&id)
             && let Some(life) = &mut run.life
         {
@@ -518,7 +584,7 @@ impl Core {
 }
 
 /// Finds the orphans that this process has adopted, once a moment; reaps those that have ended.
-fn adopted(own: Option<Own>, leaders: &HashSet<Pid>) -> Option<Vec<Pid>> {
+fn adopted(own: Option<&Own>, leaders: &HashSet<Pid>) -> Option<Vec<Pid>> {
     if !own?.adopts_orphans {
         return None;
     }

@@ -171,12 +171,12 @@ impl Core {
         plan: &Plan,
         spec: &RunSpec,
     ) -> Result<u32, StartFailure> {
-        let mark = match self.own {
+        let mark = match &self.own {
             Some(own) if own.adopts_orphans => getrandom::u64().ok().and_then(Mark::new),
             _ => None,
         };
         let inherits = Inheritance {
-            descriptors: self.own.map(|own| own.descriptors),
+            descriptors: self.own.as_mut().map(|own| &mut own.descriptors),
             mark,
         };
         let spawned = plan.spawn(inherits)?;

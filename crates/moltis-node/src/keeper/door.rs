@@ -14,10 +14,14 @@ use super::connect::KeeperStream;
 /// How long the door rests when the system has no descriptor for a client.
 const REST: Duration = Duration::from_millis(100);
 
+/// How the sockets of keepers end that take new runs, and those of keepers that leave.
+pub(super) const SOCKET: &str = "sock";
+pub(super) const LEAVING: &str = "leaving";
+
 /// Where clients come from.
 #[derive(Debug)]
 pub(super) enum Door {
-    /// A socket, and its path.
+    /// A socket, and its path now.
     Socket(UnixListener, PathBuf),
     /// The handles of a keeper in this process.
     Memory(mpsc::Receiver<DuplexStream>),
@@ -50,6 +54,17 @@ impl Door {
                     Some(stream) => return stream.into(),
                     None => std::future::pending().await,
                 },
+            }
+        }
+    }
+
+    /// Gives the socket the name of one that leaves: it is still found by whoever has runs here, and
+    /// by nobody who looks for a keeper for new ones.
+    pub(super) fn show_leaving(&mut self) {
+        if let Self::Socket(_, path) = self {
+            let leaving = path.with_extension(LEAVING);
+            if std::fs::rename(&*path, &leaving).is_ok() {
+                *path = leaving;
             }
         }
     }

@@ -119,6 +119,10 @@ impl Life {
         adopted: Adopted<'_>,
     ) {
         let kill_at = now.checked_add(grace);
+        if process::has_ended(self.pid) {
+            // By itself, and this wish has overtaken the news of it.
+            self.handle_exited(now, adopted);
+        }
         if self.exited.is_some() {
             // It ended by itself; those that hold its output open do not have to be waited for.
             self.kill_all(adopted);
@@ -131,7 +135,7 @@ impl Life {
         }
         self.time_over = None;
         self.wish = Some(Wish { outcome, kill_at });
-        let (escaped, _) = process::escaped(self.pid, self.mark, adopted().as_deref());
+        let (escaped, _) = process::escaped(Some(self.pid), self.mark, adopted().as_deref());
         if self.is_terminal {
             // Interactive shells ignore SIGTERM and end when their terminal is hung up.
             process::signal_group(self.pid, Signal::HUP);
@@ -146,6 +150,9 @@ impl Life {
 
     /// The child has ended and waits to be reaped.
     pub(super) fn handle_exited(&mut self, now: Instant, adopted: Adopted<'_>) {
+        if self.exited.is_some() {
+            return; // known since somebody wished for it
+        }
         if self.wish.is_some() {
             self.kill_all(adopted);
         }
@@ -214,13 +221,7 @@ impl Life {
                 }
                 alive || !sees_all
             }
-            None => {
-                self.was_held_open
-                    || (process::group_lives(self.pid) && {
-                        adopted(); // reaps the dead, who count as members
-                        process::group_lives(self.pid)
-                    })
-            }
+            None => self.was_held_open || self.left_somebody(adopted),
         };
         self.look_again = None;
         let by_itself = match status {
@@ -238,9 +239,25 @@ impl Life {
         })
     }
 
+    /// Returns whether a run that ended by itself has left processes behind, as far as the system
+    /// tells: where orphans are not ours, only those in its group are known.
+    fn left_somebody(&self, adopted: Adopted<'_>) -> bool {
+        let orphans = adopted(); // reaps the dead, who count as members of their group
+        if process::group_lives(self.pid) {
+            return true;
+        }
+        let Some(orphans) = orphans.filter(|orphans| !orphans.is_empty()) else {
+            return false;
+        };
+        let (alive, sees_all) = process::escaped(None, self.mark, Some(&orphans));
+        !alive.is_empty() || !sees_all
+    }
+
     /// Kills again what still lives. Returns whether something does, and whether we would know.
+    ///
+    /// The leader is reaped, so its number may be somebody else's by now.
     fn survivors(&self, adopted: Adopted<'_>) -> (bool, bool) {
-        let (escaped, sees_all) = process::escaped(self.pid, self.mark, adopted().as_deref());
+        let (escaped, sees_all) = process::escaped(None, self.mark, adopted().as_deref());
         for pid in &escaped {
             process::signal_one(*pid, Signal::KILL);
         }
@@ -252,7 +269,7 @@ impl Life {
         if self.reaped {
             return;
         }
-        let (escaped, _) = process::escaped(self.pid, self.mark, adopted().as_deref());
+        let (escaped, _) = process::escaped(Some(self.pid), self.mark, adopted().as_deref());
         process::signal_group(self.pid, Signal::KILL);
         for pid in escaped {
             process::signal_one(pid, Signal::KILL);

@@ -6,10 +6,10 @@
 //! and a postcard body; what follows the last good one is the end of a keeper that died writing.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use moltis_proto::key::Digest;
@@ -18,14 +18,20 @@ use moltis_proto::{BootId, JournalId, RunId};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use super::used::USED_MAX;
+
 /// The first bytes of every journal.
 const MAGIC: &[u8] = b"moltis keeper journal 1\n";
 /// Bytes of a record's length and checksum.
 const HEAD_BYTES: usize = 8;
 /// Bytes of a record's body at the most: a spec fills a frame, and some more.
 const BODY_BYTES_MAX: usize = 128 * 1024;
-/// A journal above this, most of it about forgotten runs, is written anew.
+/// A journal above this, most of it about forgotten runs, is written anew; where that fails, again
+/// when it has grown by a quarter of this.
 const COMPACT_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Bytes of a [`Record::Forgotten`] with its head.
+const FORGOTTEN_BYTES: usize = HEAD_BYTES + 1 + size_of::<RunId>();
 
 /// Why a journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +97,8 @@ pub(super) struct Found {
     pub(super) boot_id: BootId,
     /// The runs that are not forgotten.
     pub(super) runs: HashMap<RunId, Past>,
+    /// The newest of those that are, the oldest first.
+    pub(super) forgotten: Vec<RunId>,
 }
 
 /// A journal that this process has locked.
@@ -102,8 +110,12 @@ pub(super) struct Journal {
     length: u64,
     /// Where the records of the runs lie that are not forgotten.
     live: HashMap<RunId, Vec<(u64, usize)>>,
+    /// The newest runs that are forgotten, the oldest first: no other may have their ids.
+    forgotten: VecDeque<RunId>,
     /// The record that opens it, whole.
     opening: Vec<u8>,
+    /// It is written anew when it is longer than this.
+    compact_above: u64,
 }
 
 impl Journal {
@@ -129,18 +141,28 @@ impl Journal {
             file,
             length: opening.len() as u64,
             live: HashMap::new(),
+            forgotten: VecDeque::new(),
             opening,
+            compact_above: COMPACT_BYTES,
         })
     }
 
     /// Takes over the journal of a dead keeper: `None` when its keeper lives, or when it is none.
     pub(super) fn take_over(path: &Path) -> Result<Option<Found>, JournalError> {
-        let opened = OpenOptions::new().read(true).write(true).open(path);
+        let opened = match OpenOptions::new().read(true).write(true).open(path) {
+            // Its keeper has just left.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened,
+        };
         let mut file = opened.map_err(|source| wrong(path, "opened", source))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             Err(error) => return Err(wrong(path, "locked", error.into())),
+        }
+        if !is_at(&file, path).map_err(|source| wrong(path, "looked at", source))? {
+            // Its keeper has just written it anew: what we hold is what it has let go.
+            return Ok(None);
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)
@@ -166,12 +188,16 @@ impl Journal {
                 file,
                 length: opening_to as u64,
                 live: HashMap::new(),
+                forgotten: VecDeque::new(),
                 opening: bytes[..opening_to].to_vec(),
+                compact_above: COMPACT_BYTES,
             },
             boot_id,
             runs: HashMap::new(),
+            forgotten: Vec::new(),
         };
         found.replay(&bytes);
+        found.forgotten = found.journal.forgotten.iter().copied().collect();
         // What is behind the last good record would hide what we append.
         let length = found.journal.length;
         found
@@ -191,6 +217,11 @@ impl Journal {
         self.live.is_empty()
     }
 
+    /// Returns whether no run stands in it at all.
+    pub(super) fn is_blank(&self) -> bool {
+        self.live.is_empty() && self.forgotten.is_empty()
+    }
+
     /// Appends one record with one write(2). What a failed write left behind is cut off again.
     pub(super) fn append(&mut self, record: &Record<'_>) -> Result<(), JournalError> {
         let mut bytes = Vec::with_capacity(256);
@@ -201,8 +232,13 @@ impl Journal {
         }
         self.note(record, self.length, bytes.len());
         self.length += bytes.len() as u64;
-        if self.length > COMPACT_BYTES && self.length > 2 * self.live_bytes() {
-            self.compact()?;
+        if self.length > self.compact_above && self.length > 2 * self.live_bytes() {
+            // The record stands, whatever becomes of this.
+            if let Err(error) = self.compact() {
+                fs::remove_file(self.draft()).ok(); // or by the next attempt
+                self.compact_above = self.length + COMPACT_BYTES / 4;
+                tracing::warn!(error = %error, "the journal grows until there is room to write it anew");
+            }
         }
         Ok(())
     }
@@ -218,6 +254,10 @@ impl Journal {
         };
         if matches!(record, Record::Forgotten { .. }) {
             self.live.remove(&run_id);
+            self.forgotten.push_back(run_id);
+            if self.forgotten.len() > USED_MAX {
+                self.forgotten.pop_front();
+            }
         } else {
             self.live
                 .entry(run_id)
@@ -228,13 +268,23 @@ impl Journal {
 
     fn live_bytes(&self) -> u64 {
         let records = self.live.values().flatten();
-        records.map(|(_, length)| *length as u64).sum::<u64>() + self.opening.len() as u64
+        let live: u64 = records.map(|(_, length)| *length as u64).sum();
+        live + (self.opening.len() + self.forgotten.len() * FORGOTTEN_BYTES) as u64
+    }
+
+    /// Where it is written anew.
+    fn draft(&self) -> PathBuf {
+        self.path.with_extension("journal-new")
     }
 
     /// Writes the records that still matter into a new file and puts it in the place of this one.
     fn compact(&mut self) -> Result<(), JournalError> {
         let failed = |source| wrong(&self.path, "written anew", source);
         let mut bytes = self.opening.clone();
+        for run_id in &self.forgotten {
+            let record = Record::Forgotten { run_id: *run_id };
+            encode_into(&record, &mut bytes).map_err(failed)?;
+        }
         let mut live = HashMap::with_capacity(self.live.len());
         for (run_id, records) in &self.live {
             let mut moved = Vec::with_capacity(records.len());
@@ -248,13 +298,14 @@ impl Journal {
             }
             live.insert(*run_id, moved);
         }
-        let new = self.path.with_extension("journal-new");
+        let new = self.draft();
         fs::remove_file(&new).ok(); // left by a keeper that died here, or not there at all
         let file = write_new(&new, &bytes)?;
         fs::rename(&new, &self.path).map_err(failed)?;
         self.file = file;
         self.length = bytes.len() as u64;
         self.live = live;
+        self.compact_above = COMPACT_BYTES;
         Ok(())
     }
 }
@@ -325,6 +376,16 @@ pub(super) fn version_of(path: &Path) -> Option<String> {
     match decode(&bytes, MAGIC.len())?.0 {
         Record::Opened { version, .. } => Some(version.into_owned()),
         _ => None,
+    }
+}
+
+/// Returns whether this open file is what stands at `path`.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let held = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(found) => Ok((held.dev(), held.ino()) == (found.dev(), found.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -468,6 +529,69 @@ mod tests {
             found.runs[&id(2)].ended,
             Some((ending(), Totals::default()))
         );
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_written_anew_takes_records_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = journal(dir.path());
+        // Somebody else's directory has the draft's name.
+        fs::create_dir_all(journal.draft().join("not empty")).unwrap();
+        let mut number = 0;
+        while journal.length < COMPACT_BYTES + COMPACT_BYTES / 2 {
+            number += 1;
+            accept(&mut journal, number);
+            let run_id = id(number);
+            journal.append(&Record::Forgotten { run_id }).unwrap();
+        }
+        accept(&mut journal, 0);
+        fs::remove_dir_all(journal.draft()).unwrap();
+        while journal.length > COMPACT_BYTES {
+            number += 1;
+            accept(&mut journal, number);
+            let run_id = id(number);
+            journal.append(&Record::Forgotten { run_id }).unwrap();
+            assert!(journal.length < 2 * COMPACT_BYTES, "it is tried again");
+        }
+        let path = journal.path.clone();
+        drop(journal);
+        let found = Journal::take_over(&path).unwrap().unwrap();
+        assert_eq!(found.runs.keys().collect::<Vec<_>>(), [&id(0)]);
+    }
+
+    #[test]
+    fn forgotten_ids_are_found_again_the_newest_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = journal(dir.path());
+        let count = u32::try_from(USED_MAX).unwrap() + 10;
+        for number in 0..count {
+            let run_id = id(number);
+            journal.append(&Record::Forgotten { run_id }).unwrap();
+        }
+        journal.compact().unwrap();
+        let bytes = journal.opening.len() + USED_MAX * FORGOTTEN_BYTES;
+        assert_eq!(journal.length, bytes as u64);
+        let path = journal.path.clone();
+        drop(journal);
+        let found = Journal::take_over(&path).unwrap().unwrap();
+        assert_eq!(found.forgotten.len(), USED_MAX);
+        assert_eq!(found.forgotten[0], id(10));
+        assert_eq!(found.forgotten.last(), Some(&id(count - 1)));
+    }
+
+    #[test]
+    fn a_journal_that_was_just_written_anew_is_not_dead() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = journal(dir.path());
+        accept(&mut journal, 1);
+        let opened = File::open(&journal.path).unwrap();
+        assert!(is_at(&opened, &journal.path).unwrap());
+        journal.compact().unwrap();
+        assert!(!is_at(&opened, &journal.path).unwrap());
+        let path = journal.path.clone();
+        journal.delete();
+        assert!(!is_at(&opened, &path).unwrap());
+        assert!(Journal::take_over(&path).unwrap().is_none());
     }
 
     #[test]

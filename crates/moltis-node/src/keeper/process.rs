@@ -8,6 +8,9 @@ mod linux;
 #[cfg(not(target_os = "linux"))]
 mod other;
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use moltis_proto::run::ExitStatus;
@@ -46,7 +49,7 @@ pub(super) fn signal_of(number: i32) -> Option<Signal> {
 
 /// Returns whether this child of ours has ended. It stays a zombie, so its number, which is its
 /// group's, cannot be given to anybody else before we reap it.
-fn has_ended(pid: Pid) -> bool {
+pub(super) fn has_ended(pid: Pid) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     !matches!(rustix::process::waitid(WaitId::Pid(pid), options), Ok(None))
 }
@@ -66,11 +69,30 @@ async fn ended_by_looking(pid: Pid) {
     }
 }
 
+/// Descriptors that are kept free for a spawn: three of a terminal, the one of `/dev/null`, and the
+/// pipe over which a failed exec(2) is told, with some to spare.
+const SPARE_MAX: usize = 12;
+
+/// Held while a child is spawned, and while another thread opens a file: what is opened during a
+/// spawn has to fit below the child's limit.
+static OPENING: Mutex<()> = Mutex::new(());
+
+/// Opens something on a thread that is not the keeper's own.
+pub(super) fn while_nothing_spawns<T>(open: impl FnOnce() -> T) -> T {
+    let _opening = OPENING.lock().unwrap_or_else(PoisonError::into_inner); // it guards no data
+    open()
+}
+
 /// How many descriptors this process may open, and what a child of it shall inherit.
-#[derive(Debug, Clone, Copy)]
+///
+/// A limit belongs to a whole process and is inherited as it is at the fork, so ours is lowered
+/// around each spawn. It bounds the numbers of new descriptors, not how many there are: the lowest
+/// numbers are kept taken, and let go for the spawn.
+#[derive(Debug)]
 pub(super) struct Descriptors {
     ours: Rlimit,
     childs: Rlimit,
+    spare: Vec<OwnedFd>,
 }
 
 impl Descriptors {
@@ -85,21 +107,41 @@ impl Descriptors {
             Ok(()) => raised,
             Err(_) => found,
         };
-        Self {
+        let mut descriptors = Self {
             ours,
             childs: found,
+            spare: Vec::new(),
+        };
+        if ours != found {
+            descriptors.keep_spare();
         }
+        descriptors
     }
 
     /// Spawns a child that inherits the limit which we found, not the one that we raised:
     /// programs that use select(2) break above 1,024.
-    pub(super) fn spawn<T>(self, spawn: impl FnOnce() -> T) -> T {
+    pub(super) fn spawn<T>(&mut self, spawn: impl FnOnce() -> T) -> T {
         if self.ours == self.childs {
             return spawn();
         }
-        setrlimit(Resource::Nofile, self.childs).ok();
-        let spawned = spawn();
-        setrlimit(Resource::Nofile, self.ours).ok();
-        spawned
+        while_nothing_spawns(|| {
+            self.spare.clear();
+            setrlimit(Resource::Nofile, self.childs).ok();
+            let spawned = spawn();
+            setrlimit(Resource::Nofile, self.ours).ok();
+            self.keep_spare();
+            spawned
+        })
+    }
+
+    /// Takes the lowest numbers that are free, as far as the system gives any.
+    fn keep_spare(&mut self) {
+        let Ok(null) = File::open("/dev/null") else {
+            return;
+        };
+        let null = OwnedFd::from(null);
+        let more = std::iter::from_fn(|| null.try_clone().ok());
+        self.spare.extend(more.take(SPARE_MAX - 1));
+        self.spare.push(null);
     }
 }

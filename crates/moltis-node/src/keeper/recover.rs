@@ -5,12 +5,13 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use moltis_proto::run::outbox::{Outbox, OutboxLimits, Recovered};
 use moltis_proto::run::{Ending, Outcome, Reason, Stream, Totals};
 use moltis_proto::{BootId, RunId};
 
+use super::door::SOCKET;
 use super::journal::{self, Found, Journal, Past, Record};
 use super::run::Run;
 use super::spool::Spool;
@@ -22,8 +23,10 @@ pub(super) struct Estate {
     pub(super) journals: Vec<Journal>,
     /// Their runs, all of them over.
     pub(super) runs: Vec<Run>,
-    /// The versions of the keepers that live.
-    pub(super) living: Vec<String>,
+    /// The ids of runs that were forgotten, the oldest of each journal first.
+    pub(super) forgotten: Vec<RunId>,
+    /// The journals of keepers that live.
+    living: Vec<PathBuf>,
 }
 
 /// Takes over every journal in `dir` whose keeper is dead. One that cannot be read is left alone
@@ -33,7 +36,7 @@ pub(super) fn take_over_all(dir: &Path, boot_id: BootId) -> io::Result<Estate> {
     for path in journal::all(dir)? {
         match Journal::take_over(&path) {
             Ok(Some(found)) => estate.inherit(dir, found, boot_id),
-            Ok(None) => estate.living.extend(journal::version_of(&path)),
+            Ok(None) => estate.living.push(path),
             Err(error) => tracing::error!(error = %error, "a dead keeper's runs are lost"),
         }
     }
@@ -44,17 +47,28 @@ pub(super) fn take_over_all(dir: &Path, boot_id: BootId) -> io::Result<Estate> {
 }
 
 impl Estate {
+    /// Returns whether a keeper of this version takes new runs here.
+    pub(super) fn has_keeper_of(&self, version: &str) -> bool {
+        let mut living = self.living.iter();
+        living.any(|journal| {
+            journal.with_extension(SOCKET).exists()
+                && journal::version_of(journal).as_deref() == Some(version)
+        })
+    }
+
     fn inherit(&mut self, dir: &Path, found: Found, boot_id: BootId) {
         let Found {
             mut journal,
             boot_id: then,
             runs,
+            forgotten,
         } = found;
+        self.forgotten.extend(forgotten);
         for (id, past) in runs {
             self.runs
                 .push(revive(dir, &mut journal, id, past, then == boot_id));
         }
-        if journal.is_empty() {
+        if journal.is_blank() {
             journal.delete();
         }
         self.journals.push(journal);

@@ -56,9 +56,9 @@ pub(super) struct Spawned {
 }
 
 /// What a child inherits beside its plan.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Inheritance {
-    pub(super) descriptors: Option<Descriptors>,
+#[derive(Debug)]
+pub(super) struct Inheritance<'a> {
+    pub(super) descriptors: Option<&'a mut Descriptors>,
     pub(super) mark: Option<Mark>,
 }
 
@@ -107,34 +107,42 @@ impl Plan {
     }
 
     /// Spawns the child. Must be called inside a tokio runtime, which its pipes belong to.
-    pub(super) fn spawn(&self, inherits: Inheritance) -> Result<Spawned, StartFailure> {
-        let spawned = match self.spawn_file(&self.program, inherits) {
+    ///
+    /// Our ends of its descriptors are made first: behind the spawn nothing can fail any more, so
+    /// there is no child that nobody knows.
+    pub(super) fn spawn(&self, mut inherits: Inheritance<'_>) -> Result<Spawned, StartFailure> {
+        let spawned = match self.spawn_file(&self.program, &mut inherits) {
             // A script without a first line `#!…`: shells and execvp(3) run it as /bin/sh does.
             Err(error)
                 if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) =>
             {
-                self.spawn_file(&self.as_script(), inherits)
+                self.spawn_file(&self.as_script(), &mut inherits)
             }
             spawned => spawned,
         };
         spawned.map_err(|error| self.failure(&error))
     }
 
-    fn spawn_file(&self, program: &Program, inherits: Inheritance) -> io::Result<Spawned> {
+    fn spawn_file(&self, program: &Program, inherits: &mut Inheritance<'_>) -> io::Result<Spawned> {
         match &self.tty {
             Some(tty) => self.spawn_on_terminal(program, tty, inherits),
             None => self.spawn_on_pipes(program, inherits),
         }
     }
 
-    fn spawn_on_pipes(&self, program: &Program, inherits: Inheritance) -> io::Result<Spawned> {
+    fn spawn_on_pipes(
+        &self,
+        program: &Program,
+        inherits: &mut Inheritance<'_>,
+    ) -> io::Result<Spawned> {
         let (stdout, childs_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, childs_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (stdout, stderr) = (Source::pipe(stdout)?, Source::pipe(stderr)?);
         let (childs_stdin, stdin) = match self.stdin {
-            StdinMode::Empty => (Stdio::null(), None),
+            StdinMode::Empty => (None, None),
             StdinMode::Open => {
                 let (childs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
-                (childs.into(), Some(Sink::pipe(ours)?))
+                (Some(childs), Some(Sink::pipe(ours)?))
             }
         };
         let mut command = Command::new(&program.file);
@@ -145,17 +153,22 @@ impl Plan {
             .env_clear()
             .envs(&self.env)
             .current_dir(&self.cwd)
-            .process_group(0)
-            .stdin(childs_stdin)
-            .stdout(childs_stdout)
-            .stderr(childs_stderr);
-        let child = inherits.spawn(|| command.spawn())?;
+            .process_group(0);
+        // The command keeps what it is given, so it ends in here.
+        let child = inherits.spawn(move || {
+            let childs_stdin = childs_stdin.as_ref().map(low).transpose()?;
+            command
+                .stdin(childs_stdin.unwrap_or_else(Stdio::null))
+                .stdout(low(&childs_stdout)?)
+                .stderr(low(&childs_stderr)?)
+                .spawn()
+        })?;
         Ok(Spawned {
             pid: Pid::from_child(&child),
             child,
             stdin,
-            stdout: Source::pipe(stdout)?,
-            stderr: Some(Source::pipe(stderr)?),
+            stdout,
+            stderr: Some(stderr),
             terminal: None,
         })
     }
@@ -165,11 +178,12 @@ impl Plan {
         &self,
         program: &Program,
         tty: &Tty,
-        inherits: Inheritance,
+        inherits: &mut Inheritance<'_>,
     ) -> io::Result<Spawned> {
         let (ours, childs) = pty_process::blocking::open().map_err(io::Error::other)?;
         let size = pty_process::Size::new(tty.size.rows, tty.size.cols);
         ours.resize(size).map_err(io::Error::other)?;
+        let terminal = Terminal::new(OwnedFd::from(ours))?;
         let mut command = pty_process::blocking::Command::new(&program.file);
         if let Some((word, arguments)) = program.argv.split_first() {
             command = command.arg0(word).args(arguments);
@@ -184,7 +198,6 @@ impl Plan {
             pty_process::Error::Rustix(error) => error.into(),
             other => io::Error::other(other),
         })?;
-        let terminal = Terminal::new(OwnedFd::from(ours))?;
         let stdin = (self.stdin == StdinMode::Open).then(|| Sink::terminal(terminal.clone()));
         Ok(Spawned {
             pid: Pid::from_child(&child),
@@ -225,13 +238,19 @@ impl Plan {
     }
 }
 
-impl Inheritance {
-    fn spawn<T>(self, spawn: impl FnOnce() -> T) -> T {
-        spawn_marked(self.mark, || match self.descriptors {
+impl Inheritance<'_> {
+    fn spawn<T>(&mut self, spawn: impl FnOnce() -> T) -> T {
+        spawn_marked(self.mark, || match &mut self.descriptors {
             Some(descriptors) => descriptors.spawn(spawn),
             None => spawn(),
         })
     }
+}
+
+/// Returns the same end under the lowest number that is free: glibc's `posix_spawn` takes none at or
+/// above the limit, which is the child's while it is spawned.
+fn low(end: &OwnedFd) -> io::Result<Stdio> {
+    Ok(end.try_clone()?.into())
 }
 
 /// Returns the time of a run, or the refusal that names the longest.

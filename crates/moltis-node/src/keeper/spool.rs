@@ -13,6 +13,8 @@ use moltis_proto::RunId;
 use moltis_proto::run::outbox::{SpoolDone, SpoolHeader, SpoolOp};
 use moltis_proto::run::{GapReason, Stream};
 
+use super::process::while_nothing_spawns;
+
 /// The header's room: a page, so that the bytes behind it begin on one.
 const HEADER_BYTES: u64 = 4096;
 /// The first bytes of every spool.
@@ -116,14 +118,16 @@ impl Spool {
 
     fn file(&mut self) -> io::Result<&File> {
         if self.file.is_none() {
-            let made = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&self.path)?;
-            self.file = Some(made);
+            let made = while_nothing_spawns(|| {
+                OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .mode(0o600)
+                    .open(&self.path)
+            });
+            self.file = Some(made?);
         }
         self.file
             .as_ref()

@@ -1,14 +1,15 @@
 //! The ids that no run may have again: forgotten ones, and those that were refused.
 //!
-//! Kept in memory for the life of a keeper, the newest [`USED_MAX`] of them: at two thousand runs a
-//! second that is more than the half minute in which a `Start` may be repeated.
+//! The newest [`USED_MAX`] of them: at two thousand runs a second that is more than the half minute in
+//! which a `Start` may be repeated. Those of forgotten runs also stand in the journal, for the keeper
+//! that comes after one that dies.
 
 use std::collections::{HashMap, VecDeque};
 
 use moltis_proto::{RunId, RunRefusal};
 
 /// Ids that are remembered: about 6 MiB when all are taken.
-const USED_MAX: usize = 100_000;
+pub(super) const USED_MAX: usize = 100_000;
 
 /// Ids that are used up, and what to answer to whoever wants one again.
 #[derive(Debug, Default)]

@@ -8,7 +8,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use moltis_proto::codec::{Codec, CodecError};
 use moltis_proto::limits::PLAINTEXT_BYTES_MAX;
 use moltis_proto::run::Stream;
-use moltis_proto::{FromKeeper, Payload, RunId};
+use moltis_proto::{FromKeeper, Payload, RunId, RunRefusal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -38,6 +38,21 @@ pub enum WireError {
     /// A frame is not the message that belongs here.
     #[error("a frame is not a run message")]
     Message(#[source] CodecError),
+}
+
+/// The first byte of a [`FromKeeper::Refused`] in postcard.
+const REFUSED: u8 = 3;
+
+/// Returns whether a frame of a keeper says that it takes no new runs, because it leaves.
+pub(crate) fn says_leaving(frame: &[u8]) -> bool {
+    frame.first() == Some(&REFUSED)
+        && matches!(
+            decode(frame),
+            Ok(FromKeeper::Refused {
+                code: RunRefusal::Leaving,
+                ..
+            })
+        )
 }
 
 /// Reads frames from one half of a socket.

@@ -20,7 +20,7 @@ use super::dial::Socket;
 use super::pace::Pace;
 use super::socket::broken;
 use crate::error::{LinkError, Step};
-use crate::keeper::wire::decode;
+use crate::keeper::wire::{decode, says_leaving};
 
 /// The first byte of a [`ToGateway::Run`] in postcard: the bytes of a [`FromKeeper`] follow it as
 /// they are.
@@ -156,6 +156,11 @@ impl Outgoing {
             return Poll::Ready(self.send(&ToGateway::Run(piece)).map(|()| true));
         }
         match keepers.poll_frame_behind(RUN, cx) {
+            Poll::Ready(Ok(frame)) if says_leaving(&frame[1..]) => {
+                // The gateway hears it, and meets the next keeper on the next connection.
+                let passed = self.pass_on(&frame);
+                Poll::Ready(passed.and(Err(LinkError::KeeperLeaves)))
+            }
             Poll::Ready(Ok(frame)) => Poll::Ready(self.pass_on(&frame).map(|()| true)),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending if self.unflushed => {

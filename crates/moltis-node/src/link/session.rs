@@ -228,6 +228,10 @@ impl Session<'_> {
                 reason: GoodbyeReason::Shutdown,
                 back_in_ms: 0,
             }),
+            Err(LinkError::KeeperLeaves) => Some(ToGateway::Goodbye {
+                reason: GoodbyeReason::Upgrade,
+                back_in_ms: 0,
+            }),
             Err(LinkError::SettingsChanged) => close(CloseCode::Settings),
             Err(LinkError::Lifeless(why)) => close(why.close_code()),
             Err(LinkError::Protocol(_) | LinkError::Codec(_) | LinkError::Noise(_)) => {

@@ -252,6 +252,60 @@ async fn orphans_that_end_are_reaped() {
     }
 }
 
+/// A shell line that ends when a child of it has left its session, and so the run's group; the
+/// child writes its number into `file`.
+fn leaves_somebody(file: &std::path::Path) -> String {
+    let file = file.display();
+    format!(
+        "setsid sh -c 'echo $$ > {file}; exec sleep 60' >/dev/null 2>&1 & \
+         while [ ! -s {file} ]; do sleep 0.01; done"
+    )
+}
+
+#[tokio::test]
+async fn a_child_that_escaped_and_lives_on_is_told_of_with_the_ending() {
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    let file = keeper.dir.path().join("pid");
+    let run = client.run(id(1), shell(&leaves_somebody(&file))).await;
+    assert_eq!(run.ending().outcome, Outcome::Exited);
+    assert!(run.ending().descendants_may_survive);
+    // It is nobody else's.
+    let run = client.run(id(2), shell("true")).await;
+    assert!(!run.ending().descendants_may_survive);
+    let pid = std::fs::read_to_string(file).unwrap();
+    kill(pid.trim().parse().unwrap());
+}
+
+#[tokio::test]
+async fn a_run_that_had_ended_before_it_was_cancelled_keeps_its_ending() {
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    // Which of the two a keeper hears first is chance; so it gets both at once, often.
+    for number in 1..=20 {
+        let mut spec = shell("echo ready; read line; exit 7");
+        spec.stdin = moltis_proto::run::StdinMode::Open;
+        client.start(id(number), spec).await;
+        let run = client.until(id(number), |run| run.next[0] > 0).await;
+        let pid = run.pid.unwrap();
+        signal("-STOP", keeper.pid());
+        signal("-KILL", pid);
+        gone(pid).await;
+        client.cancel(id(number), 1_000).await;
+        signal("-CONT", keeper.pid());
+        let ending = client.finish(id(number)).await.ending();
+        assert_eq!(ending.outcome, Outcome::Signaled, "round {number}");
+        assert_eq!(ending.status, Some(ExitStatus::Signal(9)));
+    }
+}
+
+fn signal(name: &str, pid: u32) {
+    let sent = std::process::Command::new("kill")
+        .args([name, &pid.to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
 fn kill(pid: u32) {
     std::process::Command::new("kill")
         .arg(pid.to_string())

@@ -52,7 +52,7 @@ fn config(dir: &Path, rules: Rules, boot: u8) -> KeeperConfig {
 /// A keeper in this process.
 pub(crate) struct Inside {
     pub(crate) keeper: Keeper,
-    pub(crate) dir: TempDir,
+    pub(crate) dir: Arc<TempDir>,
 }
 
 impl Inside {
@@ -61,7 +61,7 @@ impl Inside {
     }
 
     pub(crate) fn with(rules: Rules) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Arc::new(tempfile::tempdir().unwrap());
         let keeper = Keeper::spawn_in_process(config(dir.path(), rules, 1)).unwrap();
         Self { keeper, dir }
     }
@@ -87,7 +87,21 @@ impl Outside {
     }
 
     pub(crate) async fn start_in(dir: Arc<TempDir>, boot: u8) -> Self {
-        let child = Command::new(std::env::current_exe().unwrap())
+        let itself = Command::new(std::env::current_exe().unwrap());
+        Self::start_as(itself, dir, boot).await
+    }
+
+    /// One that was started with this soft limit of descriptors.
+    pub(crate) async fn start_with_descriptors(soft: u32) -> Self {
+        let mut limited = Command::new("sh");
+        limited
+            .args(["-c", &format!("ulimit -S -n {soft}; exec \"$0\" \"$@\"")])
+            .arg(std::env::current_exe().unwrap());
+        Self::start_as(limited, Arc::new(tempfile::tempdir().unwrap()), 1).await
+    }
+
+    async fn start_as(mut command: Command, dir: Arc<TempDir>, boot: u8) -> Self {
+        let child = command
             .args(["--exact", "fixture::a_keeper_when_asked", "--nocapture"])
             .env(ASKED, dir.path())
             .env(BOOT, boot.to_string())

@@ -256,6 +256,12 @@ async fn a_dead_keepers_runs_are_taken_over() {
             .iter()
             .all(|run| run.state == RunState::Ended && run.journal_id == journal)
     );
+    let forgotten = client.run(id(1), shell("echo forgotten")).await.refused;
+    assert_eq!(
+        forgotten,
+        Some(RunRefusal::Forgotten),
+        "by the dead one too"
+    );
     // What the gateway has of an ended run is not missed; what nobody has is a gap.
     client.resume(id(2), 0, 0).await;
     let run = client.finish(id(2)).await;
@@ -291,7 +297,36 @@ async fn a_dead_keepers_runs_are_taken_over() {
     assert!(keeper.attach().await.1.runs.is_empty());
     let dir = keeper.kill();
     let keeper = Outside::start_in(dir, 1).await;
-    assert!(keeper.attach().await.1.runs.is_empty());
+    let (mut client, listed) = keeper.attach().await;
+    assert!(listed.runs.is_empty());
+    for number in 1..=4 {
+        let refused = client.run(id(number), shell("true")).await.refused;
+        assert_eq!(refused, Some(RunRefusal::Forgotten), "run {number}");
+    }
+}
+
+#[tokio::test]
+async fn a_keeper_that_lives_takes_over_from_one_that_dies_beside_it() {
+    let living = Inside::new();
+    let dying = Outside::start_in(Arc::clone(&living.dir), 1).await;
+    let (mut client, listed) = dying.attach().await;
+    let journal = listed.journals[0];
+    client.run(id(1), shell("exit 3")).await;
+    client.run(id(2), shell("true")).await;
+    client.say(ToKeeper::Forget { run_id: id(2) }).await;
+    client.run(id(9), argv(&[])).await; // heard behind it
+    let (_, listed) = living.attach().await;
+    assert!(listed.runs.is_empty(), "the other one lives");
+    dying.kill();
+    let (mut client, listed) = living.attach().await;
+    assert_eq!(listed.journals[1..], [journal]);
+    let runs: Vec<_> = listed.runs.iter().map(|run| run.run_id).collect();
+    assert_eq!(runs, [id(1)]);
+    client.resume(id(1), 0, 0).await;
+    assert_eq!(client.finish(id(1)).await.ending().outcome, Outcome::Exited);
+    let refused = client.run(id(2), shell("true")).await.refused;
+    assert_eq!(refused, Some(RunRefusal::Forgotten));
+    assert_eq!(living.attach().await.1.journals.len(), 2, "once");
 }
 
 /// Ends a process group that has lost its keeper.
@@ -410,6 +445,56 @@ async fn leave_ends_every_run_and_then_the_keeper() {
         client.finish(id(1)).await.ending().outcome,
         Outcome::Cancelled
     );
+}
+
+#[tokio::test]
+async fn a_keeper_that_leaves_spools_what_its_client_does_not_take() {
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    client.acknowledges = false;
+    // It all fits the window: the client has it, but does not say that it is stored.
+    let line = "head -c 900000 /dev/zero; echo all >&2; exec sleep 60";
+    client.start(id(1), shell(line)).await;
+    client.until(id(1), |run| run.next == [900_000, 4]).await;
+    client.say(ToKeeper::Leave).await;
+    while client.poll().await.is_some() {}
+    let dir = keeper.wait();
+    let keeper = Outside::start_in(dir, 1).await;
+    let (mut client, _) = keeper.attach().await;
+    client.resume(id(1), 0, 0).await;
+    let run = client.finish(id(1)).await;
+    assert_eq!(run.ending().outcome, Outcome::Cancelled);
+    assert!(run.gaps.is_empty(), "{:?}", run.gaps);
+    assert_eq!(run.next, [900_000, 4]);
+}
+
+#[tokio::test]
+async fn a_keeper_that_leaves_is_found_by_those_who_have_runs_there_and_is_nobodys_first() {
+    use moltis_node::keeper::connect;
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    let line = "trap '' TERM; echo ready; while :; do sleep 0.01; done";
+    client.start(id(1), shell(line)).await;
+    client.until(id(1), |run| run.next[0] > 0).await;
+    client.say(ToKeeper::Leave).await;
+    let refused = client.run(id(2), shell("true")).await.refused;
+    assert_eq!(refused, Some(RunRefusal::Leaving));
+    let dir = keeper.dir.path();
+    assert!(connect::find(dir).await.unwrap().is_none());
+    // Its own version starts another one beside it.
+    let next = Outside::start_in(Arc::clone(&keeper.dir), 1).await;
+    let none = |_: &std::path::Path| panic!("there is one");
+    let mut found = connect::connect_all(dir, &none, "1.0.0").await.unwrap();
+    assert_eq!(found.len(), 2);
+    let (_, leaving) = Client::attach(found.pop().unwrap()).await;
+    let (mut client, first) = Client::attach(found.pop().unwrap()).await;
+    assert_eq!((leaving.runs.len(), first.runs.len()), (1, 0));
+    client.run(id(2), shell("true")).await;
+    // When it is gone, the next one has what it left.
+    keeper.wait();
+    let (_, listed) = next.attach().await;
+    assert_eq!(listed.journals[1..], leaving.journals);
+    assert_eq!(listed.runs.len(), 2);
 }
 
 #[tokio::test]

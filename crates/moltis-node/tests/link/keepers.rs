@@ -5,7 +5,7 @@ use std::time::Duration;
 use moltis_node::LinkError;
 use moltis_proto::key::Digest;
 use moltis_proto::run::{RunState, RunSummary, Totals};
-use moltis_proto::{FromKeeper, JournalId, ToGateway, ToKeeper, ToNode};
+use moltis_proto::{FromKeeper, JournalId, RunRefusal, ToGateway, ToKeeper, ToNode};
 
 use crate::gateway::TestGateway;
 use crate::node::{TestNode, config};
@@ -202,5 +202,54 @@ async fn a_keeper_that_takes_nothing_stops_the_gateway_and_not_the_memory() {
     // It catches up, and nothing was lost or turned round.
     for number in 0..sent {
         assert_eq!(keeper.hear().await, stdin(number * 60_000));
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_meets_a_leaving_keeper_meets_the_next_one_at_once() {
+    let gateway = TestGateway::bind().await;
+    let mut node = TestNode::run(config(gateway.url()));
+    let (mut peer, mut leaving) = tokio::join!(gateway.admit(), node.idle_keeper());
+    peer.hear().await;
+    peer.say(ToNode::Run(start(1))).await;
+    assert_eq!(leaving.hear().await, start(1));
+    let refused = FromKeeper::Refused {
+        run_id: run(1),
+        code: RunRefusal::Leaving,
+    };
+    leaving.say(refused.clone()).await;
+    assert_eq!(peer.hear().await, ToGateway::Run(refused));
+    assert!(matches!(peer.hear().await, ToGateway::Goodbye { .. }));
+    peer.closed().await;
+    let (error, retry_in) = node.disconnected().await;
+    assert!(matches!(&*error, LinkError::KeeperLeaves), "{error:?}");
+    assert!(retry_in.is_zero());
+    let (mut peer, mut next) = tokio::join!(gateway.admit(), node.idle_keeper());
+    peer.hear().await;
+    peer.say(ToNode::Run(start(1))).await;
+    assert_eq!(next.hear().await, start(1));
+    // One that only ever finds keepers that leave does not dial all the time.
+    next.say(FromKeeper::Refused {
+        run_id: run(1),
+        code: RunRefusal::Leaving,
+    })
+    .await;
+    let (_, retry_in) = node.disconnected().await;
+    assert!(!retry_in.is_zero());
+}
+
+#[tokio::test]
+async fn another_refusal_ends_no_connection() {
+    let gateway = TestGateway::bind().await;
+    let mut node = TestNode::run(config(gateway.url()));
+    let (mut peer, mut keeper) = tokio::join!(gateway.admit(), node.idle_keeper());
+    peer.hear().await;
+    for number in 1..3 {
+        let refused = FromKeeper::Refused {
+            run_id: run(number),
+            code: RunRefusal::Policy,
+        };
+        keeper.say(refused.clone()).await;
+        assert_eq!(peer.hear().await, ToGateway::Run(refused));
     }
 }

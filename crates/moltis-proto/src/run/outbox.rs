@@ -387,6 +387,12 @@ impl Outbox {
         self.following
     }
 
+    /// Returns whether a client that follows has yet to be sent something, or to acknowledge it.
+    pub fn awaits_client(&self) -> bool {
+        let is_sent = self.lanes.iter().all(Lane::is_all_sent);
+        self.following && (!is_sent || self.under_way() > 0 || self.ending_is_due())
+    }
+
     /// Returns whether both streams are at their end.
     pub fn is_at_eof(&self) -> bool {
         self.lanes.iter().all(Lane::is_at_eof)

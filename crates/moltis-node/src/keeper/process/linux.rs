@@ -87,14 +87,14 @@ pub(in crate::keeper) fn adopt_orphans() -> bool {
 /// search saw all there are.
 ///
 /// Those that descend from the leader are found while it lives; those whose parents have ended are
-/// among our own children (`adopted`) and known by their mark.
+/// among our own children (`adopted`) and known by their mark. `leader` is absent once it is reaped.
 pub(in crate::keeper) fn escaped(
-    leader: Pid,
+    leader: Option<Pid>,
     mark: Option<Mark>,
     adopted: Option<&[Pid]>,
 ) -> (Vec<Pid>, bool) {
     let mut found = Vec::new();
-    let mut roots = vec![leader];
+    let mut roots: Vec<_> = leader.into_iter().collect();
     let sees_all = mark.is_some() && adopted.is_some();
     for orphan in adopted.unwrap_or_default() {
         if mark.is_some() && mark_of(*orphan) == mark && !is_zombie(*orphan) {
@@ -111,7 +111,10 @@ pub(in crate::keeper) fn escaped(
         }
     }
     // The group is signalled as a whole; a second SIGTERM means "at once" to many programs.
-    found.retain(|pid| getpgid(Some(*pid)) != Ok(leader) && !is_zombie(*pid));
+    found.retain(|pid| {
+        let is_in_group = leader.is_some() && getpgid(Some(*pid)).ok() == leader;
+        !is_in_group && !is_zombie(*pid)
+    });
     (found, sees_all)
 }
 
@@ -119,7 +122,8 @@ pub(in crate::keeper) fn escaped(
 /// ones that live on; `None` where the system does not tell who our children are.
 pub(in crate::keeper) fn orphans(is_ours: impl Fn(Pid) -> bool) -> Option<Vec<Pid>> {
     let mut living = Vec::new();
-    if fs::metadata("/proc/self/task").is_err() {
+    // A kernel may be built without these lists (CONFIG_PROC_CHILDREN).
+    if fs::metadata("/proc/thread-self/children").is_err() {
         return None;
     }
     for pid in children_of(getpid()) {

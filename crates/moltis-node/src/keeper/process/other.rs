@@ -47,7 +47,7 @@ pub(in crate::keeper) fn adopt_orphans() -> bool {
 
 /// Finds nobody, and says that it does not see all.
 pub(in crate::keeper) fn escaped(
-    _leader: Pid,
+    _leader: Option<Pid>,
     _mark: Option<Mark>,
     _adopted: Option<&[Pid]>,
 ) -> (Vec<Pid>, bool) {
