@@ -21,6 +21,7 @@ use crate::config::GatewayConfig;
 use crate::error::BuildError;
 use crate::events::Events;
 use crate::exec::{Runs, Shared};
+use crate::http::guests::Guests;
 use crate::http::listen::Listener;
 use crate::http::{self, ApiState, DoorConfig, Hosts, Rooms};
 use crate::local::{KeeperConnector, Local};
@@ -49,6 +50,8 @@ struct Inner {
     runs: Runs,
     door: Door,
     api: ApiState,
+    /// The TCP connections of all listeners.
+    guests: Guests,
 }
 
 /// Puts a gateway together.
@@ -176,6 +179,7 @@ impl GatewayBuilder {
             door: door_config(&config, hosts),
             store: shared.store.clone(),
             clock: shared.clock.clone(),
+            outputs: shared.outputs.clone(),
             runs: runs.clone(),
             roster: shared.roster.clone(),
             pairing: shared.desk.clone(),
@@ -190,6 +194,7 @@ impl GatewayBuilder {
             runs,
             door,
             api,
+            guests: Guests::default(),
         })))
     }
 }
@@ -216,7 +221,8 @@ impl Gateway {
         let ours = self.0.shared.tasks.stop().clone();
         let either = stop.child_token();
         let _listening = self.0.api.listening(listener.address());
-        let serving = http::serve::serve(listener, self.router(), either.clone());
+        let guests = self.0.guests.clone();
+        let serving = http::serve::serve(listener, self.router(), guests, either.clone());
         let mut serving = std::pin::pin!(serving);
         tokio::select! {
             biased;
@@ -281,6 +287,12 @@ impl Gateway {
     /// Returns the bell.
     pub fn events(&self) -> &Events {
         &self.0.shared.events
+    }
+
+    /// Returns what handlers work with.
+    #[cfg(test)]
+    pub(crate) fn api(&self) -> &ApiState {
+        &self.0.api
     }
 
     /// Returns the configuration.

@@ -16,6 +16,7 @@ mod error;
 mod extract;
 mod follow;
 mod gate;
+pub(crate) mod guests;
 mod health;
 mod host;
 mod join;
@@ -47,6 +48,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::runs::Run;
 use crate::clock::Clock;
 use crate::exec::{RunStatus, Runs};
+use crate::output::Outputs;
 use crate::pairing::PairingDesk;
 use crate::principal::Action;
 use crate::roster::Roster;
@@ -159,6 +161,8 @@ pub(crate) struct Rooms {
     pub(crate) store: Store,
     /// The time of day.
     pub(crate) clock: Clock,
+    /// Files of output.
+    pub(crate) outputs: Outputs,
     /// The dispatcher's door.
     pub(crate) runs: Runs,
     /// Who is known, and who is here.
@@ -223,6 +227,10 @@ impl ApiState {
 
     fn store(&self) -> &Store {
         &self.0.rooms.store
+    }
+
+    fn outputs(&self) -> &Outputs {
+        &self.0.rooms.outputs
     }
 
     fn clock(&self) -> &Clock {

@@ -2,7 +2,8 @@
 //!
 //! A stream's first 64 KiB stay in memory and go into the run's row with its ending, so a short run
 //! makes no file. What is longer lies in append-only segments of 64 MiB below `outputs/<run>/`. One
-//! thread writes them, another one syncs them; no task of the runtime ever waits for a disk.
+//! thread writes them, another one syncs them; no task of the runtime waits for a write or a sync.
+//! Taking a run up looks at its directory: a `stat` where there is none, a few files else.
 //!
 //! An offset is *stored* when it may be acknowledged to the node: in the first 64 KiB in memory, or
 //! given to write(2). Nothing stored is lost by the death of processes: the node keeps the 64 KiB
@@ -157,6 +158,23 @@ pub struct OutputTrouble {
     pub disk_full: bool,
     /// What the system said.
     pub detail: String,
+}
+
+impl fmt::Display for OutputTrouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        if self.disk_full {
+            return write!(
+                f,
+                "output waits, for the disk that holds `{path}` is full: free some space"
+            );
+        }
+        write!(
+            f,
+            "output waits, for `{path}` cannot be written: {}",
+            self.detail
+        )
+    }
 }
 
 /// All output that the gateway holds. Cloning shares it.

@@ -65,6 +65,15 @@ pub struct NodeView {
     pub sample: Option<Arc<StampedSample>>,
 }
 
+/// What a newer connection of a device tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Takeover {
+    /// The old one was lost, or its program started anew.
+    Harmless,
+    /// Several processes use one key: to be said once, until it has been quiet for a while.
+    Cloned,
+}
+
 /// A connection that is ready for runs.
 #[derive(Debug, Clone)]
 pub struct Presence {
@@ -200,24 +209,29 @@ impl Roster {
     }
 
     /// Gives a device's seat to its newest connection. The one before is told to close, and
-    /// returned, so that the newer one can wait for its end.
+    /// returned, so that the newer one can wait for its end; beside it whether the device's key
+    /// has just been found in two places.
     pub(crate) fn take_seat(
         &self,
         device: DeviceId,
         seat: &Arc<Seat>,
         now: Instant,
-    ) -> Option<Arc<Seat>> {
-        let before = write(&self.0.here).insert(device, Arc::clone(seat));
-        if let Some(before) = &before {
-            before.close(CloseCode::Superseded);
-            self.note_takeover(device, before.sitter.instance_id, seat, now);
-        }
-        before
+    ) -> Option<(Arc<Seat>, Takeover)> {
+        let before = write(&self.0.here).insert(device, Arc::clone(seat))?;
+        before.close(CloseCode::Superseded);
+        let takeover = self.note_takeover(device, before.sitter.instance_id, seat, now);
+        Some((before, takeover))
     }
 
-    fn note_takeover(&self, device: DeviceId, before: InstanceId, seat: &Arc<Seat>, now: Instant) {
+    fn note_takeover(
+        &self,
+        device: DeviceId,
+        before: InstanceId,
+        seat: &Arc<Seat>,
+        now: Instant,
+    ) -> Takeover {
         if before == seat.sitter.instance_id {
-            return;
+            return Takeover::Harmless;
         }
         let cloned = self
             .0
@@ -232,7 +246,9 @@ impl Roster {
                 "several processes take over from each other with one node's key: it was probably copied; the newest stays"
             );
             self.0.events.send(Event::KeyCloned(device));
+            return Takeover::Cloned;
         }
+        Takeover::Harmless
     }
 
     /// A connection has ended. Its seat is free, unless a newer one has it.

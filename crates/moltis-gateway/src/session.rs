@@ -26,10 +26,12 @@ use moltis_proto::{DeviceId, ToGateway, ToNode};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use crate::audit::{Action, Actor, Entry};
 use crate::events::Event;
 use crate::exec::Shared;
 use crate::exec::pump::{Pump, Violation};
 use crate::records;
+use crate::roster::Takeover;
 use bucket::Bucket;
 use moment::now;
 use seat::{Command, Seat};
@@ -122,7 +124,10 @@ pub(crate) async fn run(shared: Arc<Shared>, accepted: Accepted) {
         windows,
         limits,
     } = accepted;
-    if let Some(before) = shared.roster.take_seat(device, &seat, now().monotonic) {
+    if let Some((before, takeover)) = shared.roster.take_seat(device, &seat, now().monotonic) {
+        if takeover == Takeover::Cloned {
+            note_cloned(&shared, device, &seat).await;
+        }
         // The newest wins at once; the older one's last words are awaited so that they come first.
         tokio::time::timeout(PREDECESSOR_TIME, before.left())
             .await
@@ -157,6 +162,26 @@ pub(crate) async fn run(shared: Arc<Shared>, accepted: Accepted) {
     };
     let end = session.serve().await;
     session.finish(device, epoch, &end).await;
+}
+
+/// Writes down that a node's key was found in two places.
+async fn note_cloned(shared: &Shared, device: DeviceId, seat: &Seat) {
+    let said = seat.sitter.introduction.as_ref();
+    let name = said.map_or_else(String::new, |said| said.node_id.to_string());
+    let by = Actor {
+        name: format!("node:{name}"),
+        source: seat.sitter.remote.map(|address| address.to_string()),
+    };
+    let entry = Entry::new(
+        shared.clock.now(),
+        &by,
+        Action::NodeCloned,
+        &device,
+        serde_json::json!({}),
+    );
+    if let Err(error) = shared.store.note(entry).await {
+        tracing::warn!(device.id = %device, %error, "a key in two places cannot be written down");
+    }
 }
 
 struct Session {

@@ -28,11 +28,13 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::audit::Verdict as AuditVerdict;
@@ -50,6 +52,9 @@ pub use self::sync::Written;
 pub use self::tokens::{NewTokenRecord, TokenCreation, TokenHash, TokenRecord};
 use self::writer::{BoxFuture, Commit, Done, Fold, Folded, Job, Tx, Waiting, Writer};
 
+/// The wait before a store that took no write is tried again by who asks whether it is ready.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
 /// Connections that read.
 const READERS_MAX: u32 = 4;
 
@@ -65,6 +70,8 @@ struct Inner {
     later: mpsc::Sender<Waiting>,
     readers: SqlitePool,
     syncer: Arc<Syncer>,
+    /// Why the last write failed, and when; `None` after one that did not.
+    trouble: Mutex<Option<(StoreError, Instant)>>,
     /// Held for its lock.
     _lock: File,
 }
@@ -131,6 +138,7 @@ impl Store {
             later,
             readers,
             syncer,
+            trouble: Mutex::default(),
             _lock: files.lock,
         })))
     }
@@ -191,15 +199,42 @@ impl Store {
         open::check_whole(&mut reader, &self.0.path).await
     }
 
-    /// Returns whether a row can be written and read.
+    /// Returns whether a row can be written and read, as far as the last write tells. Where that
+    /// failed a second ago or earlier, another one is tried.
     ///
     /// # Errors
     /// What stands in the way: a full disk, a read-only store.
     pub async fn ready(&self) -> Result<(), StoreError> {
-        match self.failure() {
-            Some(error) => Err(error),
-            None => self.reader().await.map(drop),
+        if let Some(error) = self.failure() {
+            return Err(error);
         }
+        let trouble = self.trouble().clone();
+        if let Some((error, since)) = trouble {
+            if since.elapsed() < TRY_AGAIN {
+                return Err(error);
+            }
+            self.transact(|tx| Box::pin(settings::touch(tx))).await?;
+        }
+        self.reader().await.map(drop)
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Option<(StoreError, Instant)>> {
+        self.0
+            .trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what a write tells of the disk. What it tells of its rows is the caller's.
+    fn note_write<T>(&self, written: Result<T, StoreError>) -> Result<T, StoreError> {
+        match &written {
+            Ok(_) => *self.trouble() = None,
+            Err(error) if error.is_of_the_disk() => {
+                *self.trouble() = Some((error.clone(), Instant::now()));
+            }
+            Err(_) => {}
+        }
+        written
     }
 
     async fn reader(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Sqlite>, StoreError> {
@@ -215,7 +250,7 @@ impl Store {
     async fn fold(&self, fold: Fold) -> Result<Folded, StoreError> {
         let (told, done) = oneshot::channel();
         self.send(Job::Fold(Box::new(fold), told)).await?;
-        done.await.map_err(|_| StoreError::Closed)?
+        self.note_write(done.await.map_err(|_| StoreError::Closed)?)
     }
 
     /// Does one small write that others may overtake: within some milliseconds.
@@ -258,7 +293,7 @@ impl Store {
             })
         });
         self.send(Job::Deed(deed)).await?;
-        done.await.map_err(|_| StoreError::Closed)?
+        self.note_write(done.await.map_err(|_| StoreError::Closed)?)
     }
 
     async fn send(&self, job: Job) -> Result<(), StoreError> {
@@ -289,7 +324,7 @@ mod tests {
 
     use sqlx::Connection as _;
 
-    use super::testing::{at, ending, entry, node, operator, run, store};
+    use super::testing::{self, at, ending, entry, node, operator, run, store};
     use super::*;
     use crate::audit::Action;
 
@@ -642,17 +677,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_disk_is_told_and_passes() {
         let store = store().await;
-        let full = store.transact(|tx| {
-            Box::pin(async move {
-                // As many pages as there are: the next one is one too many, as on a full disk.
-                sqlx::query("PRAGMA max_page_count = 1")
-                    .execute(&mut *tx.connection)
-                    .await
-                    .unwrap();
-                Ok(())
-            })
-        });
-        full.await.unwrap();
+        testing::fill(&store).await;
         let mut error = None;
         for number in 0..100 {
             if let Err(full) = store.create_run(run(number), &operator()).await {
@@ -665,16 +690,12 @@ mod tests {
             matches!(error, StoreError::DiskFull { .. }) && error.is_retryable(),
             "{error:?}"
         );
-        let freed = store.transact(|tx| {
-            Box::pin(async move {
-                sqlx::query("PRAGMA max_page_count = 100000")
-                    .execute(&mut *tx.connection)
-                    .await
-                    .unwrap();
-                Ok(())
-            })
-        });
-        freed.await.unwrap();
+        assert!(matches!(
+            store.ready().await,
+            Err(StoreError::DiskFull { .. })
+        ));
+        testing::unfill(&store).await;
+        store.ready().await.unwrap();
         let before = count(&store).await;
         store.create_run(run(200), &operator()).await.unwrap();
         assert_eq!(count(&store).await, before + 1);

@@ -1,4 +1,5 @@
-//! The only place of this crate that spawns: every task is known, and all of them end together.
+//! What lives as long as the gateway: every task is known, and all of them end together. The store and
+//! the accept loop have tasks of their own, which end with them.
 //!
 //! Whoever starts something in the background asks a [`Tasks`]; the gateway stops and awaits all of
 //! it in [`Tasks::shut_down`]. A task that outlives the grace is left to the runtime, and said so.

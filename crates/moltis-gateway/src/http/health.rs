@@ -18,11 +18,22 @@ pub(super) async fn healthz() -> axum::Json<Health> {
 
 /// `/readyz`: it can do its work.
 pub(super) async fn readyz(State(state): State<ApiState>) -> (StatusCode, axum::Json<Health>) {
-    let (status, problem) = match state.store().ready().await {
-        Ok(()) => (StatusCode::OK, None),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, Some(error.to_string())),
+    let store = state.store().ready().await.err();
+    let output = state.outputs().trouble().borrow().clone();
+    let problems: Vec<String> = [
+        store.map(|error| error.to_string()),
+        output.map(|trouble| trouble.to_string()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let ok = problems.is_empty();
+    let status = if ok {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
     };
-    let ok = problem.is_none();
+    let problem = (!ok).then(|| problems.join("; "));
     (status, axum::Json(Health { ok, problem }))
 }
 

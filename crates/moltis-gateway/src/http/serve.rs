@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
+use super::guests::Guests;
 use super::listen::{Connection, Listener};
 use super::peer::Peer;
 
@@ -41,8 +42,13 @@ const STOP_GRACE: Duration = Duration::from_secs(3);
 /// The wait after a failed accept: no descriptor is free, and trying at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers on `listener` until `stop`.
-pub(crate) async fn serve(listener: Listener, router: Router, stop: CancellationToken) {
+/// Answers on `listener` until `stop`. A TCP connection for which `guests` has no room is closed.
+pub(crate) async fn serve(
+    listener: Listener,
+    router: Router,
+    guests: Guests,
+    stop: CancellationToken,
+) {
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
     loop {
@@ -53,8 +59,16 @@ pub(crate) async fn serve(listener: Listener, router: Router, stop: Cancellation
         };
         match accepted {
             Ok((Connection::Tcp(stream), peer)) => {
+                let Some(guest) = guests.admit(peer.ip()) else {
+                    tracing::debug!(peer.addr = %peer, "a connection too many was closed");
+                    continue;
+                };
                 let speak = speak(stream, peer, router.clone(), stop.clone());
-                connections.spawn(until(cut.clone(), speak));
+                let counted = async move {
+                    speak.await;
+                    drop(guest);
+                };
+                connections.spawn(until(cut.clone(), counted));
             }
             Ok((Connection::Unix(stream), peer)) => {
                 let speak = speak(stream, peer, router.clone(), stop.clone());

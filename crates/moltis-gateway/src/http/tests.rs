@@ -1,5 +1,7 @@
 //! The door on real sockets: hosts, origins, transports, methods, and heads that are too long or
-//! never end. What routes do is tested in `tests/http_api.rs`, with a real node behind them.
+//! never end. What routes do is tested in `tests/http/`, with a real node behind them.
+
+mod trouble;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -26,12 +28,25 @@ struct Door {
     tasks: TaskTracker,
 }
 
+/// What the clock of these tests says.
+const NOW: &str = "2026-01-02T03:04:05Z";
+
 impl Door {
     async fn open(hosts: &[&str], bind: &str) -> Self {
+        Self::open_in(tempfile::tempdir().unwrap(), hosts, bind).await
+    }
+
+    /// Opens one with what `before` has put into its directory.
+    async fn open_after(before: impl AsyncFnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        before(&dir.path().join("home")).await;
+        Self::open_in(dir, &[], "127.0.0.1:0").await
+    }
+
+    async fn open_in(dir: tempfile::TempDir, hosts: &[&str], bind: &str) -> Self {
         let mut config = GatewayConfig::new(dir.path().join("home"));
         config.hosts = hosts.iter().map(|&host| host.to_owned()).collect();
-        let clock = Clock::manual("2026-01-02T03:04:05Z".parse().unwrap());
+        let clock = Clock::manual(NOW.parse().unwrap());
         let gateway = Gateway::builder(config)
             .clock(clock.clone())
             .build()
@@ -241,6 +256,47 @@ async fn a_head_that_is_too_long_is_refused() {
     assert_eq!(status(&door.tcp(&request("GET", "/", &many)).await), 431);
     assert_eq!(status(&door.tcp("hello?\r\n\r\n").await), 400);
     door.shut().await;
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_closed_and_another_one_takes_its_place() {
+    let listener = Listener::tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.address().unwrap();
+    let stop = CancellationToken::new();
+    let router = Router::new().route("/", axum::routing::get(async || "here"));
+    let serving = TaskTracker::new().spawn(serve::serve(
+        listener,
+        router,
+        guests::Guests::new(2, 9),
+        stop.clone(),
+    ));
+    let ask = async |stream: &mut TcpStream| {
+        let asked = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+        stream.write_all(asked).await.ok();
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).await.is_ok()
+    };
+    let mut guests = Vec::new();
+    for _ in 0..2 {
+        let mut guest = TcpStream::connect(address).await.unwrap();
+        assert!(ask(&mut guest).await);
+        guests.push(guest);
+    }
+    let mut third = TcpStream::connect(address).await.unwrap();
+    assert!(!ask(&mut third).await, "there is no room");
+    drop(guests);
+    let room = async {
+        loop {
+            let mut next = TcpStream::connect(address).await.unwrap();
+            if ask(&mut next).await {
+                return;
+            }
+        }
+    };
+    let room = tokio::time::timeout(Duration::from_secs(20), room).await;
+    room.expect("room comes free");
+    stop.cancel();
+    serving.await.unwrap();
 }
 
 #[tokio::test]
@@ -539,6 +595,15 @@ async fn every_route_lets_in_whom_its_action_lets_in() {
                 "{method} {path} as {principal:?}: {answer}"
             );
         }
+    }
+    // Nodes prove themselves behind their door, so nobody is asked for a name in front of it.
+    for (token, _) in &askers {
+        let answer = match token {
+            Some(token) => door.with_token(token, "GET", "/ws").await,
+            None => door.tcp(&request("GET", "/ws", &["host: elsewhere"])).await,
+        };
+        assert_eq!(status(&answer), 426, "{answer}");
+        assert!(answer.contains("moltis.node.v1"), "{answer}");
     }
     door.shut().await;
 }

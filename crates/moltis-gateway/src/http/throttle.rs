@@ -52,7 +52,7 @@ impl Throttle {
 }
 
 /// Takes the /64 of an IPv6 address, which one machine has to itself.
-fn network(ip: IpAddr) -> IpAddr {
+pub(super) fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => {
             let [a, b, c, d, ..] = ip.segments();

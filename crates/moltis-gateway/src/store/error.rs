@@ -126,6 +126,17 @@ impl StoreError {
         matches!(self, Self::DiskFull { .. })
     }
 
+    /// Returns whether it tells something of the disk, and not of what was to be written.
+    pub(super) fn is_of_the_disk(&self) -> bool {
+        matches!(
+            self,
+            Self::DiskFull { .. }
+                | Self::ReadOnly { .. }
+                | Self::Corrupt { .. }
+                | Self::Database { .. }
+        )
+    }
+
     pub(crate) fn file(verb: &'static str, path: &Path, source: io::Error) -> Self {
         Self::File {
             verb,

@@ -33,6 +33,27 @@ pub(crate) async fn store() -> TestStore {
     TestStore { dir, store }
 }
 
+/// Fills the disk, as far as the store can tell: the next page is one too many.
+pub(crate) async fn fill(store: &Store) {
+    grant_pages(store, "PRAGMA max_page_count = 1").await;
+}
+
+/// Makes room again.
+pub(crate) async fn unfill(store: &Store) {
+    grant_pages(store, "PRAGMA max_page_count = 100000").await;
+}
+
+async fn grant_pages(store: &Store, pragma: &'static str) {
+    let granted = store.transact(move |tx| {
+        Box::pin(async move {
+            let set = sqlx::query(pragma).execute(&mut *tx.connection).await;
+            set.unwrap();
+            Ok(())
+        })
+    });
+    granted.await.unwrap();
+}
+
 pub(crate) fn at(seconds: i64) -> Timestamp {
     from_millis((1_700_000_000 + seconds) * 1000)
 }

@@ -68,6 +68,14 @@ async fn a_key_in_two_places_is_reported_and_the_newest_stays() {
         cloned += usize::from(event == Event::KeyCloned(device.id()));
     }
     assert_eq!(cloned, 1);
+    let lines = gateway
+        .gateway
+        .store()
+        .audit_lines(None, 100)
+        .await
+        .unwrap();
+    let noted = lines.iter().filter(|line| line.action == "node.cloned");
+    assert_eq!(noted.count(), 1);
     gateway.online(device.id()).await;
 }
 

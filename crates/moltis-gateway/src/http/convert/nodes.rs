@@ -90,3 +90,41 @@ impl From<PolicyMode> for Policy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use moltis_proto::telemetry::Sample;
+
+    use super::*;
+    use crate::roster::{Presence, StampedSample};
+    use crate::store::testing::{at, node};
+
+    fn view(presence: Option<Presence>) -> NodeView {
+        NodeView {
+            record: Arc::new(node(1)),
+            presence,
+            heard_at: None,
+            sample: Some(Arc::new(StampedSample {
+                at: at(0),
+                sample: Sample::default(),
+            })),
+        }
+    }
+
+    #[test]
+    fn a_sample_is_stale_when_two_are_missing_or_its_node_is_gone() {
+        let here = Presence {
+            since: at(0),
+            remote: None,
+            heard_at: at(0),
+            introduction: None,
+        };
+        let stale = |view: &NodeView, seconds| Node::of(view, at(seconds)).telemetry.unwrap().stale;
+        let online = view(Some(here));
+        assert!(!stale(&online, 0) && !stale(&online, 75));
+        assert!(stale(&online, 76));
+        assert!(stale(&view(None), 0));
+    }
+}
