@@ -5,7 +5,7 @@ use moltis_gateway::api::problem::Code;
 use serde_json::json;
 
 use crate::client::{Answer, Client, request};
-use crate::gateway::TestGateway;
+use crate::gateway::{TestGateway, until_asked};
 
 async fn ranged(client: &Client, path: &str, range: &str) -> Answer {
     let mut request = request(Method::GET, path, "");
@@ -143,4 +143,35 @@ async fn what_is_still_to_come_is_waited_for_only_by_a_follower() {
         .unwrap()
         .to_bytes();
     assert_eq!(bytes, "def");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_output_waits_for_the_disk_the_gateway_is_not_ready() {
+    let gateway = TestGateway::start().await;
+    let client = Client::of(&gateway).await;
+    assert_eq!(client.get("/readyz").await.status, 200);
+    let outputs = gateway.home().gateway_dir().join("outputs");
+    std::fs::remove_dir(&outputs).unwrap();
+    std::fs::write(&outputs, "").unwrap();
+    let id = client
+        .start(json!({"node": "local", "command": "head -c 200000 /dev/zero"}))
+        .await;
+    let answer = until_asked("the trouble", async || {
+        let answer = client.get("/readyz").await;
+        (answer.status == 503).then_some(answer)
+    })
+    .await;
+    let words = answer.value()["problem"].to_string();
+    assert!(words.contains("output waits"), "{words}");
+    std::fs::remove_file(&outputs).unwrap();
+    until_asked("the end of it", async || {
+        (client.get("/readyz").await.status == 200).then_some(())
+    })
+    .await;
+    let run = until_asked("the end of the run", async || {
+        let run = client.get(&format!("runs/{id}")).await.value();
+        (run["state"] == "ended").then_some(run)
+    })
+    .await;
+    assert_eq!(run["stdout_bytes"], 200_000, "{run}");
 }

@@ -4,16 +4,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::SinkExt as _;
+use moltis_gateway::GatewayConfig;
 use moltis_gateway::exec::RunHandle;
+use moltis_identity::noise::Initiator;
 use moltis_proto::code::CloseCode;
+use moltis_proto::handshake::node::Decision;
 use moltis_proto::run::{
     Ending, ExitStatus, GapReason, Outcome, RunState, RunSummary, Stream, Totals,
 };
+use moltis_proto::subprotocol::Negotiated;
 use moltis_proto::{FromKeeper, Payload, RunId, ToGateway, ToKeeper, ToNode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::gateway::{TestGateway, shell, told};
-use crate::raw::{BOOT, Device, JOURNAL, RawNode, binary, dial, refused};
+use crate::gateway::{PATIENCE, TestGateway, shell, told};
+use crate::raw::{BOOT, Device, JOURNAL, RawNode, answered, binary, dial, refused};
 
 pub(crate) const PROTOCOL: Option<ToNode> = Some(ToNode::Close {
     code: CloseCode::Protocol,
@@ -76,7 +82,7 @@ async fn a_hole_in_the_output() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn output_beyond_the_window() {
+async fn a_gap_that_no_stream_can_have() {
     closed_for(|id| {
         vec![FromKeeper::Gap {
             run_id: id,
@@ -87,6 +93,66 @@ async fn output_beyond_the_window() {
         }]
     })
     .await;
+}
+
+/// A gateway whose disk takes no output, so that nothing is acknowledged.
+async fn with_full_disk(change: impl FnOnce(&mut GatewayConfig)) -> TestGateway {
+    let gateway = TestGateway::start_with(change).await;
+    let outputs = gateway.home().gateway_dir().join("outputs");
+    std::fs::remove_dir(&outputs).unwrap();
+    std::fs::write(&outputs, "").unwrap();
+    gateway
+}
+
+/// Says this much of a run's output, chunk by chunk.
+async fn say_output(node: &mut RawNode, run_id: RunId, bytes: usize) {
+    let chunk = 60 * 1024;
+    for offset in (0..bytes).step_by(chunk) {
+        let len = chunk.min(bytes - offset);
+        node.say(output(run_id, offset as u64, len)).await;
+    }
+}
+
+/// Waits until all that was said before has been handled.
+async fn answers(node: &mut RawNode) {
+    node.send(&ToGateway::Ping { number: 5 }).await;
+    while node.hear().await.expect("the gateway has closed") != (ToNode::Pong { number: 5 }) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_beyond_the_window_of_a_run() {
+    let gateway = with_full_disk(|_| {}).await;
+    let (_, mut node, _, run_id) = with_run(&gateway).await;
+    let window = node.windows.unwrap().run_bytes as usize;
+    // What is acknowledged early lies in memory: the first 64 KiB at most.
+    say_output(&mut node, run_id, window).await;
+    answers(&mut node).await;
+    for part in 0..3 {
+        let at = window + part * 40_000;
+        node.say(output(run_id, at as u64, 40_000)).await;
+    }
+    assert_eq!(node.closed().await, PROTOCOL);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_beyond_the_window_of_the_connection() {
+    let gateway = with_full_disk(|config| config.windows.connection_bytes = 1024 * 1024).await;
+    let (_, mut node, _, first) = with_run(&gateway).await;
+    let _other = gateway.start_run(shell("true").on("mallory")).await;
+    let ToKeeper::Start { run_id: second, .. } = node.hear_run().await else {
+        panic!("no start");
+    };
+    node.say(FromKeeper::Started {
+        run_id: second,
+        pid: 2,
+    })
+    .await;
+    let each = 600 * 1024;
+    assert!(each < node.windows.unwrap().run_bytes as usize);
+    say_output(&mut node, first, each).await;
+    answers(&mut node).await;
+    say_output(&mut node, second, each).await;
+    assert_eq!(node.closed().await, PROTOCOL);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -254,8 +320,102 @@ async fn who_fails_again_and_again_is_sent_away() {
     let node = ("sec-websocket-protocol", "moltis.node.v1");
     let mut statuses = Vec::new();
     for _ in 0..60 {
-        statuses.push(refused(&gateway, &[node]).await);
+        statuses.push(answered(&gateway, &[node]).await);
     }
-    assert!(statuses.contains(&503), "{statuses:?}");
-    assert_eq!(statuses[0], 101);
+    assert_eq!(statuses[0].0, 101);
+    let sent_away = statuses.iter().find(|(status, _)| *status == 503);
+    let (_, retry_after) = sent_away.unwrap_or_else(|| panic!("{statuses:?}"));
+    assert!(
+        retry_after.is_some_and(|seconds| seconds >= 1),
+        "{statuses:?}"
+    );
+}
+
+/// A proven stranger introduces itself with so much more than it has to say.
+async fn introduced_with(gateway: &TestGateway, device: &Device, more: usize) -> bool {
+    let mut node = device.prove(gateway).await;
+    let mut introduction = device.introduction();
+    introduction.capabilities = vec!["x".repeat(250); more / 250];
+    node.write(&introduction).await;
+    node.hear_any().await.is_some()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_it_is_accepted_a_frame_has_four_kibibytes() {
+    let gateway = TestGateway::start().await;
+    let device = Device::new("mallory");
+    // It is refused, but with a verdict: pairing is off.
+    assert!(introduced_with(&gateway, &device, 3000).await);
+    assert!(!introduced_with(&gateway, &device, 4500).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_it_is_accepted_a_node_has_sixteen_kibibytes_and_pings_count() {
+    let gateway = TestGateway::start().await;
+    let device = Device::new("mallory");
+    for (pings, heard) in [(40, true), (70, false)] {
+        let mut node = device.prove(&gateway).await;
+        node.ping(pings).await;
+        node.write(&device.introduction()).await;
+        assert_eq!(node.hear_any().await.is_some(), heard, "{pings}");
+    }
+    // Before the first message of all, too.
+    for (pings, heard) in [(40, true), (70, false)] {
+        let mut socket = dial(&gateway).await;
+        for _ in 0..pings {
+            socket.send(Message::Ping(Bytes::new())).await.ok();
+        }
+        let negotiated = Negotiated::from_header_values(["moltis.node.v1"]).unwrap();
+        let (_, message_1) = Initiator::new(&negotiated).unwrap();
+        socket.send(Message::Binary(message_1.into())).await.ok();
+        assert_eq!(binary(&mut socket).await.is_some(), heard, "{pings}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_person_may_not_flood() {
+    let gateway = TestGateway::start().await;
+    gateway.open_pairing().await;
+    let device = Device::new("mallory");
+    let mut node = device.prove(&gateway).await;
+    node.write(&device.introduction()).await;
+    assert!(matches!(node.decision().await, Decision::Pending { .. }));
+    node.ping(500).await;
+    while node.hear_any().await.is_some() {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_whose_bytes_drip_is_closed_after_ten_seconds() {
+    let gateway = TestGateway::start().await;
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    let head = format!(
+        "GET /ws HTTP/1.1\r\nhost: {}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         sec-websocket-protocol: moltis.node.v1\r\n\r\n",
+        gateway.address
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut reader, mut writer) = stream.into_split();
+    let begun = std::time::Instant::now();
+    // A frame of 32 bytes whose header comes whole and whose bytes come one by one.
+    let drip = async {
+        writer.write_all(&[0x82, 0xa0, 0, 0, 0, 0]).await.ok();
+        while writer.write_all(&[1]).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let closed = async {
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).await.ok(); // a reset is an end too
+    };
+    tokio::select! {
+        () = closed => {}
+        () = drip => {}
+        () = tokio::time::sleep(PATIENCE) => panic!("it is still open"),
+    }
+    assert!(
+        begun.elapsed() >= Duration::from_secs(9),
+        "{:?}",
+        begun.elapsed()
+    );
 }

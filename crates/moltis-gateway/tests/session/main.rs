@@ -10,6 +10,7 @@
 mod cuts;
 mod gateway;
 mod hostile;
+mod json;
 mod lists;
 mod local;
 mod node;

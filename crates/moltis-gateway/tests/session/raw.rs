@@ -9,6 +9,7 @@ use moltis_identity::{SecretKey, StrictVerifier, random};
 use moltis_proto::handshake::node::{Decision, NodeClaim, NodeHandshake, Pin};
 use moltis_proto::handshake::{GatewayProof, Intent, Introduction, PolicyMode, Verdict};
 use moltis_proto::key::Digest;
+use moltis_proto::message::Windows;
 use moltis_proto::run::{RunState, RunSummary, Totals};
 use moltis_proto::subprotocol::Negotiated;
 use moltis_proto::telemetry::Platform;
@@ -45,10 +46,14 @@ pub(crate) fn listed(run_id: RunId, digest: Digest, state: RunState) -> RunSumma
 
 /// Dials `/ws` with one subprotocol.
 pub(crate) async fn dial(gateway: &TestGateway) -> Socket {
+    dial_as(gateway, "moltis.node.v1").await
+}
+
+async fn dial_as(gateway: &TestGateway, protocol: &str) -> Socket {
     let mut request = gateway.url().into_client_request().unwrap();
     request
         .headers_mut()
-        .insert("sec-websocket-protocol", "moltis.node.v1".parse().unwrap());
+        .insert("sec-websocket-protocol", protocol.parse().unwrap());
     Box::pin(connect_async(request)).await.unwrap().0
 }
 
@@ -57,6 +62,7 @@ pub(crate) struct Device {
     secret: SecretKey,
     id: DeviceId,
     name: String,
+    protocol: &'static str,
 }
 
 impl Device {
@@ -65,6 +71,15 @@ impl Device {
             secret: SecretKey::generate(),
             id: DeviceId::from_bytes(random::bytes()),
             name: name.to_owned(),
+            protocol: "moltis.node.v1",
+        }
+    }
+
+    /// One that speaks another subprotocol.
+    pub(crate) fn speaking(name: &str, protocol: &'static str) -> Self {
+        Self {
+            protocol,
+            ..Self::new(name)
         }
     }
 
@@ -103,8 +118,15 @@ impl Device {
 
     /// Proves itself, and waits for the verdict.
     async fn knock(&self, gateway: &TestGateway) -> RawNode {
-        let mut socket = dial(gateway).await;
-        let negotiated = Negotiated::from_header_values(["moltis.node.v1"]).unwrap();
+        let mut node = self.prove(gateway).await;
+        node.write(&self.introduction()).await;
+        node
+    }
+
+    /// Proves itself; the introduction is still to come.
+    pub(crate) async fn prove(&self, gateway: &TestGateway) -> RawNode {
+        let mut socket = dial_as(gateway, self.protocol).await;
+        let negotiated = Negotiated::from_header_values([self.protocol]).unwrap();
         let (initiator, message_1) = Initiator::new(&negotiated).unwrap();
         socket
             .send(Message::Binary(message_1.into()))
@@ -124,6 +146,8 @@ impl Device {
             socket,
             channel,
             machine,
+            codec: negotiated.chosen.codec(),
+            windows: None,
         };
         let proof: GatewayProof = node.read().await.unwrap();
         let nonce = Nonce::from_bytes(random::bytes());
@@ -132,7 +156,11 @@ impl Device {
             .handle_gateway_proof(proof, &self.secret, &StrictVerifier, nonce)
             .unwrap();
         node.write(&answer).await;
-        node.write(&Introduction {
+        node
+    }
+
+    pub(crate) fn introduction(&self) -> Introduction {
+        Introduction {
             node_id: NodeId::new(&*self.name).unwrap(),
             name: NodeName::new(&self.name).unwrap(),
             labels: Labels::default(),
@@ -144,9 +172,7 @@ impl Device {
             policy: PolicyMode::Full,
             env_allow: Vec::new(),
             capabilities: Vec::new(),
-        })
-        .await;
-        node
+        }
     }
 }
 
@@ -155,18 +181,24 @@ pub(crate) struct RawNode {
     socket: Socket,
     channel: Channel,
     machine: NodeHandshake,
+    codec: Codec,
+    /// What was granted.
+    pub(crate) windows: Option<Windows>,
 }
 
 impl RawNode {
-    async fn decision(&mut self) -> Decision {
+    pub(crate) async fn decision(&mut self) -> Decision {
         let verdict: Verdict = self.read().await.unwrap();
+        if let Verdict::Accepted { windows, .. } = &verdict {
+            self.windows = Some(*windows);
+        }
         self.machine
             .handle_verdict(verdict, &StrictVerifier)
             .unwrap()
     }
 
-    async fn write<T: Serialize>(&mut self, message: &T) {
-        let plain = Codec::Postcard.encode(message).unwrap();
+    pub(crate) async fn write<T: Serialize>(&mut self, message: &T) {
+        let plain = self.codec.encode(message).unwrap();
         self.write_plain(&plain).await;
     }
 
@@ -181,6 +213,14 @@ impl RawNode {
     /// Sends any bytes, not sealed.
     pub(crate) async fn write_raw(&mut self, bytes: Vec<u8>) {
         self.socket.send(Message::Binary(bytes.into())).await.ok();
+    }
+
+    /// Sends WebSocket pings.
+    pub(crate) async fn ping(&mut self, count: usize) {
+        for _ in 0..count {
+            // A gateway that has had enough may have closed already.
+            self.socket.send(Message::Ping(Bytes::new())).await.ok();
+        }
     }
 
     pub(crate) async fn send(&mut self, message: &ToGateway) {
@@ -217,12 +257,19 @@ impl RawNode {
         let frame = binary(&mut self.socket).await?;
         let mut plain = Vec::new();
         self.channel.opener.open(&frame, &mut plain).unwrap();
-        Some(Codec::Postcard.decode(&plain).unwrap())
+        Some(self.codec.decode(&plain).unwrap())
     }
 
     /// Returns the next message; `None` when the gateway has closed.
     pub(crate) async fn hear(&mut self) -> Option<ToNode> {
         tokio::time::timeout(PATIENCE, self.read())
+            .await
+            .expect("the gateway says nothing")
+    }
+
+    /// Returns whether the gateway says anything more; `None` when it has closed.
+    pub(crate) async fn hear_any(&mut self) -> Option<Bytes> {
+        tokio::time::timeout(PATIENCE, binary(&mut self.socket))
             .await
             .expect("the gateway says nothing")
     }
@@ -260,6 +307,14 @@ pub(crate) async fn binary(socket: &mut Socket) -> Option<Bytes> {
 
 /// Dials with these headers and returns the status that is answered instead of an upgrade.
 pub(crate) async fn refused(gateway: &TestGateway, headers: &[(&'static str, &str)]) -> u16 {
+    answered(gateway, headers).await.0
+}
+
+/// The same, with when to come back.
+pub(crate) async fn answered(
+    gateway: &TestGateway,
+    headers: &[(&'static str, &str)],
+) -> (u16, Option<u64>) {
     let mut request = gateway.url().into_client_request().unwrap();
     for (name, value) in headers {
         request.headers_mut().insert(*name, value.parse().unwrap());
@@ -268,8 +323,12 @@ pub(crate) async fn refused(gateway: &TestGateway, headers: &[(&'static str, &st
         .await
         .unwrap()
     {
-        Ok(_) => 101,
-        Err(Error::Http(response)) => response.status().as_u16(),
+        Ok(_) => (101, None),
+        Err(Error::Http(response)) => {
+            let retry_after = response.headers().get("retry-after");
+            let seconds = retry_after.map(|value| value.to_str().unwrap().parse().unwrap());
+            (response.status().as_u16(), seconds)
+        }
         Err(error) => panic!("{error}"),
     }
 }
