@@ -5,31 +5,43 @@
 //! [`session`](crate::session)'s; who is a stranger for how long is [`admission`](crate::admission)'s;
 //! who may come in is [`pairing`](crate::pairing)'s.
 
+mod ahead;
 mod shake;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::{ConnectInfo, State};
-use axum::http::header::{COOKIE, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::header::{
+    CONNECTION, COOKIE, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use axum::{Extension, Router};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use moltis_identity::GatewayIdentity;
 use moltis_proto::NODE_ADD;
 use moltis_proto::handshake::SessionLimits;
 use moltis_proto::limits::FRAME_BYTES_MAX;
 use moltis_proto::message::Windows;
 use moltis_proto::subprotocol::{Negotiated, Subprotocol};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
+use self::ahead::Ahead;
 use crate::admission::Admission;
 use crate::exec::Shared;
 use crate::http::peer::Peer;
 
-/// Bytes that an idle connection keeps for reading. A longer frame gets its own room.
+/// A node's socket, upgraded.
+pub(crate) type Socket = WebSocketStream<Ahead<TokioIo<Upgraded>>>;
+
+/// Bytes that an idle connection keeps for reading. A longer frame gets its own room, and what comes
+/// in numbers is read [`ahead`].
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 
 /// Bytes that are gathered before they are written, and the most that wait: what the session
@@ -77,9 +89,9 @@ impl Door {
 async fn upgrade(
     State(door): State<Door>,
     peer: Option<Extension<ConnectInfo<Peer>>>,
-    headers: HeaderMap,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    mut request: Request,
 ) -> Response {
+    let headers = request.headers();
     if headers.contains_key(ORIGIN) || headers.contains_key(COOKIE) {
         return browsers_stay_out();
     }
@@ -87,7 +99,8 @@ async fn upgrade(
         .get_all(SEC_WEBSOCKET_PROTOCOL)
         .iter()
         .map(|value| value.to_str().unwrap_or_default());
-    let (Ok(upgrade), Some(negotiated)) = (upgrade, Negotiated::from_header_values(offered)) else {
+    let negotiated = Negotiated::from_header_values(offered);
+    let (Some(key), Some(negotiated)) = (websocket_key(&request), negotiated) else {
         return upgrade_required();
     };
     if door.0.shared.tasks.stop().is_cancelled() {
@@ -103,21 +116,66 @@ async fn upgrade(
             return come_back_in(turned.retry_after.as_secs().max(1));
         }
     };
+    let response = switching(&key, negotiated.chosen);
+    let upgraded = hyper::upgrade::on(&mut request);
     let tasks = door.0.shared.tasks.clone();
-    upgrade
-        .protocols([negotiated.chosen.name()])
+    tasks.spawn(async move {
+        match upgraded.await {
+            Ok(upgraded) => {
+                let socket = socket_on(upgraded).await;
+                shake::receive(door, socket, negotiated, source, address, stranger).await;
+            }
+            Err(error) => tracing::debug!(peer.addr = %source, %error, "an upgrade has failed"),
+        }
+    });
+    response
+}
+
+async fn socket_on(upgraded: Upgraded) -> Socket {
+    let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(WRITE_BUFFER_BYTES)
         .max_write_buffer_size(WRITE_BUFFER_BYTES_MAX)
-        .max_message_size(FRAME_BYTES_MAX)
-        .max_frame_size(FRAME_BYTES_MAX)
-        .on_upgrade(move |socket| {
-            // The task that calls this is nobody's: ours goes on alone, and is waited for.
-            tasks.spawn(shake::receive(
-                door, socket, negotiated, source, address, stranger,
-            ));
-            std::future::ready(())
-        })
+        .max_message_size(Some(FRAME_BYTES_MAX))
+        .max_frame_size(Some(FRAME_BYTES_MAX));
+    let stream = Ahead::new(TokioIo::new(upgraded));
+    WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await
+}
+
+/// Returns the key of a request that opens a WebSocket as RFC 6455, section 4.2.1, asks.
+fn websocket_key(request: &Request) -> Option<HeaderValue> {
+    let headers = request.headers();
+    let opens = request.method() == Method::GET
+        && has_word(headers, &CONNECTION, "upgrade")
+        && has_word(headers, &UPGRADE, "websocket")
+        && headers
+            .get(SEC_WEBSOCKET_VERSION)
+            .is_some_and(|version| version == "13");
+    headers.get(SEC_WEBSOCKET_KEY).filter(|_| opens).cloned()
+}
+
+/// Returns whether a header's list holds this word.
+fn has_word(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
+    let values = headers.get_all(name).iter();
+    let mut words = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    words.any(|found| found.trim().eq_ignore_ascii_case(word))
+}
+
+fn switching(key: &HeaderValue, chosen: Subprotocol) -> Response {
+    let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes()));
+    let accept = accept.expect("base64 makes a header's value");
+    let headers = [
+        (CONNECTION, HeaderValue::from_static("upgrade")),
+        (UPGRADE, HeaderValue::from_static("websocket")),
+        (SEC_WEBSOCKET_ACCEPT, accept),
+        (
+            SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_static(chosen.name()),
+        ),
+    ];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
 /// A web page that opens a socket to a gateway is somebody's attack: nodes send neither.

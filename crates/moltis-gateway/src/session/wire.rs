@@ -8,7 +8,6 @@ use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::ws::{Message, WebSocket};
 use futures_util::{SinkExt as _, StreamExt as _};
 use moltis_identity::noise::{Channel, NoiseError, Opener, Sealer};
 use moltis_proto::limits::FRAME_BYTES_MAX;
@@ -16,6 +15,9 @@ use moltis_proto::{Codec, CodecError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::{self, Message};
+
+use crate::socket::Socket;
 
 /// Bytes that are queued before the socket has to take them.
 const QUEUED_MAX: usize = 64 * 1024;
@@ -31,7 +33,7 @@ const IDLE_BYTES: usize = 512;
 #[non_exhaustive]
 pub(crate) enum WireError {
     #[error("the socket failed")]
-    Socket(#[source] axum::Error),
+    Socket(#[source] tungstenite::Error),
     #[error("the peer has closed the socket")]
     Closed,
     #[error("a text message came, where only binary ones are legal")]
@@ -60,7 +62,7 @@ pub(crate) enum Arrival {
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Wire {
-    socket: WebSocket,
+    socket: Socket,
     codec: Codec,
     sealer: Sealer,
     opener: Opener,
@@ -73,7 +75,7 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    pub(crate) fn new(socket: WebSocket, codec: Codec, channel: Channel) -> Self {
+    pub(crate) fn new(socket: Socket, codec: Codec, channel: Channel) -> Self {
         Self {
             socket,
             codec,
@@ -137,7 +139,7 @@ impl Wire {
                     }
                     Some(Ok(Message::Binary(frame))) => Err(WireError::TooLong(frame.len())),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(Arrival::Noise),
-                    Some(Ok(Message::Text(_))) => Err(WireError::Text),
+                    Some(Ok(Message::Text(_) | Message::Frame(_))) => Err(WireError::Text),
                     Some(Ok(Message::Close(_))) | None => Err(WireError::Closed),
                     Some(Err(error)) => Err(WireError::Socket(error)),
                 })
@@ -166,11 +168,11 @@ impl Wire {
     pub(crate) async fn close(mut self, deadline: Instant) {
         let close = async {
             self.socket.flush().await?;
-            self.socket.close().await?;
+            self.socket.close(None).await?;
             while let Some(message) = self.socket.next().await {
                 message?;
             }
-            Ok::<(), axum::Error>(())
+            Ok::<(), tungstenite::Error>(())
         };
         // It ends here either way; the peer may have gone first.
         tokio::time::timeout_at(deadline, close).await.ok();
@@ -178,6 +180,7 @@ impl Wire {
 
     /// Gives back what a busy time has grown.
     pub(crate) fn shrink(&mut self) {
+        self.socket.get_mut().shrink();
         self.plain.clear();
         self.plain.shrink_to(IDLE_BYTES);
         self.opened_bytes = 0;

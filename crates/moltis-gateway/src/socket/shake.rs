@@ -7,8 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::ws::{Message, WebSocket};
-use futures_util::StreamExt as _;
+use futures_util::{SinkExt as _, StreamExt as _};
 use moltis_identity::noise::Responder;
 use moltis_identity::{StrictVerifier, random};
 use moltis_proto::code::Refusal;
@@ -22,8 +21,9 @@ use moltis_proto::{Nonce, RequestId};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Message;
 
-use super::Door;
+use super::{Door, Socket};
 use crate::admission::Stranger;
 use crate::pairing::{Admission, Decision};
 use crate::session::bucket::Bucket;
@@ -60,7 +60,7 @@ enum ShakeError {
 /// Takes a new socket to its verdict, and an accepted one to its session.
 pub(super) async fn receive(
     door: Door,
-    socket: WebSocket,
+    socket: Socket,
     negotiated: Negotiated,
     source: IpAddr,
     address: Option<IpAddr>,
@@ -91,7 +91,7 @@ struct Knock<'a> {
 impl Knock<'_> {
     async fn admit(
         &self,
-        socket: WebSocket,
+        socket: Socket,
         negotiated: Negotiated,
         mut stranger: Stranger,
     ) -> Result<Option<session::Accepted>, ShakeError> {
@@ -147,11 +147,7 @@ impl Knock<'_> {
         self.accept(wire, &node, &record, &negotiated).map(Some)
     }
 
-    async fn shake(
-        &self,
-        socket: WebSocket,
-        negotiated: &Negotiated,
-    ) -> Result<Shaken, ShakeError> {
+    async fn shake(&self, socket: Socket, negotiated: &Negotiated) -> Result<Shaken, ShakeError> {
         let inner = &self.door.0;
         let mut socket = socket;
         let mut allowance = Allowance::new();
@@ -323,7 +319,7 @@ async fn refuse(mut wire: Wire, refusal: Refusal) {
 
 /// Reads a message of the Noise handshake itself.
 async fn read_plain(
-    socket: &mut WebSocket,
+    socket: &mut Socket,
     allowance: &mut Allowance,
 ) -> Result<axum::body::Bytes, ShakeError> {
     loop {
@@ -333,7 +329,7 @@ async fn read_plain(
                 return Ok(bytes);
             }
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => allowance.take(NOISE_COST)?,
-            Some(Ok(Message::Text(_))) => return Err(WireError::Text.into()),
+            Some(Ok(Message::Text(_) | Message::Frame(_))) => return Err(WireError::Text.into()),
             Some(Ok(Message::Close(_))) | None => return Err(WireError::Closed.into()),
             Some(Err(error)) => return Err(WireError::Socket(error).into()),
         }
