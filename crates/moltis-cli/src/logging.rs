@@ -55,6 +55,9 @@ pub(crate) fn install(
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)
+        // It would complain on stderr of a line that stderr did not take, and end the task that
+        // wrote it with a panic: a gateway goes on where nobody reads its log.
+        .log_internal_errors(false)
         .with_ansi(false);
     let installed = match format {
         LogFormat::Text => builder.try_init(),

@@ -265,6 +265,15 @@ impl Process {
         }
     }
 
+    /// Starts a command whose outputs go elsewhere.
+    pub(crate) fn unread(command: &mut Command) -> Self {
+        Self {
+            child: command.spawn().unwrap(),
+            stdout: Printed::of(std::io::empty()),
+            stderr: Printed::of(std::io::empty()),
+        }
+    }
+
     pub(crate) fn stdin(&mut self) -> std::process::ChildStdin {
         self.child.stdin.take().unwrap()
     }

@@ -210,3 +210,20 @@ fn a_question_is_asked_and_no_is_the_default() {
     assert_eq!(on.wait(), 0);
     node.stdout.wait_for("Approved.");
 }
+
+#[test]
+fn ctrl_c_at_a_question_answers_nothing() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    home.ok(["node", "pairing", "enable"]);
+    let node = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
+    let code = crate::harness::code_of(&node.stdout.wait_for("Connection code"));
+    let id = gateway.request_with(&code);
+    let mut on = OnTerminal::start(&home, &["node", "approve", &id]);
+    on.screen
+        .wait_until("the question", |screen| screen.contains("[y/N]"));
+    on.type_in("\x03");
+    let status = eventually("its end", || on.child.try_wait().unwrap());
+    assert!(!status.success(), "{status}");
+    gateway.request_with(&code);
+}
