@@ -7,6 +7,7 @@
 mod attached;
 mod clock;
 mod dial;
+mod flight;
 mod handshake;
 mod outgoing;
 mod pace;

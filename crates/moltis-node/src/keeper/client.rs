@@ -176,6 +176,15 @@ impl Client {
         }
     }
 
+    /// Writes what waits, and a last word.
+    pub(super) async fn part(mut self) -> io::Result<()> {
+        self.push(Bytes::from_static(&wire::RULE_BROKEN));
+        while let Some(mut piece) = self.outgoing.pop_front() {
+            self.writer.write_all_buf(&mut piece).await?;
+        }
+        self.writer.shutdown().await
+    }
+
     /// The socket took so many bytes.
     pub(super) fn handle_written(&mut self, mut bytes: usize) {
         self.outgoing_bytes -= bytes;

@@ -370,7 +370,7 @@ impl Core {
                     spool.delete();
                 }
             }
-            Event::Deleted => {}
+            Event::Deleted | Event::Parted => {}
             Event::Attached(attached) => {
                 self.strangers -= 1;
                 self.attach(*attached);
@@ -472,16 +472,26 @@ impl Core {
         }
     }
 
-    pub(super) fn detach(&mut self, why: &str) {
-        if self.client.take().is_none() {
-            return;
-        }
+    fn detach(&mut self, why: &str) {
+        drop(self.let_go(why));
+    }
+
+    fn let_go(&mut self, why: &str) -> Option<Client> {
+        let client = self.client.take()?;
         tracing::debug!("the client is gone: {why}");
         let now = now();
         self.idle_since = now;
         for run in self.runs.values_mut() {
             run.outbox.handle_detached(now);
             mark_dirty(run, &mut self.dirty);
+        }
+        Some(client)
+    }
+
+    /// Lets a client go that broke a rule, and tells it so behind what it was sent before.
+    pub(super) fn turn_away(&mut self, why: &str) {
+        if let Some(client) = self.let_go(why) {
+            self.ops.part(client);
         }
     }
 

@@ -31,14 +31,14 @@ impl Core {
                 Ok(None) => return false,
                 Err(error) => {
                     tracing::warn!(error = %error, "the client sends what is no message");
-                    self.detach("it sends what is no message");
+                    self.turn_away("it sends what is no message");
                     return false;
                 }
             };
             let takes_time = matches!(message, ToKeeper::Start { .. });
             if let Err(why) = self.handle_message(message) {
                 tracing::warn!("the client breaks a rule: {why}");
-                self.detach("it broke a rule");
+                self.turn_away("it broke a rule");
                 return false;
             }
             if takes_time {

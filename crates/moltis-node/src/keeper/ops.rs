@@ -18,6 +18,7 @@ use moltis_proto::run::outbox::{SpoolDone, SpoolOp};
 use moltis_proto::run::{GapReason, Stream};
 use tokio::io::AsyncReadExt as _;
 
+use super::client::Client;
 use super::connect::KeeperStream;
 use super::pipes::{Sink, Source};
 use super::process::Exit;
@@ -26,6 +27,9 @@ use super::wire;
 
 /// How long a client may take until it has said `Attach`.
 const ATTACH_TIME: Duration = Duration::from_secs(10);
+
+/// How long a client that broke a rule may take to hear so.
+const PART_TIME: Duration = Duration::from_secs(2);
 
 /// What has happened.
 #[derive(Debug)]
@@ -54,6 +58,8 @@ pub(super) enum Event {
         spool: Spool,
         done: Result<SpoolDone, GapReason>,
     },
+    /// A client that broke a rule has heard so, or does not listen.
+    Parted,
     /// The spools of a forgotten run are gone.
     Deleted,
     /// Somebody on the socket said `Attach`.
@@ -168,6 +174,14 @@ impl Ops {
         self.push(async move {
             doing.await.ok(); // what is left is deleted by the next keeper
             Event::Deleted
+        });
+    }
+
+    /// Says a last word to a client that broke a rule.
+    pub(super) fn part(&mut self, client: Client) {
+        self.push(async move {
+            tokio::time::timeout(PART_TIME, client.part()).await.ok(); // it need not listen
+            Event::Parted
         });
     }
 

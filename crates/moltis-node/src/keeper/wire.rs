@@ -16,6 +16,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 /// Bytes of the length before each message.
 pub const PREFIX_BYTES: usize = 4;
 
+/// A frame without bytes, which no message is: the last word of a keeper whose client broke a rule.
+pub(crate) const RULE_BROKEN: [u8; PREFIX_BYTES] = [0; PREFIX_BYTES];
+
 /// Bytes that a reader asks the socket for at once: some frames full of output.
 const READ_BYTES: usize = 256 * 1024;
 
@@ -32,6 +35,9 @@ pub enum WireError {
         /// The bytes that it announces.
         found: usize,
     },
+    /// The keeper's last word: its client broke a rule.
+    #[error("the keeper says that its client broke a rule")]
+    RuleBroken,
     /// The socket ended inside a frame.
     #[error("the keeper's socket ended inside a frame")]
     Cut,
@@ -53,6 +59,32 @@ pub(crate) fn says_leaving(frame: &[u8]) -> bool {
                 ..
             })
         )
+}
+
+/// The first byte of a [`FromKeeper::Output`] in postcard.
+const OUTPUT: u8 = 4;
+
+/// What stands in front of the bytes of an [`FromKeeper::Output`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OutputHead {
+    pub(crate) run_id: RunId,
+    pub(crate) stream: Stream,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+/// Returns the head of a keeper's frame of output without looking at its bytes; `None` when it is
+/// another message.
+pub(crate) fn output_head(frame: &[u8]) -> Option<OutputHead> {
+    let rest = frame.strip_prefix(&[OUTPUT])?;
+    let (head, _bytes) = postcard::take_from_bytes(rest).ok()?;
+    let (run_id, stream, offset, length) = head;
+    Some(OutputHead {
+        run_id,
+        stream,
+        offset,
+        length,
+    })
 }
 
 /// Reads frames from one half of a socket.
@@ -87,7 +119,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// its length: a message that holds this one begins so, and nothing is copied for it.
     pub(crate) async fn next_behind(&mut self, first: u8) -> Result<Option<Bytes>, WireError> {
         loop {
-            if let Some(mut framed) = take_framed(&mut self.buffer)? {
+            let framed = take_framed(&mut self.buffer).map_err(|error| match error {
+                WireError::Length { found: 0 } => WireError::RuleBroken,
+                error => error,
+            });
+            if let Some(mut framed) = framed? {
                 framed.advance(PREFIX_BYTES - 1);
                 framed[0] = first;
                 return Ok(Some(framed.freeze()));
@@ -263,6 +299,37 @@ fn prefix(length: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_head_of_output_is_read_without_its_bytes_and_nothing_else_has_one() {
+        let run_id = RunId::from_bytes([7; 16]);
+        for (stream, offset, length) in [(Stream::Stdout, 0, 1), (Stream::Stderr, 1 << 50, 60_000)]
+        {
+            let output = FromKeeper::Output {
+                run_id,
+                stream,
+                offset,
+                bytes: Payload(vec![0xff; length].into()),
+            };
+            let frame = Codec::Postcard.encode(&output).unwrap();
+            let length = length as u64;
+            let expected = OutputHead {
+                run_id,
+                stream,
+                offset,
+                length,
+            };
+            assert_eq!(output_head(&frame), Some(expected));
+            assert!(!says_leaving(&frame));
+        }
+        let refused = |code| {
+            let message = FromKeeper::Refused { run_id, code };
+            Codec::Postcard.encode(&message).unwrap()
+        };
+        assert_eq!(output_head(&refused(RunRefusal::Leaving)), None);
+        assert!(says_leaving(&refused(RunRefusal::Leaving)));
+        assert!(!says_leaving(&refused(RunRefusal::TooMany)));
+    }
 
     #[tokio::test]
     async fn messages_cross_whatever_the_pieces_are() {

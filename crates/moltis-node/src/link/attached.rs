@@ -334,6 +334,9 @@ fn pages(
 
 fn ended(end: Result<Option<Bytes>, WireError>) -> LinkError {
     match end {
+        Err(WireError::RuleBroken) => {
+            LinkError::Protocol("a run message came that breaks a rule of its run")
+        }
         Err(WireError::Io(source)) => LinkError::Keeper {
             problem: "has gone",
             source: source.into(),

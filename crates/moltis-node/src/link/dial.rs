@@ -178,3 +178,46 @@ async fn upgrade(
     };
     Ok((socket, negotiated))
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Sends until the socket takes no more, and returns how much of it the kernel of this side
+    /// holds. Nobody reads.
+    async fn held_unsent(tuned: bool) -> io::Result<u64> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (near, (far, _)) = (near?, far?);
+        if tuned {
+            tune(&near)?;
+        }
+        let mut sent = 0;
+        // Loopback is done before this is: what is not writable then stays so.
+        while let Ok(writable) = timeout(Duration::from_millis(300), near.writable()).await {
+            writable?;
+            match near.try_write(&[0; 16 * 1024]) {
+                Ok(bytes) => sent += bytes as u64,
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        Ok(sent - rustix::io::ioctl_fionread(far.as_fd())?)
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_full_holds_little_that_control_would_wait_behind() {
+        let most = u64::from(UNSENT_BYTES_MAX) + 64 * 1024;
+        let (tuned, untuned) = (held_unsent(true).await, held_unsent(false).await);
+        let (tuned, untuned) = (tuned.unwrap(), untuned.unwrap());
+        assert!(tuned <= most, "{tuned} bytes wait");
+        assert!(
+            untuned > most,
+            "{untuned} bytes: the system does so by itself"
+        );
+    }
+}

@@ -2,7 +2,8 @@
 //! from a keeper before the socket can take it.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -10,17 +11,19 @@ use bytes::Bytes;
 use futures_util::SinkExt as _;
 use futures_util::stream::SplitSink;
 use moltis_identity::noise::Sealer;
+use moltis_proto::run::Totals;
 use moltis_proto::telemetry::Sample;
-use moltis_proto::{Codec, FromKeeper, Payload, ToGateway};
-use tokio::time::{Instant, timeout};
+use moltis_proto::{Codec, FromKeeper, Payload, ToGateway, ToKeeper};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::attached::FromKeepers;
 use super::dial::Socket;
+use super::flight::Flight;
 use super::pace::Pace;
 use super::socket::broken;
 use crate::error::{LinkError, Step};
-use crate::keeper::wire::{decode, says_leaving};
+use crate::keeper::wire::{decode, output_head, says_leaving};
 
 /// The first byte of a [`ToGateway::Run`] in postcard: the bytes of a [`FromKeeper`] follow it as
 /// they are.
@@ -37,6 +40,10 @@ const FRAMES_PER_TURN: u32 = 16;
 
 /// A gateway that takes not one frame for this long is given up.
 const STALL_MAX: Duration = Duration::from_secs(45);
+
+/// How long output is held back without any acknowledgement. A run that the gateway does not store
+/// must not hold up the others.
+const HOLD_MAX: Duration = Duration::from_secs(5);
 
 /// How long a last word may take.
 const FAREWELL_TIME: Duration = Duration::from_secs(2);
@@ -55,6 +62,9 @@ pub(super) struct Outgoing {
     /// Output that was too long for a slow road, cut.
     pieces: VecDeque<FromKeeper>,
     pace: Pace,
+    flight: Flight,
+    /// Output is held back, up to this time.
+    held: Option<Pin<Box<Sleep>>>,
     unflushed: bool,
     stalled_since: Option<Instant>,
 }
@@ -78,6 +88,8 @@ impl Outgoing {
             plain: Vec::new(),
             pieces: VecDeque::new(),
             pace: Pace::default(),
+            flight: Flight::default(),
+            held: None,
             unflushed: false,
             stalled_since: None,
         }
@@ -102,6 +114,27 @@ impl Outgoing {
     /// Sends a sample. One that still waits is replaced.
     pub(super) fn sample(&mut self, sample: Sample) {
         self.sample = Some(Box::new(sample));
+    }
+
+    /// The gateway says something about a run: what was sent of it may have arrived.
+    pub(super) fn handle_heard(&mut self, message: &ToKeeper) {
+        match message {
+            ToKeeper::Ack {
+                run_id,
+                stdout,
+                stderr,
+            } => {
+                let (stdout, stderr) = (*stdout, *stderr);
+                let now = Instant::now().into_std();
+                self.flight
+                    .handle_ack(*run_id, Totals { stdout, stderr }, now);
+                self.held = None;
+            }
+            ToKeeper::Resume { run_id, .. } | ToKeeper::Forget { run_id } => {
+                self.flight.handle_gone(*run_id);
+            }
+            _ => {}
+        }
     }
 
     /// Fails when the gateway has taken nothing for too long.
@@ -155,6 +188,11 @@ impl Outgoing {
         if let Some(piece) = self.pieces.pop_front() {
             return Poll::Ready(self.send(&ToGateway::Run(piece)).map(|()| true));
         }
+        if self.holds_back(cx) {
+            ready!(self.sink.poll_flush_unpin(cx)).map_err(|error| broken(error, None))?;
+            self.unflushed = false;
+            return Poll::Ready(Ok(false));
+        }
         match keepers.poll_frame_behind(RUN, cx) {
             Poll::Ready(Ok(frame)) if says_leaving(&frame[1..]) => {
                 // The gateway hears it, and meets the next keeper on the next connection.
@@ -173,6 +211,17 @@ impl Outgoing {
         }
     }
 
+    /// Returns whether the road has enough to carry. An acknowledgement has this asked again.
+    fn holds_back(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.flight.is_full() {
+            self.held = None;
+            return false;
+        }
+        self.pace.handle_held_up();
+        let hold = self.held.get_or_insert_with(|| Box::pin(sleep(HOLD_MAX)));
+        hold.as_mut().poll(cx).is_pending()
+    }
+
     fn next_control(&mut self) -> Option<ToGateway> {
         if let Some(number) = self.pong.take() {
             return Some(ToGateway::Pong { number });
@@ -188,6 +237,12 @@ impl Outgoing {
 
     /// A keeper's frame, with one byte before it, is the gateway's in postcard.
     fn pass_on(&mut self, framed: &Bytes) -> Result<(), LinkError> {
+        if let Some(head) = output_head(&framed[1..]) {
+            let which = (head.run_id, head.stream);
+            let now = Instant::now().into_std();
+            self.flight
+                .handle_output(which, (head.offset, head.length), now);
+        }
         let too_long = self
             .pace
             .chunk_bytes_max()

@@ -209,6 +209,7 @@ impl Session<'_> {
                 "a message came that only this machine may say to its keeper",
             ));
         }
+        self.outgoing.handle_heard(message);
         match self.codec {
             // Behind the byte that says `Run` the keeper's own message stands as it is.
             Codec::Postcard => keepers.deliver(message, &self.plain[1..]),

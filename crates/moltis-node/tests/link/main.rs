@@ -13,4 +13,5 @@ mod pairing;
 mod real;
 mod session;
 mod settings;
+mod slow;
 mod speed;

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moltis_node::KeeperDir;
 use moltis_node::keeper::{self, Keeper, KeeperConfig, Policy, Rules};
+use moltis_node::{KeeperDir, LinkError};
+use moltis_proto::code::CloseCode;
 use moltis_proto::run::{Command, Outcome, RunSpec, RunState, StdinMode};
 use moltis_proto::{BootId, FromKeeper, ToGateway, ToKeeper, ToNode, key};
 use tokio::task::JoinSet;
@@ -154,4 +155,40 @@ async fn after_an_upgrade_new_runs_go_to_the_new_keeper_and_old_ones_end_with_th
     new.stop().await;
     stop.cancel();
     while keepers.join_next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_run_message_that_breaks_a_rule_ends_the_connection_in_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeper = Keeper::spawn_in_process(keeper_config(dir.path(), "1")).unwrap();
+    let keeper = Arc::new(keeper);
+    let gateway = TestGateway::bind().await;
+    let mut node = TestNode::with_real(config(gateway.url()), Arc::clone(&keeper));
+    let mut peer = gateway.admit().await;
+    peer.hear().await;
+    peer.say(start(1, "read word; echo got $word")).await;
+    peer.hear().await;
+    peer.say(ToNode::Run(ToKeeper::Ack {
+        run_id: run(1),
+        stdout: 1_000,
+        stderr: 0,
+    }))
+    .await;
+    let code = CloseCode::Protocol;
+    assert_eq!(peer.hear().await, ToGateway::Close { code });
+    let (error, _) = node.disconnected().await;
+    assert!(matches!(&*error, LinkError::Protocol(_)), "{error:?}");
+    // The run is not touched.
+    let mut peer = gateway.admit().await;
+    peer.hear().await;
+    peer.say(ToNode::Run(ToKeeper::Resume {
+        run_id: run(1),
+        stdout: 0,
+        stderr: 0,
+    }))
+    .await;
+    peer.say(stdin(1, b"it\n")).await;
+    assert_eq!(to_the_end(&mut peer).await, b"got it\n");
+    node.stop().await;
+    keeper.shut_down().await;
 }
