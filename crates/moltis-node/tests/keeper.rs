@@ -14,6 +14,8 @@ mod fixture;
 
 #[path = "keeper/disk.rs"]
 mod disk;
+#[path = "keeper/door.rs"]
+mod door;
 #[path = "keeper/ends.rs"]
 mod ends;
 #[path = "keeper/input.rs"]

@@ -44,7 +44,7 @@ pub(crate) fn rules() -> Rules {
     }
 }
 
-fn config(dir: &Path, rules: Rules, boot: u8) -> KeeperConfig {
+pub(crate) fn config(dir: &Path, rules: Rules, boot: u8) -> KeeperConfig {
     let boot_id = BootId::from_bytes([boot; 16]);
     KeeperConfig::new(dir, Arc::new(rules), boot_id, "1.0.0")
 }
@@ -64,6 +64,11 @@ impl Inside {
         let dir = Arc::new(tempfile::tempdir().unwrap());
         let keeper = Keeper::spawn_in_process(config(dir.path(), rules, 1)).unwrap();
         Self { keeper, dir }
+    }
+
+    /// A connection that has said nothing yet.
+    pub(crate) async fn stream(&self) -> KeeperStream {
+        self.keeper.connect().await.unwrap()
     }
 
     pub(crate) async fn client(&self) -> Client {
@@ -180,6 +185,16 @@ fn a_keeper_when_asked() {
     runtime
         .block_on(keeper::serve(config, CancellationToken::new()))
         .unwrap();
+}
+
+/// Tells `cargo xtask test` what could not be done here; it decides whether that is a failure.
+pub(crate) fn not_tested(name: &str, why: &str) {
+    use std::io::Write as _;
+    let Some(list) = std::env::var_os("MOLTIS_NOT_TESTED") else {
+        return;
+    };
+    let mut list = std::fs::File::options().append(true).open(list).unwrap();
+    writeln!(list, "{name}: {why}").unwrap();
 }
 
 /// Returns whether a process is there and no zombie.

@@ -197,13 +197,14 @@ async fn a_full_spool_keeps_the_beginning_and_the_newest_and_marks_the_gap() {
     client.start(id(1), shell("seq -f %099.0f 1 1000000")).await;
     client.until(id(1), |run| run.pid.is_some()).await;
     drop(client);
-    loop {
-        let (_, listed) = keeper.attach().await;
-        if listed.runs[0].state == RunState::Ended {
-            break;
+    let ended = async {
+        while keeper.attach().await.1.runs[0].state != RunState::Ended {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    };
+    tokio::time::timeout(crate::client::PATIENCE, ended)
+        .await
+        .unwrap();
     let (mut client, _) = keeper.attach().await;
     client.resume(id(1), 0, 0).await;
     let run = client.finish(id(1)).await;
