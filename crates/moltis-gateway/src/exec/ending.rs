@@ -157,8 +157,8 @@ impl Shared {
             at,
         };
         let tell = || {
-            tracing::info!(run.id = %run.id, outcome = ?ending.outcome, duration_ms = ending.duration_ms, "a run has ended");
             self.tell_ended(run, &ending, totals, at);
+            tracing::info!(run.id = %run.id, outcome = ?ending.outcome, duration_ms = ending.duration_ms, "a run has ended");
         };
         let write = self.write_ending(run.id, ended, source);
         let written = match source {
