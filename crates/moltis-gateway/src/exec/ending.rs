@@ -24,6 +24,11 @@ use crate::store::{Ended, RunStage, Started, StoreError, Written};
 /// The wait before an ending that could not be written is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
+/// Runs whose ends one sync has covered are forgotten in so many groups, this far apart: a new run
+/// then never waits behind all of them.
+const FORGET_GROUPS: u8 = 8;
+const FORGET_APART: Duration = Duration::from_millis(25);
+
 /// Returns the ending of a run that was found not to be there.
 pub(crate) fn found(outcome: Outcome, reason: Reason) -> Ending {
     Ending {
@@ -234,7 +239,15 @@ impl Shared {
         if let Err(error) = synced.await {
             // The node keeps the run; the next connection finds it and asks again.
             tracing::warn!(run.id = %run.id, error = %chain(&error), "a run is not on the disk yet");
-        } else if let Some(seat) = self.seat_of(&run.target()) {
+            return;
+        }
+        let group = run.id.as_bytes()[0] % FORGET_GROUPS;
+        tokio::select! {
+            biased;
+            () = self.tasks.stop().cancelled() => {}
+            () = tokio::time::sleep(FORGET_APART * group.into()) => {}
+        }
+        if let Some(seat) = self.seat_of(&run.target()) {
             // A connection that is gone will list the run again.
             seat.send(Command::Forget(run.id)).await.ok();
         }
