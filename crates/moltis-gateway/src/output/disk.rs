@@ -14,6 +14,9 @@ use super::{OutputError, files};
 /// Pieces that one writev(2) takes (`IOV_MAX` is 1024 on Linux and macOS).
 const IOVECS_MAX: usize = 512;
 
+/// Lines after which the file with the gaps is made short: some 300 KB.
+const NOTES_MAX: usize = 8 * 1024;
+
 /// What one run has open for writing.
 #[derive(Debug)]
 pub(super) struct Disk {
@@ -22,6 +25,8 @@ pub(super) struct Disk {
     segment_bytes: u64,
     open: [Option<Segment>; 2],
     gaps: Option<Arc<File>>,
+    /// Lines that were written to the file with the gaps since it was last made short.
+    notes: usize,
     /// Files with bytes that no sync has covered.
     unsynced: Vec<(PathBuf, Arc<File>)>,
     /// A name was made that the directory may not have on the disk yet.
@@ -53,6 +58,7 @@ impl Disk {
             segment_bytes,
             open: [None, None],
             gaps: None,
+            notes: 0,
             unsynced: Vec::new(),
             new_names: false,
         }
@@ -169,7 +175,24 @@ impl Disk {
         (&*file)
             .write_all(files::gap_line(stream, from, to, reason).as_bytes())
             .map_err(|error| OutputError::file("write to", &path, error))?;
+        self.notes += 1;
         self.note_unsynced(path, &file);
+        Ok(())
+    }
+
+    /// Returns whether the file with the gaps should be made short.
+    pub(super) fn has_many_notes(&self) -> bool {
+        self.notes >= NOTES_MAX
+    }
+
+    /// Puts these lines in the place of all notes.
+    pub(super) fn replace_notes(&mut self, lines: &str) -> Result<(), OutputError> {
+        let path = self.dir.join(files::GAPS);
+        let file = Arc::new(files::replace_gaps(&self.dir, lines)?);
+        self.unsynced.retain(|(unsynced, _)| *unsynced != path);
+        self.gaps = Some(file);
+        self.notes = 0;
+        self.new_names = true;
         Ok(())
     }
 

@@ -240,22 +240,24 @@ fn kept_gaps(run: &Path, kept: [u64; 2]) -> Result<Vec<Gap>, OutputError> {
     let all = gaps.len();
     gaps.retain(|gap| gap.1 < kept[gap.0.index()]);
     if gaps.len() < all {
-        let path = run.join(GAPS);
-        let lines: String = gaps
-            .iter()
-            .map(|gap| gap_line(gap.0, gap.1, gap.2, gap.3))
-            .collect();
-        let new = run.join("gaps.new");
-        std::fs::remove_file(&new).ok(); // left by a crash in this place, or not there
-        append_to(&new)
-            .and_then(|mut file| {
-                io::Write::write_all(&mut file, lines.as_bytes())?;
-                file.sync_data()
-            })
-            .and_then(|()| std::fs::rename(&new, &path))
-            .map_err(|error| OutputError::file("write", &path, error))?;
+        let lines = gaps.iter().map(|gap| gap_line(gap.0, gap.1, gap.2, gap.3));
+        replace_gaps(run, &lines.collect::<String>())?;
     }
     Ok(gaps)
+}
+
+/// Puts these lines in the place of all that stand in the file with the gaps. Returns the new file.
+pub(super) fn replace_gaps(run: &Path, lines: &str) -> Result<File, OutputError> {
+    let (path, new) = (run.join(GAPS), run.join("gaps.new"));
+    std::fs::remove_file(&new).ok(); // left by a crash in this place, or not there
+    let replace = || {
+        let mut file = append_to(&new)?;
+        io::Write::write_all(&mut file, lines.as_bytes())?;
+        file.sync_data()?;
+        std::fs::rename(&new, &path)?;
+        Ok(file)
+    };
+    replace().map_err(|error| OutputError::file("write", &path, error))
 }
 
 /// Reads the gaps. A last line without its end was being written when the process died: what it

@@ -12,6 +12,9 @@ use super::{HEAD, OutputRead};
 /// a piece each.
 const SMALL: usize = 4 * 1024;
 
+/// Pieces that stay in memory after they were written, however short: gaps have no bytes at all.
+pub(super) const RECENT_PIECES_MAX: usize = 1024;
+
 /// Length to which small pieces are put together.
 const JOINED: usize = 32 * 1024;
 
@@ -296,7 +299,8 @@ impl Memory {
     /// Lets go of what was written, but for the newest `keep` bytes.
     pub(super) fn trim(&mut self, keep: usize) {
         while let Some(first) = self.pieces.front() {
-            if first.to > self.written || self.pieces_bytes <= keep {
+            let is_little = self.pieces_bytes <= keep && self.pieces.len() <= RECENT_PIECES_MAX;
+            if first.to > self.written || is_little {
                 return;
             }
             if let What::Bytes(bytes) = &first.what {
@@ -304,6 +308,14 @@ impl Memory {
             }
             self.pieces.pop_front();
         }
+    }
+
+    /// Returns how many segments there are.
+    pub(super) fn segments(&self) -> usize {
+        let extents = self.extents.iter();
+        extents
+            .filter(|extent| extent.what == OnDisk::Segment)
+            .count()
     }
 
     /// Returns the segment to give up when there is too much: the oldest but the first, and never
@@ -316,6 +328,21 @@ impl Memory {
         segments.next()?;
         let candidate = segments.next()?;
         segments.next().map(|_| *candidate)
+    }
+
+    /// The segment is gone, for there were too many: what lay between the gaps around it was short,
+    /// and all of them are one now.
+    pub(super) fn swallowed(&mut self, segment: u64) {
+        let Some(at) = self.extents.iter().position(|e| e.from == segment) else {
+            return;
+        };
+        let around = at.saturating_sub(1)..self.extents.len().min(at + 2);
+        for extent in &mut self.extents[around] {
+            if matches!(extent.what, OnDisk::Gap(_)) {
+                extent.what = OnDisk::Gap(GapReason::Limit);
+            }
+        }
+        self.dropped(segment);
     }
 
     /// The segment is gone: a gap takes its place, one with its neighbours of the same reason.

@@ -25,6 +25,10 @@ use crate::store::Heads;
 /// was never allowed to be sent.
 const WAITING_MAX: usize = 8 * moltis_proto::limits::RUN_WINDOW_BYTES as usize;
 
+/// Segments of one run, at most. A segment begins where the one before is full or behind a gap, so
+/// an honest run has a few; one that is all gaps gives up the bytes between them.
+const SEGMENTS_MAX: usize = 1024;
+
 /// Bytes that one turn of the writing thread takes of one stream, so that many runs share it.
 const TURN_BYTES: usize = 4 * 1024 * 1024;
 
@@ -456,7 +460,12 @@ impl RunOutput {
         match next {
             ToWrite::Gap { from, to, reason } => {
                 lock(&self.disk).note_gap(stream, from, to, reason)?;
-                self.memory()[at].noted(from, to, reason);
+                {
+                    let memory = &mut self.memory()[at];
+                    memory.noted(from, to, reason);
+                    memory.trim(self.limits.recent_bytes.min(self.live.share()));
+                }
+                self.shorten_notes()?;
                 Ok(0)
             }
             ToWrite::Bytes { from, pieces } => {
@@ -480,8 +489,12 @@ impl RunOutput {
         } else {
             self.limits.run_bytes_max
         };
-        while self.disk_bytes.load(Ordering::Relaxed) > kept {
-            let Some((stream, extent)) = self.to_give_up() else {
+        loop {
+            let too_many = self.segments() > SEGMENTS_MAX;
+            if self.disk_bytes.load(Ordering::Relaxed) <= kept && !too_many {
+                return;
+            }
+            let Some((stream, extent)) = self.to_give_up(too_many) else {
                 return;
             };
             let given_up = {
@@ -492,7 +505,12 @@ impl RunOutput {
             };
             match given_up {
                 Ok(bytes) => {
-                    self.memory()[stream.index()].dropped(extent.from);
+                    let memory = &mut self.memory()[stream.index()];
+                    if too_many {
+                        memory.swallowed(extent.from);
+                    } else {
+                        memory.dropped(extent.from);
+                    }
                     self.disk_bytes.fetch_sub(bytes, Ordering::Relaxed);
                     self.space.less(bytes);
                 }
@@ -504,16 +522,41 @@ impl RunOutput {
         }
     }
 
-    /// Returns the segment to delete next: of the stream that has more on the disk.
-    fn to_give_up(&self) -> Option<(Stream, Extent)> {
+    fn segments(&self) -> usize {
         let memory = self.memory();
-        let bytes = |stream: &Stream| -> u64 {
+        memory[0].segments() + memory[1].segments()
+    }
+
+    /// Writes the gaps anew where there are many lines of them: most have become one.
+    fn shorten_notes(&self) -> Result<(), OutputError> {
+        if !lock(&self.disk).has_many_notes() {
+            return Ok(());
+        }
+        let mut lines = String::new();
+        for stream in Stream::BOTH {
+            for extent in self.memory()[stream.index()].extents() {
+                if let OnDisk::Gap(reason) = extent.what {
+                    lines.push_str(&files::gap_line(stream, extent.from, extent.to, reason));
+                }
+            }
+        }
+        lock(&self.disk).replace_notes(&lines)
+    }
+
+    /// Returns the segment to delete next: of the stream that has more on the disk, or more of them
+    /// where there are too many.
+    fn to_give_up(&self, too_many: bool) -> Option<(Stream, Extent)> {
+        let memory = self.memory();
+        let weight = |stream: &Stream| -> u64 {
             let extents = memory[stream.index()].extents().iter();
             let segments = extents.filter(|extent| extent.what == OnDisk::Segment);
+            if too_many {
+                return segments.count() as u64;
+            }
             segments.map(|extent| extent.to - extent.from).sum()
         };
         let mut streams = Stream::BOTH;
-        streams.sort_by_key(|stream| std::cmp::Reverse(bytes(stream)));
+        streams.sort_by_key(|stream| std::cmp::Reverse(weight(stream)));
         streams.into_iter().find_map(|stream| {
             let extent = memory[stream.index()].segment_to_drop()?;
             Some((stream, extent))
@@ -577,7 +620,7 @@ impl fmt::Debug for RunOutput {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use super::super::Outputs;
+    use super::super::{Outputs, memory};
     use super::*;
 
     const KIB: usize = 1024;
@@ -890,6 +933,48 @@ mod tests {
             found
         );
         assert_eq!(reborn.bytes(), outputs.bytes());
+    }
+
+    #[tokio::test]
+    async fn a_run_that_is_all_gaps_makes_no_more_files_than_it_may() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        for round in 0..10_000 {
+            append(&run, Stream::Stdout, 1);
+            let end = run.end(Stream::Stdout);
+            run.gap(Stream::Stdout, end, end + 1, GapReason::DiskFull)
+                .unwrap();
+            if round % 500 == 0 {
+                run.written().await;
+            }
+        }
+        append(&run, Stream::Stdout, 1);
+        run.synced().await.unwrap();
+        let end = run.end(Stream::Stdout);
+        assert_eq!((end, run.stored(Stream::Stdout)), (20_001, 20_001));
+        let below = dir.path().join("outputs").join(id(1).to_string());
+        let files = std::fs::read_dir(&below).unwrap().count();
+        assert!(files <= SEGMENTS_MAX + 3, "{files}");
+        let gaps = std::fs::read_to_string(below.join(files::GAPS)).unwrap();
+        assert!(gaps.lines().count() <= 10_000, "{}", gaps.lines().count());
+        // What was given up is marked, what is newest is there, and another process reads the same.
+        let found = read_all(&run, Stream::Stdout).await;
+        let most = 2 * SEGMENTS_MAX + memory::RECENT_PIECES_MAX + 2;
+        assert!(found.len() <= most, "{}", found.len());
+        assert_eq!(found[0], (0, 1, None));
+        assert_eq!(found[1].2, Some(GapReason::Limit));
+        assert_eq!(found.last(), Some(&(end - 1, end, None)));
+        assert!(found.windows(2).all(|pair| pair[0].1 == pair[1].0));
+        let reborn = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = reborn.run(id(1)).unwrap();
+        assert_eq!(run.stored(Stream::Stdout), end);
+        let again = read_all(&run, Stream::Stdout).await;
+        let bytes = |found: &[(u64, u64, Option<GapReason>)]| {
+            let bytes = found.iter().filter(|part| part.2.is_none());
+            bytes.copied().collect::<Vec<_>>()
+        };
+        assert_eq!(bytes(&again), bytes(&found));
     }
 
     #[tokio::test]
