@@ -11,11 +11,14 @@ use moltis_gateway::principal::Principal;
 use moltis_gateway::store::RunFilter;
 use moltis_gateway::{Gateway, GatewayConfig};
 use moltis_node::keeper::Keeper;
+use moltis_proto::code::RunRefusal;
+use moltis_proto::{Codec, FromKeeper, ToKeeper};
 use tempfile::TempDir;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use crate::gateway::{PATIENCE, shell, told, until, until_asked};
 use crate::node::keeper_in;
+use crate::raw::{BOOT, JOURNAL};
 
 /// Who is there for the gateway, the one for new runs first.
 type Present = Arc<Mutex<Vec<Arc<Keeper>>>>;
@@ -157,5 +160,61 @@ async fn where_no_keeper_is_found_the_asker_is_told() {
         matches!(error, Err(StartError::LocalFailed(_))),
         "{error:?}"
     );
+    gateway.shutdown().await;
+}
+
+/// A keeper that lists nothing and refuses every start, for it leaves.
+async fn leaving(mut stream: DuplexStream) {
+    let list = FromKeeper::Runs {
+        boot_id: BOOT,
+        journals: vec![JOURNAL],
+        runs: Vec::new(),
+        last: true,
+    };
+    while let Some(message) = hear(&mut stream).await {
+        let answer = match message {
+            ToKeeper::Attach { .. } => list.clone(),
+            ToKeeper::Start { run_id, .. } => FromKeeper::Refused {
+                run_id,
+                code: RunRefusal::Leaving,
+            },
+            _ => continue,
+        };
+        let bytes = Codec::Postcard.encode(&answer).unwrap();
+        let length = u32::try_from(bytes.len()).unwrap();
+        stream.write_all(&length.to_be_bytes()).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+    }
+}
+
+async fn hear(stream: &mut DuplexStream) -> Option<ToKeeper> {
+    let length = stream.read_u32().await.ok()?;
+    let mut bytes = vec![0; length as usize];
+    stream.read_exact(&mut bytes).await.ok()?;
+    Some(Codec::Postcard.decode(&bytes).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_met_a_leaving_keeper_goes_to_the_next_one_here_too() {
+    let dir = TempDir::new().unwrap();
+    let keeper = Arc::new(keeper_in(&dir.path().join("runs")));
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    tokio::spawn(leaving(theirs));
+    let first = Arc::new(Mutex::new(Some(ours)));
+    let connector = move || -> Connecting {
+        let first = first.lock().unwrap().take();
+        let keeper = Arc::clone(&keeper);
+        Box::pin(async move {
+            match first {
+                Some(first) => Ok(vec![Box::new(first) as Box<dyn KeeperStream>]),
+                None => streams(vec![keeper]).await,
+            }
+        })
+    };
+    let config = GatewayConfig::new(dir.path().join("gateway"));
+    let gateway = Gateway::builder(config).keeper(connector).build();
+    let gateway = gateway.await.unwrap();
+    let handle = start(&gateway, "echo here").await;
+    assert_eq!(told(&handle).await.out(), "here\n");
     gateway.shutdown().await;
 }
