@@ -15,6 +15,7 @@ pub mod route;
 mod shared;
 mod start;
 mod stdin;
+mod unclaimed;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +31,9 @@ pub use error::{ReadError, RunError, StartError};
 pub use handle::{EVENT_BYTES_MAX, Follow, KEEP_ALIVE, RunEvent, RunHandle};
 pub use request::{RunRequest, SpecError, StdinSource};
 pub use route::{Candidate, Directory, Route, RouteError};
-pub(crate) use shared::{Shared, Unknown, Write};
+pub(crate) use shared::{Shared, Write};
 pub use stdin::StdinError;
+pub(crate) use unclaimed::Unknown;
 
 use crate::audit::Actor;
 use crate::local::Local;

@@ -9,30 +9,24 @@ use jiff::Timestamp;
 use moltis_proto::code::CloseCode;
 use moltis_proto::run::{Outcome, Reason, RunState, RunSummary};
 use moltis_proto::telemetry::Sample;
-use moltis_proto::{BootId, DeviceId, RunId};
+use moltis_proto::{DeviceId, RunId};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::ending;
-use super::error::ReadError;
 use super::live::{Creation, LiveRun};
 use crate::clock::Clock;
 use crate::events::{Event, Events};
 use crate::output::{OutputError, Outputs};
 use crate::pairing::PairingDesk;
 use crate::roster::Roster;
-use crate::session::chain;
 use crate::session::seat::{Command, Seat};
-use crate::store::{NewRun, RunRecord, RunStage, Store, StoreError, Target, Written};
+use crate::store::{NewRun, RunRecord, RunStage, Store, StoreError, Target};
 use crate::tasks::Tasks;
 use crate::telemetry::{self, History, HourRow, Point};
 
 /// How long the note that a run has started may wait: one that ends before needs none.
 const NOTE_AFTER: Duration = Duration::from_millis(100);
-
-/// Runs of one place that nobody here has asked for, at most. Honest ones are what a power cut took
-/// from the store, and few. Further ones are left to their node: the next list may find room.
-const UNCLAIMED_MAX: usize = 1024;
 
 /// What rooms around a run share.
 #[derive(Debug)]
@@ -84,16 +78,6 @@ pub(crate) enum TakeUpError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Output(#[from] OutputError),
-}
-
-/// Runs that a node lists and that are not under way here.
-#[derive(Debug)]
-pub(crate) struct Unknown {
-    pub(crate) seat: Arc<Seat>,
-    pub(crate) boot_id: BootId,
-    pub(crate) runs: Vec<RunSummary>,
-    /// Runs that nobody has claimed, and that the node does not list any more.
-    pub(crate) unlisted: Vec<Arc<LiveRun>>,
 }
 
 impl Shared {
@@ -155,7 +139,7 @@ impl Shared {
         Ok(self.insert(Arc::new(run)))
     }
 
-    fn insert(&self, run: Arc<LiveRun>) -> Result<Arc<LiveRun>, Arc<LiveRun>> {
+    pub(super) fn insert(&self, run: Arc<LiveRun>) -> Result<Arc<LiveRun>, Arc<LiveRun>> {
         let target = run.target();
         let mut live = self.lock();
         if let Some(other) = live.by_id.get(&run.id) {
@@ -276,155 +260,6 @@ impl Shared {
             run.update(|record| record.journal_id = Some(summary.journal_id));
         }
     }
-
-    /// Finds out about runs that a node lists and that are not under way here. The task ends with
-    /// the connection, so that there is one for a place.
-    pub(crate) fn settle_unknown(self: &Arc<Self>, unknown: Unknown) {
-        let shared = Arc::clone(self);
-        self.tasks.spawn(async move {
-            let Unknown {
-                seat,
-                boot_id,
-                runs,
-                unlisted,
-            } = unknown;
-            for run in unlisted {
-                if let Err(error) = shared.let_go(&run).await {
-                    tracing::warn!(run.id = %run.id, %error, "a run that nobody claimed cannot be deleted");
-                }
-            }
-            let before = shared.live_at(&seat.sitter.target);
-            let mut room = UNCLAIMED_MAX.saturating_sub(unclaimed(&before));
-            let mut left = 0;
-            for summary in runs {
-                if seat.is_closing() {
-                    return; // the next connection lists what it holds then
-                }
-                let settled = shared.settle_one(&seat, boot_id, summary, room > 0).await;
-                match settled {
-                    Ok(Settled::Kept) => room -= 1,
-                    Ok(Settled::Left) => left += 1,
-                    Ok(Settled::Done) => {}
-                    Err(error) => {
-                        tracing::warn!(error = %chain(&error), "a run that a node lists cannot be settled");
-                    }
-                }
-            }
-            if left > 0 {
-                tracing::warn!(route = %seat.sitter.target, runs = left, "a node holds more runs that nobody here knows than are kept: claim some, and let it connect again");
-            }
-        });
-    }
-
-    async fn settle_one(
-        &self,
-        seat: &Arc<Seat>,
-        boot_id: BootId,
-        summary: RunSummary,
-        room: bool,
-    ) -> Result<Settled, ReadError> {
-        let (id, target) = (summary.run_id, &seat.sitter.target);
-        match self.store.run(id).await? {
-            Some(row) if row.target != *target => {
-                tracing::warn!(run.id = %id, route = %target, "two devices list one run: the one that it was sent to keeps it");
-            }
-            Some(row) if row.stage == RunStage::Ended => {
-                self.store.synced_so_far().await?;
-                self.outputs.synced(id).await?;
-                seat.send(Command::Forget(id)).await.ok(); // it will list it again
-            }
-            // It was taken up meanwhile.
-            Some(_) => {}
-            None if room => {
-                self.keep_unclaimed(seat, boot_id, summary).await?;
-                return Ok(Settled::Kept);
-            }
-            None => return Ok(Settled::Left),
-        }
-        Ok(Settled::Done)
-    }
-
-    /// Writes down a run that nobody here has asked for. It is never killed.
-    async fn keep_unclaimed(
-        &self,
-        seat: &Arc<Seat>,
-        boot_id: BootId,
-        summary: RunSummary,
-    ) -> Result<(), ReadError> {
-        let target = &seat.sitter.target;
-        let shown = match target {
-            Target::Local => "local".to_owned(),
-            Target::Node(device) => match self.roster.get(*device) {
-                Some(node) => node.record.node_id.as_str().to_owned(),
-                None => return Ok(()),
-            },
-            Target::Ssh(_) => return Ok(()), // no keeper is there to list anything
-        };
-        let id = summary.run_id;
-        tracing::warn!(run.id = %id, route = %shown, "a place holds a run that nobody here knows; it can be claimed");
-        let written: Option<Written> = self
-            .store
-            .add_unclaimed(
-                id,
-                summary.digest,
-                target,
-                shown,
-                boot_id,
-                summary.journal_id,
-                self.roster.incarnation(),
-                self.clock.now(),
-            )
-            .await?;
-        let row = self.store.run(id).await?;
-        if let (Some(_), Some(row)) = (written, row) {
-            let now = Instant::now().into_std();
-            let output = self.outputs.run(id)?;
-            let run = Arc::new(LiveRun::new(row, false, output, Creation::Written, now));
-            run.set_listed(Some(summary));
-            self.insert(run).ok(); // it was taken up meanwhile
-        }
-        Ok(())
-    }
-
-    /// Deletes a run that nobody claimed and that its node holds no more. It was known by the
-    /// node's word alone, so nothing is left to keep; who follows it is told that it is over.
-    async fn let_go(self: &Arc<Self>, run: &Arc<LiveRun>) -> Result<(), StoreError> {
-        let ending = ending::found(Outcome::Lost, Reason::NodeForgot);
-        if self.store.delete_unclaimed(run.id).await?.is_none() {
-            // Somebody has claimed it meanwhile, and is told by its row.
-            self.end(run, ending, ending::Source::Known);
-            return Ok(());
-        }
-        if !run.take_ending() {
-            return Ok(());
-        }
-        let totals = run.output.totals();
-        run.output.finish(totals);
-        let at = self.clock.now();
-        run.update(|record| {
-            record.stage = RunStage::Ended;
-            record.ended_at = Some(at);
-            record.ending = Some(ending);
-            record.totals = totals;
-        });
-        self.remove_live(run);
-        self.events.send(Event::RunEnded(run.id));
-        Ok(())
-    }
-}
-
-/// What has come of a run that a node lists and that is not under way here.
-enum Settled {
-    /// It can be claimed now.
-    Kept,
-    /// Nobody here knows it, and there is no room for it.
-    Left,
-    /// Nothing more is to be done.
-    Done,
-}
-
-fn unclaimed(runs: &[Arc<LiveRun>]) -> usize {
-    runs.iter().filter(|run| run.record().unclaimed).count()
 }
 
 /// Writes down which runs have started, a little later: most end before, and need no note.

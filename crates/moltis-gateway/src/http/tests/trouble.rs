@@ -1,5 +1,5 @@
-//! What is told when something is wrong here: a full disk, a panic, an address that is not to be
-//! trusted, a request that a person cannot mean.
+//! What is told when something is wrong here: a full disk, a panic, a connection too many, an
+//! address that is not to be trusted, a request that a person cannot mean.
 
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request};
@@ -148,4 +148,45 @@ async fn a_request_to_pair_that_is_not_meant_or_too_old_is_not_approved() {
     assert_eq!(code(&approve(&old).await), "request_expired");
     assert_eq!(code(&approve("ffff").await), "not_found");
     door.shut().await;
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_closed_and_another_one_takes_its_place() {
+    let listener = Listener::tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.address().unwrap();
+    let stop = CancellationToken::new();
+    let router = Router::new().route("/", axum::routing::get(async || "here"));
+    let serving = TaskTracker::new().spawn(serve::serve(
+        listener,
+        router,
+        guests::Guests::new(2, 9),
+        stop.clone(),
+    ));
+    let ask = async |stream: &mut TcpStream| {
+        let asked = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+        stream.write_all(asked).await.ok();
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).await.is_ok()
+    };
+    let mut guests = Vec::new();
+    for _ in 0..2 {
+        let mut guest = TcpStream::connect(address).await.unwrap();
+        assert!(ask(&mut guest).await);
+        guests.push(guest);
+    }
+    let mut third = TcpStream::connect(address).await.unwrap();
+    assert!(!ask(&mut third).await, "there is no room");
+    drop(guests);
+    let room = async {
+        loop {
+            let mut next = TcpStream::connect(address).await.unwrap();
+            if ask(&mut next).await {
+                return;
+            }
+        }
+    };
+    let room = tokio::time::timeout(Duration::from_secs(20), room).await;
+    room.expect("room comes free");
+    stop.cancel();
+    serving.await.unwrap();
 }
