@@ -5,6 +5,7 @@
 //! the [`pump`]'s, at the connection of its place; how it ends is [`ending`]'s. A run belongs to no
 //! connection and to no asker: both come and go.
 
+mod create;
 mod ending;
 mod error;
 mod handle;
@@ -15,6 +16,7 @@ pub mod route;
 mod shared;
 mod start;
 mod stdin;
+mod table;
 mod unclaimed;
 
 use std::sync::Arc;
@@ -25,13 +27,12 @@ use jiff::Timestamp;
 use moltis_proto::limits::{GRACE, GRACE_MAX};
 use moltis_proto::run::{RunSpec, StdinMode, Totals, TtySize};
 use moltis_proto::{DeviceId, RunId};
-use tokio::sync::watch;
 
 pub use error::{ReadError, RunError, StartError};
 pub use handle::{EVENT_BYTES_MAX, Follow, KEEP_ALIVE, RunEvent, RunHandle};
 pub use request::{RunRequest, SpecError, StdinSource};
 pub use route::{Candidate, Directory, Route, RouteError};
-pub(crate) use shared::{Shared, Write};
+pub(crate) use shared::{Met, Shared, Write};
 pub use stdin::StdinError;
 pub(crate) use unclaimed::Unknown;
 
@@ -42,7 +43,7 @@ use crate::session::seat::{Command, Ready, Seat};
 use crate::store::{
     NewRun, NodeRecord, RunCreation, RunFilter, RunKey, RunPage, RunRecord, RunStage, Target,
 };
-use live::{Creation, LiveRun, SIGNALS_MAX};
+use live::{LiveRun, SIGNALS_MAX};
 use request::PlaceRules;
 
 /// How long a start waits for a node that has just connected to say what it holds.
@@ -134,9 +135,7 @@ impl Runs {
         &self,
         id: RunId,
     ) -> Result<Option<Arc<RunRecord>>, crate::store::StoreError> {
-        if let Some(run) = self.shared.live(id)
-            && run.is_written()
-        {
+        if let Some(run) = self.shared.table.get(id) {
             return Ok(Some(run.record()));
         }
         Ok(self.shared.store.run(id).await?.map(Arc::new))
@@ -161,7 +160,7 @@ impl Runs {
             let device = device_of(&record.target)?;
             self.shared.roster.get(device)?.last_seen()
         });
-        let totals = match self.shared.live(record.id) {
+        let totals = match self.shared.table.get(record.id) {
             Some(run) if record.stage != RunStage::Ended => run.output.totals(),
             _ => record.totals,
         };
@@ -210,7 +209,7 @@ impl Runs {
     /// A row lags a little behind what is known here.
     fn overlay(&self, row: RunRecord) -> RunStatus {
         let mut record = Arc::new(row);
-        if let Some(run) = self.shared.live(record.id) {
+        if let Some(run) = self.shared.table.get(record.id) {
             let seq = record.seq;
             record = run.record();
             Arc::make_mut(&mut record).seq = seq;
@@ -223,9 +222,7 @@ impl Runs {
     /// # Errors
     /// [`RunError::NotFound`], and where the store cannot be read.
     pub async fn handle(&self, id: RunId) -> Result<RunHandle, RunError> {
-        let record = self.record(id).await?;
-        let record = record.ok_or_else(|| RunError::NotFound(id.to_string()))?;
-        Ok(self.handle_of((*record).clone()).await?)
+        Ok(self.shared.handle(self.met(id).await?).await?)
     }
 
     /// Waits until a run is over.
@@ -270,8 +267,9 @@ impl Runs {
             ))
             .into());
         }
-        let Some(run) = self.shared.live(id).filter(|run| run.is_written()) else {
-            return self.status(id).await;
+        let run = match self.met(id).await? {
+            Met::Live(run) => run,
+            Met::Ended(row) => return Ok(self.status_of(Arc::new(*row))),
         };
         let at = self.shared.clock.now();
         let by = asker.into().actor();
@@ -287,7 +285,8 @@ impl Runs {
 
     /// Gives a run bytes for its stdin, beginning at `offset`; `eof` says that nothing follows
     /// them. Returns the offset behind what was taken: less than was given when there was no room
-    /// for a while.
+    /// for a while. In a gateway that has begun anew it waits for the node, which knows how far the
+    /// command has read: what an earlier gateway took and did not deliver is to be given again.
     ///
     /// # Errors
     /// [`RunError::Stdin`], [`RunError::Over`], [`RunError::NotFound`].
@@ -316,7 +315,7 @@ impl Runs {
                 let room = run.stdin_room.notified();
                 let taken = run.wishes().stdin.offer(offset, bytes.clone(), eof)?;
                 self.shared.look(&run).await;
-                if taken >= end {
+                if let Some(taken) = taken.filter(|taken| *taken >= end) {
                     return Ok(taken);
                 }
                 room.await;
@@ -324,7 +323,10 @@ impl Runs {
         };
         match tokio::time::timeout(STDIN_TIME_MAX, feed).await {
             Ok(taken) => taken,
-            Err(_elapsed) => Ok(run.wishes().stdin.end()),
+            Err(_elapsed) => {
+                let end = run.wishes().stdin.end();
+                end.ok_or_else(|| StdinError::NotPlaced.into())
+            }
         }
     }
 
@@ -394,40 +396,22 @@ impl Runs {
         if claimed.is_none() {
             return Err(RunError::Claimed(id));
         }
-        if let Some(run) = self.shared.live(id) {
-            self.claimed(&run).await?;
+        if let Some(run) = self.shared.table.get(id) {
+            self.shared.claimed(&run).await?;
         }
         self.status(id).await
     }
 
-    /// An unclaimed run has an owner now: its output may come.
-    async fn claimed(&self, run: &Arc<LiveRun>) -> Result<(), crate::store::StoreError> {
-        if let Some(row) = self.shared.store.run(run.id).await? {
-            run.update(|record| {
-                record.unclaimed = false;
-                record.spec = row.spec;
-                record.key = row.key;
-                record.requested_by = row.requested_by;
-            });
+    async fn open_run(&self, id: RunId) -> Result<Arc<LiveRun>, RunError> {
+        match self.met(id).await? {
+            Met::Live(run) if !run.is_over() => Ok(run),
+            Met::Live(_) | Met::Ended(_) => Err(RunError::Over(id)),
         }
-        if let Some(seat) = self.shared.seat_of(&run.target()) {
-            // A connection that is gone lists the run again.
-            seat.send(Command::Adopt(Arc::clone(run))).await.ok();
-        }
-        Ok(())
     }
 
-    async fn open_run(&self, id: RunId) -> Result<Arc<LiveRun>, RunError> {
-        let run = self.shared.live(id).filter(|run| run.is_written());
-        if let Some(run) = run
-            && !run.is_over()
-        {
-            return Ok(run);
-        }
-        match self.record(id).await? {
-            Some(_) => Err(RunError::Over(id)),
-            None => Err(RunError::NotFound(id.to_string())),
-        }
+    async fn met(&self, id: RunId) -> Result<Met, RunError> {
+        let met = self.shared.meet(id).await?;
+        met.ok_or_else(|| RunError::NotFound(id.to_string()))
     }
 }
 
@@ -449,3 +433,6 @@ fn device_of(target: &Target) -> Option<DeviceId> {
 fn random_id() -> RunId {
     RunId::from_bytes(moltis_identity::random::bytes())
 }
+
+#[cfg(test)]
+mod tests;

@@ -180,7 +180,7 @@ impl Local {
     pub(crate) async fn keep_up(self) {
         let stop = self.0.shared.tasks.stop().clone();
         while !stop.is_cancelled() {
-            let waiting = !self.0.shared.live_at(&Target::Local).is_empty();
+            let waiting = !self.0.shared.table.at(&Target::Local).is_empty();
             if waiting
                 && self.connected().is_none()
                 && let Err(error) = self.ready().await

@@ -280,7 +280,9 @@ impl Outputs {
     /// # Errors
     /// Where its files cannot be read.
     pub fn ended(&self, run_id: RunId, ended: &EndedOutput) -> Result<Arc<RunOutput>, OutputError> {
-        if let Some(run) = self.held(run_id) {
+        let held = self.held(run_id);
+        // A repeated request may have opened it anew before it learnt that the run is over.
+        if let Some(run) = held.filter(|run| run.subscribe().borrow().finished) {
             return Ok(run);
         }
         RunOutput::of_ended(&self.0, run_id, ended).map(Arc::new)

@@ -88,7 +88,7 @@ impl Store {
     }
 
     /// Opens it with another way to sync the `-wal` file.
-    async fn open_with<S, F>(dir: &Path, sync: S) -> Result<Self, StoreError>
+    pub(crate) async fn open_with<S, F>(dir: &Path, sync: S) -> Result<Self, StoreError>
     where
         S: FnOnce(Arc<File>) -> F,
         F: FnMut() -> io::Result<()> + Send + 'static,

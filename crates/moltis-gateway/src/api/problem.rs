@@ -24,6 +24,9 @@ pub struct Problem {
     /// With `output_gap`: the bytes that are gone.
     #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
     pub gap: Option<GapRange>,
+    /// Where bytes for stdin do not go on where the run's stdin does: the offset of the next one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_offset: Option<u64>,
     /// With `too_many`: seconds to wait, as in `Retry-After`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_seconds: Option<u64>,

@@ -29,7 +29,9 @@ pub struct StartRun {
     /// Seconds until the run is timed out, at least 1; the node's longest time when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
-    /// All of stdin, as text.
+    /// All of stdin, as text. The gateway's process holds it until the node has taken it. Where that
+    /// process ends in between, the same request under the same `Idempotency-Key` goes on with it;
+    /// without one the command waits for the rest until it is cancelled or its time is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
     /// All of stdin, as bytes.
@@ -296,6 +298,10 @@ pub struct StdinQuery {
 }
 
 /// Answer of `POST runs/{id}/stdin`.
+///
+/// What was accepted may not have been delivered yet: at most the last 256 KiB. A gateway that
+/// begins anew has lost that, and answers the next bytes with a problem whose `next_offset` says
+/// where to go on; before the run's node is back it answers `node_offline`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StdinAccepted {
     /// Offset behind the last byte that was accepted: where to go on.

@@ -185,7 +185,7 @@ impl Shared {
             Source::Node(_) => self.forget(run, written).await,
             Source::Known => {}
         }
-        self.remove_live(run);
+        self.table.remove(run);
     }
 
     /// Lets everybody who holds the run know that it is over.

@@ -60,6 +60,15 @@ pub struct RunHandle {
 }
 
 impl RunHandle {
+    /// What an asker holds of a run that is over.
+    pub(super) fn of_ended(record: RunRecord, output: Arc<RunOutput>) -> Self {
+        Self {
+            record: watch::channel(Arc::new(record)).1,
+            output,
+            existed: true,
+        }
+    }
+
     /// Returns its id.
     pub fn id(&self) -> RunId {
         self.record.borrow().id
@@ -118,7 +127,8 @@ pub struct Follow {
 }
 
 impl Follow {
-    /// Returns the next event; `None` behind [`RunEvent::Ended`].
+    /// Returns the next event; `None` behind [`RunEvent::Ended`], and where nobody is left who could
+    /// bring more: the gateway has let go of the run.
     ///
     /// # Cancel safety
     /// Cancel safe: nothing is lost when it is dropped.
@@ -149,8 +159,12 @@ impl Follow {
             };
             match tokio::time::timeout(KEEP_ALIVE, changed).await {
                 Ok(true) => {}
-                // Nobody is left who could change anything, so what is there is all.
-                Ok(false) => tokio::time::sleep(KEEP_ALIVE).await,
+                Ok(false) => {
+                    let id = self.output.run_id();
+                    tracing::error!(run.id = %id, "a run was let go of before it was over");
+                    self.over = true;
+                    return None;
+                }
                 Err(_elapsed) => return Some(RunEvent::KeepAlive),
             }
         }

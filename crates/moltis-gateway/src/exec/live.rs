@@ -50,37 +50,25 @@ pub(crate) struct LiveRun {
     ending: AtomicBool,
     /// The connection whose word counts: the counter of its epoch.
     owner: AtomicU32,
-    creation: watch::Sender<Creation>,
     /// A keeper that was leaving has refused it: it has provably not started.
     turned_away: AtomicBool,
-    /// What the node said of a run that nobody has claimed.
+    /// What the node said of a run that its connection has not taken up.
     listed: Mutex<Option<RunSummary>>,
 }
 
-/// Whether the row is written: nothing is sent before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Creation {
-    /// The store is at it.
-    Pending,
-    /// It stands.
-    Written,
-    /// It could not be written, or stood already: this value is given up.
-    GivenUp,
-}
-
 impl LiveRun {
-    pub(crate) fn new(
-        record: RunRecord,
-        ours: bool,
-        output: Arc<RunOutput>,
-        creation: Creation,
-        now: Instant,
-    ) -> Self {
+    pub(crate) fn new(record: RunRecord, ours: bool, output: Arc<RunOutput>, now: Instant) -> Self {
+        // A run that this process has just written has taken no stdin. Of any other its node knows.
+        let stdin = if ours && record.stage == RunStage::Starting {
+            StdinQueue::new(STDIN_WINDOW_BYTES.into())
+        } else {
+            StdinQueue::taken_up(STDIN_WINDOW_BYTES.into())
+        };
         let wishes = Wishes {
             cancel_grace: record.cancel_requested_at.and(record.cancel_grace),
             size: record.tty_size,
             signals: Vec::new(),
-            stdin: StdinQueue::new(STDIN_WINDOW_BYTES.into()),
+            stdin,
         };
         Self {
             id: record.id,
@@ -93,37 +81,18 @@ impl LiveRun {
             looked_for: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             owner: AtomicU32::new(0),
-            creation: watch::Sender::new(creation),
             turned_away: AtomicBool::new(false),
             listed: Mutex::new(None),
         }
     }
 
-    /// Says what became of the row.
-    pub(crate) fn set_creation(&self, creation: Creation) {
-        self.creation.send_replace(creation);
-    }
-
-    /// Returns whether the row is written.
-    pub(crate) fn is_written(&self) -> bool {
-        *self.creation.borrow() == Creation::Written
-    }
-
-    /// Waits until it is known what became of the row.
-    pub(crate) async fn created(&self) -> Creation {
-        let mut creation = self.creation.subscribe();
-        let settled = creation
-            .wait_for(|creation| *creation != Creation::Pending)
-            .await;
-        settled.map_or(Creation::GivenUp, |creation| *creation)
-    }
-
-    /// Keeps what the node says of an unclaimed run, until somebody claims it.
+    /// Keeps what the node says of a run until its connection takes it up: an unclaimed one when
+    /// somebody claims it.
     pub(crate) fn set_listed(&self, summary: Option<RunSummary>) {
         *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = summary;
     }
 
-    /// Returns what the node last said of an unclaimed run, once.
+    /// Returns what the node last said of a run that was not taken up, once.
     pub(crate) fn take_listed(&self) -> Option<RunSummary> {
         self.listed
             .lock()

@@ -1,6 +1,5 @@
 //! What dispatcher, sessions and endings share: the runs that are under way, and the rooms around.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
@@ -14,14 +13,17 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::ending;
-use super::live::{Creation, LiveRun};
+use super::error::ReadError;
+use super::handle::RunHandle;
+use super::live::LiveRun;
+use super::table::{Spot, Table};
 use crate::clock::Clock;
 use crate::events::{Event, Events};
-use crate::output::{OutputError, Outputs};
+use crate::output::{EndedOutput, Outputs};
 use crate::pairing::PairingDesk;
 use crate::roster::Roster;
 use crate::session::seat::{Command, Seat};
-use crate::store::{NewRun, RunRecord, RunStage, Store, StoreError, Target};
+use crate::store::{RunRecord, RunStage, Store, StoreError, Target};
 use crate::tasks::Tasks;
 use crate::telemetry::{self, History, HourRow, Point};
 
@@ -38,7 +40,7 @@ pub(crate) struct Shared {
     pub(crate) tasks: Tasks,
     pub(crate) clock: Clock,
     pub(crate) desk: PairingDesk,
-    live: Mutex<LiveRuns>,
+    pub(crate) table: Table,
     local_seat: RwLock<Option<Arc<Seat>>>,
     history: Mutex<Recorded>,
     /// Connections closed because the node broke the rules.
@@ -46,12 +48,6 @@ pub(crate) struct Shared {
     /// Runs that have started, and whose rows do not say so yet.
     to_note: Mutex<Vec<(Instant, Arc<LiveRun>)>>,
     to_note_woken: Notify,
-}
-
-#[derive(Debug, Default)]
-struct LiveRuns {
-    by_id: HashMap<RunId, Arc<LiveRun>>,
-    by_target: HashMap<Target, HashMap<RunId, Arc<LiveRun>>>,
 }
 
 /// Telemetry that is not written yet.
@@ -71,13 +67,23 @@ pub(crate) enum Write {
     All,
 }
 
-/// Why what was left open cannot be taken up.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TakeUpError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Output(#[from] OutputError),
+/// A run that was found.
+#[derive(Debug)]
+pub(crate) enum Met {
+    /// It is under way.
+    Live(Arc<LiveRun>),
+    /// It is over: this is its row.
+    Ended(Box<RunRecord>),
+}
+
+impl Met {
+    /// Returns its record as it is now.
+    pub(crate) fn record(&self) -> Arc<RunRecord> {
+        match self {
+            Self::Live(run) => run.record(),
+            Self::Ended(row) => Arc::new((**row).clone()),
+        }
+    }
 }
 
 impl Shared {
@@ -98,7 +104,7 @@ impl Shared {
             tasks,
             clock,
             desk,
-            live: Mutex::default(),
+            table: Table::default(),
             local_seat: RwLock::default(),
             history: Mutex::default(),
             faults: AtomicU64::new(0),
@@ -110,76 +116,66 @@ impl Shared {
     }
 
     /// Takes up what an earlier process left open.
-    pub(crate) async fn load(&self) -> Result<(), TakeUpError> {
-        let now = Instant::now().into_std();
-        for record in self.store.all_open_runs().await? {
-            let output = self.outputs.run(record.id)?;
-            let run = LiveRun::new(record, false, output, Creation::Written, now);
-            self.insert(Arc::new(run)).ok(); // two rows never have one id
+    pub(crate) async fn load(&self) -> Result<(), ReadError> {
+        for row in self.store.all_open_runs().await? {
+            if let Spot::Free(place) = self.table.spot(row.id).await {
+                place.fill(self.live_of(row)?);
+            }
         }
         Ok(())
     }
 
-    /// Takes a place for a run whose row is to be written; the other run where one has the id.
-    pub(crate) fn reserve(
-        &self,
-        new: &NewRun,
-    ) -> Result<Result<Arc<LiveRun>, Arc<LiveRun>>, OutputError> {
-        if let Some(other) = self.live(new.id) {
-            return Ok(Err(other));
+    /// Finds a run. An open row that nobody has is taken up: whoever waits for its end waits for
+    /// something, and its node's next connection settles it.
+    pub(crate) async fn meet(&self, id: RunId) -> Result<Option<Met>, ReadError> {
+        if let Some(run) = self.table.get(id) {
+            return Ok(Some(Met::Live(run)));
         }
-        let output = self.outputs.run(new.id)?;
-        let run = LiveRun::new(
-            record_of(new),
-            true,
-            output,
-            Creation::Pending,
-            Instant::now().into_std(),
-        );
-        Ok(self.insert(Arc::new(run)))
-    }
-
-    pub(super) fn insert(&self, run: Arc<LiveRun>) -> Result<Arc<LiveRun>, Arc<LiveRun>> {
-        let target = run.target();
-        let mut live = self.lock();
-        if let Some(other) = live.by_id.get(&run.id) {
-            return Err(Arc::clone(other));
+        match self.store.run(id).await? {
+            None => return Ok(None),
+            Some(row) if row.stage == RunStage::Ended => return Ok(Some(Met::Ended(row.into()))),
+            Some(_) => {}
         }
-        live.by_id.insert(run.id, Arc::clone(&run));
-        live.by_target
-            .entry(target)
-            .or_default()
-            .insert(run.id, Arc::clone(&run));
-        Ok(run)
-    }
-
-    pub(crate) fn remove_live(&self, run: &LiveRun) {
-        let target = run.target();
-        let mut live = self.lock();
-        live.by_id.remove(&run.id);
-        if let Some(runs) = live.by_target.get_mut(&target) {
-            runs.remove(&run.id);
-            if runs.is_empty() {
-                live.by_target.remove(&target);
+        let place = match self.table.spot(id).await {
+            Spot::Live(run) => return Ok(Some(Met::Live(run))),
+            Spot::Free(place) => place,
+        };
+        // It may have ended before the place was ours; while it is, nothing changes.
+        let met = match self.store.run(id).await? {
+            None => return Ok(None),
+            Some(row) if row.stage == RunStage::Ended => Met::Ended(row.into()),
+            Some(row) => {
+                tracing::warn!(run.id = %id, "a run was open, and nobody had it; it is taken up");
+                Met::Live(place.fill(self.live_of(row)?))
             }
+        };
+        Ok(Some(met))
+    }
+
+    /// Returns the run of an open row.
+    pub(super) fn live_of(&self, row: RunRecord) -> Result<LiveRun, ReadError> {
+        let output = self.outputs.run(row.id)?;
+        let ours = row.incarnation == self.roster.incarnation();
+        Ok(LiveRun::new(row, ours, output, Instant::now().into_std()))
+    }
+
+    /// Returns what an asker holds of a run.
+    pub(super) async fn handle(&self, met: Met) -> Result<RunHandle, ReadError> {
+        match met {
+            Met::Live(run) => Ok(super::handle(&run, true)),
+            Met::Ended(row) => self.ended(*row).await,
         }
     }
 
-    /// Returns a run that is under way.
-    pub(crate) fn live(&self, id: RunId) -> Option<Arc<LiveRun>> {
-        self.lock().by_id.get(&id).cloned()
-    }
-
-    /// Returns all runs that are under way at a place.
-    pub(crate) fn live_at(&self, target: &Target) -> Vec<Arc<LiveRun>> {
-        let live = self.lock();
-        let runs = live.by_target.get(target);
-        runs.map(|runs| runs.values().cloned().collect())
-            .unwrap_or_default()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, LiveRuns> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns what an asker holds of an ended run.
+    pub(super) async fn ended(&self, row: RunRecord) -> Result<RunHandle, ReadError> {
+        let ended = EndedOutput {
+            totals: row.totals,
+            heads: self.store.run_heads(row.id).await?,
+            freed: row.output_freed_at.is_some(),
+        };
+        let output = self.outputs.ended(row.id, &ended)?;
+        Ok(RunHandle::of_ended(row, output))
     }
 
     /// Returns the connection of a place.
@@ -310,35 +306,6 @@ async fn note_starts(shared: Arc<Shared>) {
     }
 }
 
-/// Returns the record of a run as its row will be.
-fn record_of(new: &NewRun) -> RunRecord {
-    RunRecord {
-        seq: 0,
-        id: new.id,
-        digest: new.digest,
-        target: new.target.clone(),
-        shown: new.shown.clone(),
-        requested_by: new.requested_by.clone(),
-        key: new.key.clone(),
-        spec: Some(new.spec.clone()),
-        stage: new.stage,
-        incarnation: new.incarnation,
-        boot_id: new.boot_id,
-        journal_id: new.journal_id,
-        created_at: new.created_at,
-        started_at: None,
-        pid: None,
-        cancel_requested_at: None,
-        cancel_grace: None,
-        tty_size: None,
-        unclaimed: false,
-        ended_at: None,
-        ending: None,
-        totals: moltis_proto::run::Totals::default(),
-        output_freed_at: None,
-    }
-}
-
 impl Shared {
     /// Returns whether a device may not connect any more. Asks the desk itself, which knows first.
     pub(crate) fn is_revoked(&self, device: DeviceId) -> bool {
@@ -410,8 +377,7 @@ impl Shared {
     /// Ends what was left open at nodes that were revoked or forgotten, and whose runs a crash kept
     /// from being ended then.
     pub(crate) fn end_all_of_unwelcome(self: &Arc<Self>) {
-        let targets: Vec<Target> = self.lock().by_target.keys().cloned().collect();
-        for target in targets {
+        for target in self.table.targets() {
             if let Target::Node(device) = target
                 && self.is_revoked(device)
             {
@@ -422,11 +388,9 @@ impl Shared {
 
     /// Ends all runs of a node that may not come back: nothing will ever be heard of them.
     pub(crate) fn end_all_of_revoked(self: &Arc<Self>, device: DeviceId) {
-        for run in self.live_at(&Target::Node(device)) {
-            if run.is_written() {
-                let ending = ending::found(Outcome::Lost, Reason::NodeRevoked);
-                self.end(&run, ending, ending::Source::Known);
-            }
+        for run in self.table.at(&Target::Node(device)) {
+            let ending = ending::found(Outcome::Lost, Reason::NodeRevoked);
+            self.end(&run, ending, ending::Source::Known);
         }
     }
 

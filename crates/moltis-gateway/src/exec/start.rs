@@ -1,13 +1,14 @@
-//! From a request to a run: the route, the row, and the node's mailbox, in this order.
+//! From the words of a request to an order: the route, the node, the spec, and all that can be
+//! refused before a row is written. What follows is in [`super::create`].
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::create::Order;
 use super::{
-    Actor, Asker, Command, Creation, LiveRun, NewRun, NodeRecord, PlaceRules, READY_TIME_MAX,
-    ReadError, Ready, Route, RouteError, RunCreation, RunHandle, RunId, RunKey, RunRecord,
-    RunRequest, RunSpec, RunStage, Runs, Seat, Shared, SpecError, StartError, StdinSource, Target,
-    device_of, handle, random_id, request, watch,
+    Asker, NewRun, NodeRecord, PlaceRules, READY_TIME_MAX, Ready, Route, RouteError, RunHandle,
+    RunId, RunKey, RunRequest, RunSpec, RunStage, Runs, Seat, SpecError, StartError, Target,
+    device_of, random_id, request,
 };
 
 /// Everything that a route leads to.
@@ -25,7 +26,7 @@ impl Runs {
     /// [`StartError`]: nothing was started then.
     ///
     /// # Cancel safety
-    /// Dropping it does not take a run back whose row is written.
+    /// Dropping it does not take a run back that is on its way: it starts all the same.
     pub async fn start(
         &self,
         request: RunRequest,
@@ -67,80 +68,13 @@ impl Runs {
             journal_id: Some(ready.journal_id),
             created_at: self.shared.clock.now(),
         };
-        self.create(new, request.stdin, request.detach, &asker.actor())
-            .await
-    }
-
-    /// Writes the row, then sends the run.
-    async fn create(
-        &self,
-        new: NewRun,
-        stdin: StdinSource,
-        detach: bool,
-        by: &Actor,
-    ) -> Result<RunHandle, StartError> {
-        let run = loop {
-            match self.shared.reserve(&new)? {
-                Ok(run) => break run,
-                Err(other) => match other.created().await {
-                    Creation::Written | Creation::Pending => {
-                        return self.attach(&other, new, by).await;
-                    }
-                    // It was not written after all: this request may try.
-                    Creation::GivenUp => {}
-                },
-            }
+        let order = Order {
+            new,
+            stdin: request.stdin,
+            detach: request.detach,
+            by: asker.actor(),
         };
-        if let StdinSource::Bytes(bytes) = stdin {
-            run.wishes().stdin.fill(bytes);
-        }
-        let reservation = Reservation::of(&self.shared, &run);
-        let written = match self.shared.store.create_run(new, by).await? {
-            RunCreation::Created(written) => written,
-            RunCreation::Existing(record) => {
-                drop(reservation);
-                return Ok(self.handle_of(*record).await?);
-            }
-            RunCreation::Conflict(existing) => return Err(StartError::Conflict { existing }),
-            RunCreation::NodeGone => return Err(StartError::NodeGone),
-        };
-        reservation.keep();
-        let target = run.target();
-        if let Some(device) = device_of(&target)
-            && self.shared.is_revoked(device)
-        {
-            // The row came first, the revocation right behind it.
-            self.shared.end_all_of_revoked(device);
-        }
-        if let Some(seat) = self.shared.seat_of(&target) {
-            // A connection that is gone meanwhile leaves it to the next one, by the table.
-            seat.send(Command::Start(Arc::clone(&run))).await.ok();
-        }
-        tracing::info!(run.id = %run.id, route = %target, "a run was asked for");
-        if detach {
-            self.shared.store.synced(written).await?;
-        }
-        Ok(handle(&run, false))
-    }
-
-    /// Meets a run that an earlier request made, or that a node brought and this request claims.
-    async fn attach(
-        &self,
-        run: &Arc<LiveRun>,
-        new: NewRun,
-        by: &Actor,
-    ) -> Result<RunHandle, StartError> {
-        let record = run.record();
-        if record.digest != new.digest {
-            return Err(StartError::Conflict {
-                existing: Box::new((*record).clone()),
-            });
-        }
-        if record.unclaimed {
-            self.shared.store.create_run(new, by).await?;
-            self.claimed(run).await?;
-        }
-        Ok(handle(run, true))
+        self.shared.create(order).await
     }
 
     /// Meets the run with this id, wherever it is written.
@@ -149,32 +83,16 @@ impl Runs {
         id: RunId,
         digest: moltis_proto::key::Digest,
     ) -> Result<Option<RunHandle>, StartError> {
-        let Some(record) = self.record(id).await? else {
+        let Some(met) = self.shared.meet(id).await? else {
             return Ok(None);
         };
+        let record = met.record();
         if record.digest != digest {
             return Err(StartError::Conflict {
                 existing: Box::new((*record).clone()),
             });
         }
-        Ok(Some(self.handle_of((*record).clone()).await?))
-    }
-
-    pub(super) async fn handle_of(&self, record: RunRecord) -> Result<RunHandle, ReadError> {
-        if let Some(run) = self.shared.live(record.id) {
-            return Ok(handle(&run, true));
-        }
-        let ended = crate::output::EndedOutput {
-            totals: record.totals,
-            heads: self.shared.store.run_heads(record.id).await?,
-            freed: record.output_freed_at.is_some(),
-        };
-        let output = self.shared.outputs.ended(record.id, &ended)?;
-        Ok(RunHandle {
-            output,
-            record: watch::channel(Arc::new(record)).1,
-            existed: true,
-        })
+        Ok(Some(self.shared.handle(met).await?))
     }
 
     fn goal(&self, target: Option<&str>) -> Result<Goal, StartError> {
@@ -245,36 +163,5 @@ impl Runs {
             env_allow,
         };
         request::spec_of(request, &rules)
-    }
-}
-
-/// A place in the table of runs that is given up unless the row gets written.
-struct Reservation<'a> {
-    shared: &'a Shared,
-    run: &'a Arc<LiveRun>,
-    kept: bool,
-}
-
-impl<'a> Reservation<'a> {
-    fn of(shared: &'a Shared, run: &'a Arc<LiveRun>) -> Self {
-        Self {
-            shared,
-            run,
-            kept: false,
-        }
-    }
-
-    fn keep(mut self) {
-        self.kept = true;
-        self.run.set_creation(Creation::Written);
-    }
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        if !self.kept {
-            self.shared.remove_live(self.run);
-            self.run.set_creation(Creation::GivenUp);
-        }
     }
 }

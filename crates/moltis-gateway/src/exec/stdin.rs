@@ -23,6 +23,10 @@ pub enum StdinError {
         /// The offset found.
         found: u64,
     },
+    /// The gateway has begun anew, and the node has not been back since to say how far the command
+    /// has read.
+    #[error("where the stdin of this run goes on is not known before its node is back")]
+    NotPlaced,
     /// The end of stdin was given already, or the command has closed its end.
     #[error("the stdin of this run is closed")]
     Closed,
@@ -64,11 +68,13 @@ pub(crate) struct StdinQueue {
     kept: VecDeque<Bytes>,
     eof: bool,
     closed: bool,
+    /// It is known where the command's stdin is: from the start, or since the node said so.
+    placed: bool,
     room: u64,
 }
 
 impl StdinQueue {
-    /// Returns an empty queue that keeps at most `room` bytes.
+    /// Returns the empty queue of a run that has taken nothing; it keeps at most `room` bytes.
     pub(crate) fn new(room: u64) -> Self {
         Self {
             base: 0,
@@ -76,25 +82,48 @@ impl StdinQueue {
             kept: VecDeque::new(),
             eof: false,
             closed: false,
+            placed: true,
             room,
         }
     }
 
-    /// Takes all of stdin at once.
-    pub(crate) fn fill(&mut self, bytes: Bytes) {
-        self.end = self.base + bytes.len() as u64;
-        self.kept = VecDeque::from([bytes]);
+    /// Returns the queue of a run that an earlier process began: how far its command has read is
+    /// known when the node is back.
+    pub(crate) fn taken_up(room: u64) -> Self {
+        Self {
+            placed: false,
+            ..Self::new(room)
+        }
+    }
+
+    /// Takes all of stdin at once; what is known of it is skipped.
+    pub(crate) fn fill(&mut self, mut bytes: Bytes) {
+        if self.closed || self.eof {
+            return;
+        }
+        let known = usize::try_from(self.end).unwrap_or(usize::MAX);
+        bytes.advance(known.min(bytes.len()));
+        if !bytes.is_empty() {
+            self.end += bytes.len() as u64;
+            self.kept.push_back(bytes);
+        }
         self.eof = true;
     }
 
-    /// Takes what there is room for, and returns the offset behind it. `eof` holds only when all
-    /// was taken.
+    /// Takes what there is room for, and returns the offset behind it; `None` while it is not known
+    /// where the command's stdin is. `eof` holds only when all was taken.
     pub(crate) fn offer(
         &mut self,
         offset: u64,
         mut bytes: Bytes,
         eof: bool,
-    ) -> Result<u64, StdinError> {
+    ) -> Result<Option<u64>, StdinError> {
+        if self.closed {
+            return Err(StdinError::Closed);
+        }
+        if !self.placed {
+            return Ok(None);
+        }
         if offset > self.end {
             return Err(StdinError::Hole {
                 expected: self.end,
@@ -103,7 +132,7 @@ impl StdinQueue {
         }
         let known = usize::try_from(self.end - offset).unwrap_or(usize::MAX);
         let fresh = bytes.len().saturating_sub(known);
-        if self.closed || (self.eof && fresh > 0) {
+        if self.eof && fresh > 0 {
             return Err(StdinError::Closed);
         }
         bytes.advance(bytes.len() - fresh);
@@ -117,12 +146,13 @@ impl StdinQueue {
         if eof && taken == fresh {
             self.eof = true;
         }
-        Ok(self.end)
+        Ok(Some(self.end))
     }
 
-    /// Returns the offset behind what was taken so far.
-    pub(crate) fn end(&self) -> u64 {
-        self.end
+    /// Returns the offset behind what was taken so far; `None` while it is not known where the
+    /// command's stdin is.
+    pub(crate) fn end(&self) -> Option<u64> {
+        self.placed.then_some(self.end)
     }
 
     /// Nothing more is taken: the run is over.
@@ -179,6 +209,7 @@ impl StdinQueue {
     /// A node that is back says how much its child's pipe has taken. What a gateway of before had
     /// accepted and not sent died with it.
     pub(crate) fn handle_resume(&mut self, offset: u64) -> StdinSent {
+        self.placed = true;
         if offset > self.end {
             (self.base, self.end) = (offset, offset);
             self.kept.clear();
@@ -240,13 +271,13 @@ mod tests {
     fn bytes_go_out_in_pieces_and_wait_at_the_window() {
         let mut queue = queue();
         let mut sent = StdinSent::default();
-        assert_eq!(queue.offer(0, bytes("abcdefghijklm"), false), Ok(10));
+        assert_eq!(queue.offer(0, bytes("abcdefghijklm"), false), Ok(Some(10)));
         assert_eq!(next(&queue, &mut sent), Some((0, "abcd".into(), false)));
         assert_eq!(next(&queue, &mut sent), Some((4, "efgh".into(), false)));
         assert_eq!(next(&queue, &mut sent), None);
         queue.handle_ack(&sent, 3, false).unwrap();
         assert_eq!(next(&queue, &mut sent), Some((8, "ij".into(), false)));
-        assert_eq!(queue.offer(10, bytes("klm"), true), Ok(13));
+        assert_eq!(queue.offer(10, bytes("klm"), true), Ok(Some(13)));
         queue.handle_ack(&sent, 10, false).unwrap();
         assert_eq!(next(&queue, &mut sent), Some((10, "klm".into(), true)));
         assert_eq!(next(&queue, &mut sent), None);
@@ -255,10 +286,10 @@ mod tests {
     #[test]
     fn the_same_bytes_again_are_known() {
         let mut queue = queue();
-        assert_eq!(queue.offer(0, bytes("abc"), false), Ok(3));
-        assert_eq!(queue.offer(0, bytes("abc"), false), Ok(3));
-        assert_eq!(queue.offer(1, bytes("bcd"), true), Ok(4));
-        assert_eq!(queue.offer(1, bytes("bcd"), true), Ok(4));
+        assert_eq!(queue.offer(0, bytes("abc"), false), Ok(Some(3)));
+        assert_eq!(queue.offer(0, bytes("abc"), false), Ok(Some(3)));
+        assert_eq!(queue.offer(1, bytes("bcd"), true), Ok(Some(4)));
+        assert_eq!(queue.offer(1, bytes("bcd"), true), Ok(Some(4)));
         assert_eq!(
             queue.offer(6, bytes("x"), false),
             Err(StdinError::Hole {
@@ -281,7 +312,7 @@ mod tests {
     #[test]
     fn an_end_that_did_not_fit_is_not_taken() {
         let mut queue = queue();
-        assert_eq!(queue.offer(0, bytes("abcdefghijklm"), true), Ok(10));
+        assert_eq!(queue.offer(0, bytes("abcdefghijklm"), true), Ok(Some(10)));
         assert!(!queue.eof);
     }
 
@@ -298,10 +329,45 @@ mod tests {
 
     #[test]
     fn a_new_gateway_goes_on_where_the_child_is() {
-        let mut queue = queue();
+        let mut queue = StdinQueue::taken_up(10);
+        assert_eq!(queue.offer(110, bytes("x"), false), Ok(None));
+        assert_eq!(queue.end(), None);
         let mut sent = queue.handle_resume(100);
-        assert_eq!(queue.offer(100, bytes("x"), false), Ok(101));
+        assert_eq!(
+            queue.offer(110, bytes("x"), false),
+            Err(StdinError::Hole {
+                expected: 100,
+                found: 110
+            })
+        );
+        assert_eq!(queue.offer(100, bytes("x"), false), Ok(Some(101)));
         assert_eq!(next(&queue, &mut sent), Some((100, "x".into(), false)));
+    }
+
+    #[test]
+    fn stdin_that_came_whole_goes_on_in_a_new_gateway() {
+        for resumed_first in [true, false] {
+            let mut queue = StdinQueue::taken_up(10);
+            let mut sent = StdinSent::default();
+            if resumed_first {
+                sent = queue.handle_resume(3);
+            }
+            queue.fill(bytes("abcdefgh"));
+            if !resumed_first {
+                sent = queue.handle_resume(3);
+            }
+            queue.fill(bytes("abcdefgh"));
+            assert_eq!(next(&queue, &mut sent), Some((3, "defg".into(), false)));
+            assert_eq!(next(&queue, &mut sent), Some((7, "h".into(), true)));
+            assert_eq!(next(&queue, &mut sent), None);
+        }
+    }
+
+    #[test]
+    fn a_run_that_ends_before_its_node_is_back_takes_nothing() {
+        let mut queue = StdinQueue::taken_up(10);
+        queue.close();
+        assert_eq!(queue.offer(0, bytes("x"), false), Err(StdinError::Closed));
     }
 
     #[test]

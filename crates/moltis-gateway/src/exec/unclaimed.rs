@@ -3,18 +3,18 @@
 
 use std::sync::Arc;
 
-use moltis_proto::BootId;
 use moltis_proto::run::{Outcome, Reason, RunSummary};
-use tokio::time::Instant;
+use moltis_proto::{BootId, RunId};
 
 use super::Shared;
 use super::ending;
 use super::error::ReadError;
-use super::live::{Creation, LiveRun};
+use super::live::LiveRun;
+use super::table::Spot;
 use crate::events::Event;
 use crate::session::chain;
 use crate::session::seat::{Command, Seat};
-use crate::store::{RunStage, StoreError, Target, Written};
+use crate::store::{RunRecord, RunStage, StoreError, Target};
 
 /// Runs of one place that nobody here has asked for, at most. Honest ones are what a power cut took
 /// from the store, and few. Further ones are left to their node: the next list may find room.
@@ -47,7 +47,7 @@ impl Shared {
                     tracing::warn!(run.id = %run.id, %error, "a run that nobody claimed cannot be deleted");
                 }
             }
-            let before = shared.live_at(&seat.sitter.target);
+            let before = shared.table.at(&seat.sitter.target);
             let mut room = UNCLAIMED_MAX.saturating_sub(unclaimed(&before));
             let mut left = 0;
             for summary in runs {
@@ -77,47 +77,68 @@ impl Shared {
         summary: RunSummary,
         room: bool,
     ) -> Result<Settled, ReadError> {
-        let (id, target) = (summary.run_id, &seat.sitter.target);
-        match self.store.run(id).await? {
-            Some(row) if row.target != *target => {
-                tracing::warn!(run.id = %id, route = %target, "two devices list one run: the one that it was sent to keeps it");
+        let id = summary.run_id;
+        let place = match self.table.spot(id).await {
+            Spot::Live(run) => {
+                self.listed(seat, &run, summary).await;
+                return Ok(Settled::Done);
             }
-            Some(row) if row.stage == RunStage::Ended => {
-                self.store.synced_so_far().await?;
-                self.outputs.synced(id).await?;
-                seat.send(Command::Forget(id)).await.ok(); // it will list it again
-            }
-            // It was taken up meanwhile.
-            Some(_) => {}
-            None if room => {
-                self.keep_unclaimed(seat, boot_id, summary).await?;
-                return Ok(Settled::Kept);
-            }
-            None => return Ok(Settled::Left),
+            Spot::Free(place) => place,
+        };
+        let (row, settled) = match self.store.run(id).await? {
+            Some(row) => (row, Settled::Done),
+            None if !room => return Ok(Settled::Left),
+            None => match self.write_unclaimed(seat, boot_id, &summary).await? {
+                Some(row) => (row, Settled::Kept),
+                None => return Ok(Settled::Done),
+            },
+        };
+        if row.target != seat.sitter.target {
+            warn_of_two(seat, id);
+            return Ok(Settled::Done);
         }
-        Ok(Settled::Done)
+        if row.stage == RunStage::Ended {
+            self.store.synced_so_far().await?;
+            self.outputs.synced(id).await?;
+            seat.send(Command::Forget(id)).await.ok(); // it will list it again
+            return Ok(Settled::Done);
+        }
+        let run = place.fill(self.live_of(row)?);
+        self.listed(seat, &run, summary).await;
+        Ok(settled)
     }
 
-    /// Writes down a run that nobody here has asked for. It is never killed.
-    async fn keep_unclaimed(
+    /// A node lists a run that is under way here and that this connection was not given.
+    async fn listed(&self, seat: &Arc<Seat>, run: &Arc<LiveRun>, summary: RunSummary) {
+        if run.target() != seat.sitter.target {
+            warn_of_two(seat, run.id);
+            return;
+        }
+        run.set_listed(Some(summary));
+        // One that nobody has claimed stays where it is.
+        if !run.record().unclaimed {
+            seat.send(Command::Adopt(Arc::clone(run))).await.ok(); // it will list it again
+        }
+    }
+
+    /// Writes down a run that nobody here has asked for, and returns its row. It is never killed.
+    async fn write_unclaimed(
         &self,
         seat: &Arc<Seat>,
         boot_id: BootId,
-        summary: RunSummary,
-    ) -> Result<(), ReadError> {
-        let target = &seat.sitter.target;
+        summary: &RunSummary,
+    ) -> Result<Option<RunRecord>, StoreError> {
+        let (id, target) = (summary.run_id, &seat.sitter.target);
         let shown = match target {
             Target::Local => "local".to_owned(),
             Target::Node(device) => match self.roster.get(*device) {
                 Some(node) => node.record.node_id.as_str().to_owned(),
-                None => return Ok(()),
+                None => return Ok(None),
             },
-            Target::Ssh(_) => return Ok(()), // no keeper is there to list anything
+            Target::Ssh(_) => return Ok(None), // no keeper is there to list anything
         };
-        let id = summary.run_id;
         tracing::warn!(run.id = %id, route = %shown, "a place holds a run that nobody here knows; it can be claimed");
-        let written: Option<Written> = self
-            .store
+        self.store
             .add_unclaimed(
                 id,
                 summary.digest,
@@ -129,15 +150,7 @@ impl Shared {
                 self.clock.now(),
             )
             .await?;
-        let row = self.store.run(id).await?;
-        if let (Some(_), Some(row)) = (written, row) {
-            let now = Instant::now().into_std();
-            let output = self.outputs.run(id)?;
-            let run = Arc::new(LiveRun::new(row, false, output, Creation::Written, now));
-            run.set_listed(Some(summary));
-            self.insert(run).ok(); // it was taken up meanwhile
-        }
-        Ok(())
+        self.store.run(id).await
     }
 
     /// Deletes a run that nobody claimed and that its node holds no more. It was known by the
@@ -161,7 +174,7 @@ impl Shared {
             record.ending = Some(ending);
             record.totals = totals;
         });
-        self.remove_live(run);
+        self.table.remove(run);
         self.events.send(Event::RunEnded(run.id));
         Ok(())
     }
@@ -175,6 +188,10 @@ enum Settled {
     Left,
     /// Nothing more is to be done.
     Done,
+}
+
+fn warn_of_two(seat: &Seat, id: RunId) {
+    tracing::warn!(run.id = %id, route = %seat.sitter.target, "two devices list one run: the one that it was sent to keeps it");
 }
 
 fn unclaimed(runs: &[Arc<LiveRun>]) -> usize {

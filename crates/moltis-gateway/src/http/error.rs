@@ -26,6 +26,7 @@ struct Failure {
     hint: Option<String>,
     candidates: Vec<Candidate>,
     gap: Option<GapRange>,
+    next_offset: Option<u64>,
     retry_after_seconds: Option<u64>,
     cause: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -42,6 +43,7 @@ impl ApiError {
             hint: None,
             candidates: Vec::new(),
             gap: None,
+            next_offset: None,
             retry_after_seconds: None,
             cause: None,
         }))
@@ -77,6 +79,12 @@ impl ApiError {
         self
     }
 
+    /// Adds the offset of the byte that is expected.
+    pub fn next_offset(mut self, offset: u64) -> Self {
+        self.0.next_offset = Some(offset);
+        self
+    }
+
     /// Adds when to come back.
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.0.retry_after_seconds = Some(seconds);
@@ -100,6 +108,7 @@ impl ApiError {
             hint: failure.hint.clone(),
             candidates: failure.candidates.clone(),
             gap: failure.gap,
+            next_offset: failure.next_offset,
             retry_after_seconds: failure.retry_after_seconds,
             request_id,
         }

@@ -106,6 +106,7 @@ async fn output_comes_while_the_command_runs_and_stdin_is_fed_by_offset() {
         problem["hint"].as_str().unwrap().contains("offset=6"),
         "{problem}"
     );
+    assert_eq!(problem["next_offset"], 6);
     assert_eq!(feed(6, b"o\n", true).await, (200, json!({"accepted": 8})));
     let rest = body.collect().await.unwrap().to_bytes();
     decoder.feed(&rest);
@@ -151,6 +152,19 @@ async fn the_same_key_starts_one_run_and_another_body_under_it_is_refused() {
         client.send(post("?wait=true", &line)),
     );
     assert_eq!(first.value(), second.value());
+    assert_eq!(first.value()["stdout"], "done\n");
+    let id = first.value()["run_id"].as_str().unwrap().parse().unwrap();
+    gateway.forgotten(id).await;
+    let (late, later) = tokio::join!(
+        client.send(post("?wait=true", &line)),
+        client.send(post("?follow=true", &line)),
+    );
+    assert_eq!(late.value(), first.value());
+    let (stdout, _, run) = told(frames(&later.body));
+    assert_eq!(
+        (&stdout[..], run.unwrap().exit_code),
+        (&b"done\n"[..], Some(0))
+    );
     let third = client.send(post("", &line)).await;
     assert_eq!(third.status, 200, "it was there already");
     assert_eq!(third.value()["id"], first.value()["run_id"]);

@@ -16,7 +16,7 @@ use moltis_gateway::{Gateway, GatewayConfig};
 use moltis_identity::Fingerprint;
 use moltis_node::keeper::Keeper;
 use moltis_proto::run::{Command, Stream};
-use moltis_proto::{BootId, DeviceId, RequestId};
+use moltis_proto::{BootId, DeviceId, RequestId, RunId};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -197,6 +197,24 @@ impl TestGateway {
             .start(request, &Principal::Operator)
             .await
             .unwrap()
+    }
+
+    /// Waits until a run is let go of: its keeper was told to forget it, and only the store has it.
+    pub(crate) async fn forgotten(&self, id: RunId) {
+        let wait = async {
+            loop {
+                let first = self.gateway.runs().handle(id).await.unwrap();
+                let second = self.gateway.runs().handle(id).await.unwrap();
+                // What is under way is one value; what is read from the store is read for each.
+                if !Arc::ptr_eq(first.output(), second.output()) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait)
+            .await
+            .expect("the run is not forgotten");
     }
 
     /// Runs a shell line to its end.

@@ -18,4 +18,5 @@ mod pairing;
 mod presence;
 mod proxy;
 mod raw;
+mod repeats;
 mod runs;

@@ -32,7 +32,7 @@ async fn what_a_run_told_is_there_after_its_end() {
     let first = told(&handle).await;
     let id = handle.id();
     drop(handle);
-    // Once the keeper was told to forget it, only the store has it.
+    gateway.forgotten(id).await;
     let again = gateway.gateway.runs().handle(id).await.unwrap();
     let second = told(&again).await;
     assert_eq!(first.stdout, second.stdout);

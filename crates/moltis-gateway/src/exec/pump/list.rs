@@ -73,10 +73,7 @@ impl Pump {
         }
         let journal_id = *journals.first().ok_or(Violation::RunsList)?;
         let (mut known, mut unlisted) = (HashSet::new(), Vec::new());
-        for run in self.shared.live_at(&self.seat.sitter.target) {
-            if !run.is_written() {
-                continue;
-            }
+        for run in self.shared.table.at(&self.seat.sitter.target) {
             known.insert(run.id);
             let summary = listed.get(&run.id).copied();
             if run.record().unclaimed {
@@ -155,6 +152,7 @@ impl Pump {
         run.set_owner(self.seat.sitter.epoch);
         self.shared.note_listed(run, summary);
         let stdin = run.wishes().stdin.handle_resume(summary.stdin);
+        run.stdin_room.notify_waiters();
         let attached = Attached {
             run: Arc::clone(run),
             inbox: Inbox::new(&self.windows, stored.stdout, stored.stderr),

@@ -121,9 +121,11 @@ impl From<StdinError> for ApiError {
             StdinError::NotOpen => {
                 Self::invalid(detail).hint("start the run with `stdin_open: true`")
             }
-            StdinError::Hole { expected, .. } => {
-                Self::invalid(detail).hint(format!("go on with offset={expected}"))
-            }
+            StdinError::Hole { expected, .. } => Self::invalid(detail)
+                .hint(format!("go on with offset={expected}"))
+                .next_offset(expected),
+            StdinError::NotPlaced => Self::new(Code::NodeOffline, detail)
+                .hint("send the bytes again: they are taken when the node is back"),
             StdinError::Closed => Self::new(Code::RunEnded, detail),
         }
     }

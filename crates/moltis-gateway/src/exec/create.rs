@@ -1,0 +1,195 @@
+//! From a request that may become a run to its row and its node's mailbox, in this order; or to the
+//! run that an earlier request with the same key has made.
+//!
+//! All of it is done by a task of its own: an asker who leaves in the middle takes nothing back,
+//! and leaves no row behind that nobody sends.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::table::{Place, Spot};
+use super::{
+    Actor, Command, LiveRun, NewRun, ReadError, RunCreation, RunHandle, RunRecord, RunStage,
+    Shared, StartError, StdinSource, device_of, handle,
+};
+use crate::store::Written;
+
+/// A request that has passed all checks.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) new: NewRun,
+    pub(super) stdin: StdinSource,
+    /// Answer when the row would survive a power cut.
+    pub(super) detach: bool,
+    pub(super) by: Actor,
+}
+
+impl Shared {
+    /// Makes the run, or meets the one that is there.
+    ///
+    /// # Cancel safety
+    /// Goes on when it is dropped.
+    pub(super) async fn create(self: &Arc<Self>, order: Order) -> Result<RunHandle, StartError> {
+        let shared = Arc::clone(self);
+        let task = self.tasks.spawn(async move { shared.fulfil(order).await });
+        match task.await {
+            Ok(created) => created,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_ended_with_the_runtime) => Err(StartError::ShuttingDown),
+            },
+        }
+    }
+
+    async fn fulfil(self: &Arc<Self>, order: Order) -> Result<RunHandle, StartError> {
+        let place = match self.table.spot(order.new.id).await {
+            Spot::Live(run) => return self.attach(&run, order).await,
+            Spot::Free(place) => place,
+        };
+        let output = self.outputs.run(order.new.id)?;
+        match self.store.create_run(order.new.clone(), &order.by).await? {
+            RunCreation::Created(written) => {
+                let record = record_of(order.new);
+                let run = LiveRun::new(record, true, output, Instant::now().into_std());
+                let run = self.send(place, run, order.stdin).await;
+                self.settled(order.detach, Some(written)).await?;
+                Ok(handle(&run, false))
+            }
+            RunCreation::Existing(row) => {
+                drop(output);
+                self.meet_row(place, *row, order.stdin, order.detach).await
+            }
+            RunCreation::Conflict(existing) => Err(StartError::Conflict { existing }),
+            RunCreation::NodeGone => Err(StartError::NodeGone),
+        }
+    }
+
+    /// Puts a run whose row is written into the table and into its node's mailbox.
+    async fn send(
+        self: &Arc<Self>,
+        place: Place<'_>,
+        run: LiveRun,
+        stdin: StdinSource,
+    ) -> Arc<LiveRun> {
+        if let StdinSource::Bytes(bytes) = stdin {
+            run.wishes().stdin.fill(bytes);
+        }
+        let run = place.fill(run);
+        let target = run.target();
+        if let Some(device) = device_of(&target)
+            && self.is_revoked(device)
+        {
+            // The row came first, the revocation right behind it.
+            self.end_all_of_revoked(device);
+        }
+        if let Some(seat) = self.seat_of(&target) {
+            // A connection that is gone meanwhile leaves it to the next one, by the table.
+            seat.send(Command::Start(Arc::clone(&run))).await.ok();
+        }
+        tracing::info!(run.id = %run.id, route = %target, "a run was asked for");
+        run
+    }
+
+    /// Meets a run that is under way: an earlier request made it, or a node brought it and this
+    /// request claims it.
+    async fn attach(
+        self: &Arc<Self>,
+        run: &Arc<LiveRun>,
+        order: Order,
+    ) -> Result<RunHandle, StartError> {
+        let record = run.record();
+        if record.digest != order.new.digest {
+            return Err(StartError::Conflict {
+                existing: Box::new((*record).clone()),
+            });
+        }
+        if record.unclaimed {
+            self.store.create_run(order.new, &order.by).await?;
+            self.claimed(run).await?;
+        }
+        if let StdinSource::Bytes(bytes) = order.stdin {
+            // What came with the first request died with the process that had taken it.
+            run.wishes().stdin.fill(bytes);
+            self.look(run).await;
+        }
+        self.settled(order.detach, None).await?;
+        Ok(handle(run, true))
+    }
+
+    /// Meets a run that is not under way here: one that is over, or one whose row a failing store
+    /// kept after all.
+    async fn meet_row(
+        self: &Arc<Self>,
+        place: Place<'_>,
+        row: RunRecord,
+        stdin: StdinSource,
+        detach: bool,
+    ) -> Result<RunHandle, StartError> {
+        self.settled(detach, None).await?;
+        if row.stage == RunStage::Ended {
+            drop(place);
+            return Ok(self.ended(row).await?);
+        }
+        // Its id and its digest make it safe to send it, whatever its node has of it.
+        let run = self.live_of(row)?;
+        let run = self.send(place, run, stdin).await;
+        Ok(handle(&run, true))
+    }
+
+    /// Waits, for somebody who will not come back, until what is written would survive a power cut.
+    async fn settled(&self, detach: bool, written: Option<Written>) -> Result<(), StartError> {
+        match written {
+            _ if !detach => {}
+            Some(written) => self.store.synced(written).await?,
+            None => self.store.synced_so_far().await?,
+        }
+        Ok(())
+    }
+
+    /// An unclaimed run has an owner now: its output may come.
+    pub(super) async fn claimed(&self, run: &Arc<LiveRun>) -> Result<(), ReadError> {
+        if let Some(row) = self.store.run(run.id).await? {
+            run.update(|record| {
+                record.unclaimed = false;
+                record.spec = row.spec;
+                record.key = row.key;
+                record.requested_by = row.requested_by;
+            });
+        }
+        if let Some(seat) = self.seat_of(&run.target()) {
+            // A connection that is gone lists the run again.
+            seat.send(Command::Adopt(Arc::clone(run))).await.ok();
+        }
+        Ok(())
+    }
+}
+
+/// Returns the record of a run as its row will be.
+fn record_of(new: NewRun) -> RunRecord {
+    RunRecord {
+        seq: 0,
+        id: new.id,
+        digest: new.digest,
+        target: new.target,
+        shown: new.shown,
+        requested_by: new.requested_by,
+        key: new.key,
+        spec: Some(new.spec),
+        stage: new.stage,
+        incarnation: new.incarnation,
+        boot_id: new.boot_id,
+        journal_id: new.journal_id,
+        created_at: new.created_at,
+        started_at: None,
+        pid: None,
+        cancel_requested_at: None,
+        cancel_grace: None,
+        tty_size: None,
+        unclaimed: false,
+        ended_at: None,
+        ending: None,
+        totals: moltis_proto::run::Totals::default(),
+        output_freed_at: None,
+    }
+}

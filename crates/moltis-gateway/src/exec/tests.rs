@@ -1,0 +1,498 @@
+//! The dispatcher with a keeper that a test plays, and a store whose disk a test holds: what is
+//! told, what is sent, and what must wait for what.
+
+use std::path::Path;
+use std::sync::{Arc, mpsc as std_mpsc};
+use std::time::Duration;
+
+use bytes::Bytes;
+use moltis_proto::run::{Command, Ending, ExitStatus, Outcome, RunState, RunSummary, Stream};
+use moltis_proto::{BootId, Codec, FromKeeper, JournalId, Payload, RunId, ToKeeper};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::clock::Clock;
+use crate::events::Events;
+use crate::local::{Connecting, KeeperStream};
+use crate::output::{OutputLimits, Outputs};
+use crate::pairing::PairingDesk;
+use crate::roster::Roster;
+use crate::store::{NewRun, Store};
+use crate::tasks::Tasks;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const BOOT: BootId = BootId::from_bytes([1; 16]);
+const JOURNAL: JournalId = JournalId::from_bytes([2; 16]);
+
+/// A dispatcher in a home of its own.
+struct Bench {
+    runs: Runs,
+    shared: Arc<Shared>,
+    connections: mpsc::Receiver<DuplexStream>,
+}
+
+impl Bench {
+    async fn in_dir(dir: &Path) -> Self {
+        Self::on(Store::open(dir).await.unwrap(), dir).await
+    }
+
+    async fn on(store: Store, dir: &Path) -> Self {
+        let (clock, events, tasks) = (Clock::system(), Events::default(), Tasks::new());
+        let outputs = Outputs::open(dir, None, OutputLimits::default()).unwrap();
+        let desk = PairingDesk::open(store.clone(), clock.clone(), events.clone(), &tasks);
+        let desk = desk.await.unwrap();
+        let incarnation = u32::from_be_bytes(moltis_identity::random::bytes());
+        let roster = Roster::new(incarnation, desk.nodes(), events.clone());
+        let shared = Shared::new(store, outputs, roster, events, tasks, clock, desk);
+        shared.load().await.unwrap();
+        let (dialled, connections) = mpsc::channel(4);
+        let connector = move || -> Connecting {
+            let (ours, theirs) = tokio::io::duplex(1 << 20);
+            dialled.try_send(theirs).unwrap();
+            Box::pin(async { Ok(vec![Box::new(ours) as Box<dyn KeeperStream>]) })
+        };
+        let windows = crate::GatewayConfig::new(dir).windows;
+        let local = Local::new(Arc::clone(&shared), Box::new(connector), windows);
+        let runs = Runs::new(Arc::clone(&shared), Some(local), "local", None);
+        Self {
+            runs,
+            shared,
+            connections,
+        }
+    }
+
+    /// Has the keeper dialled, and lists these runs as what it holds.
+    async fn keeper(&mut self, held: Vec<RunSummary>) -> Keeper {
+        let local = self.runs.local.clone().unwrap();
+        let greet = async {
+            let mut keeper = Keeper(self.connections.recv().await.unwrap());
+            assert!(matches!(keeper.hear().await, ToKeeper::Attach { .. }));
+            keeper
+                .say(FromKeeper::Runs {
+                    boot_id: BOOT,
+                    journals: vec![JOURNAL],
+                    runs: held,
+                    last: true,
+                })
+                .await;
+            keeper
+        };
+        let (keeper, ready) = tokio::join!(greet, local.ready());
+        ready.unwrap();
+        keeper
+    }
+
+    /// Starts a request in the background.
+    fn start(&self, request: RunRequest) -> tokio::task::JoinHandle<RunHandle> {
+        let runs = self.runs.clone();
+        self.shared
+            .tasks
+            .spawn(async move { runs.start(request, &Principal::Operator).await.unwrap() })
+    }
+
+    async fn stage(&self, id: RunId) -> RunStage {
+        self.shared.store.run(id).await.unwrap().unwrap().stage
+    }
+
+    /// Puts a `Forget` of another run into the mailbox: what lies there before it is sent before.
+    async fn mark(&self) -> RunId {
+        let mark = random_id();
+        let seat = self.shared.seat_of(&Target::Local).unwrap();
+        let command = crate::session::seat::Command::Forget(mark);
+        seat.send(command).await.unwrap();
+        mark
+    }
+
+    async fn end(self) {
+        self.shared.tasks.shut_down(PATIENCE).await;
+        self.shared.store.close().await;
+    }
+}
+
+/// The keeper of this machine, played.
+struct Keeper(DuplexStream);
+
+impl Keeper {
+    async fn hear(&mut self) -> ToKeeper {
+        let read = async {
+            let length = self.0.read_u32().await.unwrap();
+            let mut frame = vec![0; length as usize];
+            self.0.read_exact(&mut frame).await.unwrap();
+            Codec::Postcard.decode(&frame).unwrap()
+        };
+        let heard = tokio::time::timeout(PATIENCE, read).await;
+        heard.expect("the gateway says nothing")
+    }
+
+    /// Returns the next message that is no acknowledgement.
+    async fn hear_word(&mut self) -> ToKeeper {
+        loop {
+            match self.hear().await {
+                ToKeeper::Ack { .. } => {}
+                word => return word,
+            }
+        }
+    }
+
+    async fn hear_start(&mut self) -> RunId {
+        match self.hear_word().await {
+            ToKeeper::Start { run_id, .. } => run_id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn hear_forget(&mut self) -> RunId {
+        match self.hear_word().await {
+            ToKeeper::Forget { run_id } => run_id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn say(&mut self, message: FromKeeper) {
+        let bytes = Codec::Postcard.encode(&message).unwrap();
+        let length = u32::try_from(bytes.len()).unwrap();
+        self.0.write_u32(length).await.unwrap();
+        self.0.write_all(&bytes).await.unwrap();
+    }
+
+    async fn say_started(&mut self, run_id: RunId) {
+        self.say(FromKeeper::Started { run_id, pid: 7 }).await;
+    }
+
+    async fn say_output(&mut self, run_id: RunId, bytes: &Bytes) {
+        self.say(FromKeeper::Output {
+            run_id,
+            stream: Stream::Stdout,
+            offset: 0,
+            bytes: Payload(bytes.clone()),
+        })
+        .await;
+    }
+
+    async fn say_ended(&mut self, run_id: RunId, stdout: usize) {
+        let ending = Ending {
+            outcome: Outcome::Exited,
+            reason: None,
+            status: Some(ExitStatus::Code(5)),
+            detail: String::new(),
+            duration_ms: 3,
+            descendants_may_survive: false,
+        };
+        self.say(FromKeeper::Ended {
+            run_id,
+            ending: Box::new(ending),
+            totals: totals(stdout),
+        })
+        .await;
+    }
+}
+
+fn totals(stdout: usize) -> Totals {
+    Totals {
+        stdout: stdout as u64,
+        stderr: 0,
+    }
+}
+
+fn request() -> RunRequest {
+    RunRequest::new(Command::Shell("true".to_owned())).on("local")
+}
+
+fn keyed() -> RunRequest {
+    RunRequest {
+        idempotency_key: Some("key".to_owned()),
+        ..request()
+    }
+}
+
+/// The row that `request` would make.
+fn row_of(bench: &Bench, request: &RunRequest) -> NewRun {
+    let rules = PlaceRules {
+        name: "local",
+        timeout_max: None,
+        timeout_default: None,
+        env_allow: &[],
+    };
+    let spec = request::spec_of(request, &rules).unwrap();
+    let key = RunKey {
+        principal: "operator".to_owned(),
+        key: request.idempotency_key.clone().unwrap(),
+    };
+    NewRun {
+        id: key.run_id(),
+        key: Some(key),
+        requested_by: "operator".to_owned(),
+        digest: request::digest_of(None, &spec),
+        target: Target::Local,
+        shown: "local".to_owned(),
+        spec,
+        stage: RunStage::Starting,
+        incarnation: bench.shared.roster.incarnation(),
+        boot_id: Some(BOOT),
+        journal_id: Some(JOURNAL),
+        created_at: bench.shared.clock.now(),
+    }
+}
+
+/// A disk that syncs when the test lets it.
+struct Disk {
+    asked: std_mpsc::Receiver<()>,
+    let_go: std_mpsc::Sender<()>,
+}
+
+impl Disk {
+    async fn store(dir: &Path) -> (Store, Self) {
+        let (ask, asked) = std_mpsc::channel();
+        let (let_go, gate) = std_mpsc::channel();
+        let sync = move || {
+            ask.send(()).ok(); // the test has seen enough
+            gate.recv().map_err(std::io::Error::other)
+        };
+        let store = Store::open_with(dir, move |_| sync).await.unwrap();
+        (store, Self { asked, let_go })
+    }
+
+    /// Waits until somebody wants what is written to be on the disk.
+    async fn asked(self) -> Self {
+        let wait = move || {
+            self.asked
+                .recv_timeout(PATIENCE)
+                .expect("nobody waits for the disk");
+            self
+        };
+        tokio::task::spawn_blocking(wait).await.unwrap()
+    }
+
+    fn let_go(&self) {
+        self.let_go.send(()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_ending_that_cannot_be_written_is_told_and_the_next_process_writes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let started = bench.start(request());
+    let id = keeper.hear_start().await;
+    let mut handle = started.await.unwrap();
+    // More than the free room of any page, and less than makes a file.
+    let output = Bytes::from(vec![b'x'; 50_000]);
+    keeper.say_started(id).await;
+    keeper.say_output(id, &output).await;
+    crate::store::testing::fill(&bench.shared.store).await;
+    keeper.say_ended(id, output.len()).await;
+    let record = tokio::time::timeout(PATIENCE, handle.wait()).await.unwrap();
+    let ending = record.ending.clone().unwrap();
+    assert_eq!(ending.status, Some(ExitStatus::Code(5)));
+    assert_ne!(bench.stage(id).await, RunStage::Ended, "the disk is full");
+    let mark = bench.mark().await;
+    assert_eq!(
+        keeper.hear_forget().await,
+        mark,
+        "it is still to be written"
+    );
+    bench.end().await;
+
+    let mut bench = Bench::in_dir(dir.path()).await;
+    assert_ne!(bench.stage(id).await, RunStage::Ended);
+    let summary = RunSummary {
+        run_id: id,
+        digest: record.digest,
+        journal_id: JOURNAL,
+        state: RunState::Ended,
+        totals: totals(output.len()),
+        stdin: 0,
+    };
+    let mut keeper = bench.keeper(vec![summary]).await;
+    let resumed = keeper.hear_word().await;
+    assert!(
+        matches!(resumed, ToKeeper::Resume { run_id, stdout: 0, .. } if run_id == id),
+        "{resumed:?}"
+    );
+    keeper.say_output(id, &output).await;
+    keeper.say_ended(id, output.len()).await;
+    assert_eq!(keeper.hear_forget().await, id);
+    let row = bench.shared.store.run(id).await.unwrap().unwrap();
+    assert_eq!((row.stage, row.ending), (RunStage::Ended, Some(ending)));
+    assert_eq!(row.totals, totals(output.len()));
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_run_is_forgotten_only_when_it_would_survive_a_power_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, disk) = Disk::store(dir.path()).await;
+    let mut bench = Bench::on(store, dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let started = bench.start(request());
+    let id = keeper.hear_start().await;
+    keeper.say_started(id).await;
+    keeper.say_ended(id, 0).await;
+    started.await.unwrap().wait().await;
+    let disk = disk.asked().await;
+    assert_eq!(bench.stage(id).await, RunStage::Ended);
+    let mark = bench.mark().await;
+    assert_eq!(keeper.hear_forget().await, mark, "the disk is not done");
+    disk.let_go();
+    assert_eq!(keeper.hear_forget().await, id);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn who_leaves_a_run_alone_hears_of_it_when_it_would_survive_a_power_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, disk) = Disk::store(dir.path()).await;
+    let mut bench = Bench::on(store, dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let request = RunRequest {
+        detach: true,
+        ..keyed()
+    };
+    let first = bench.start(request);
+    keeper.hear_start().await;
+    let disk = disk.asked().await;
+    assert!(!first.is_finished(), "the disk is not done");
+    disk.let_go();
+    assert!(!first.await.unwrap().existed());
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn who_repeats_a_request_and_leaves_waits_for_the_disk_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, disk) = Disk::store(dir.path()).await;
+    let mut bench = Bench::on(store, dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let first = bench.start(keyed());
+    keeper.hear_start().await;
+    assert!(!first.await.unwrap().existed(), "who stays need not wait");
+    let request = RunRequest {
+        detach: true,
+        ..keyed()
+    };
+    let again = bench.start(request);
+    let disk = disk.asked().await;
+    assert!(!again.is_finished(), "the disk is not done");
+    disk.let_go();
+    assert!(again.await.unwrap().existed());
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_run_ends_whole_when_its_asker_has_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let started = bench.start(request());
+    let id = keeper.hear_start().await;
+    let mut handle = started.await.unwrap();
+    let waiting = bench.shared.tasks.spawn(async move { handle.wait().await });
+    keeper.say_started(id).await;
+    keeper.say_output(id, &Bytes::from_static(b"hi")).await;
+    keeper.say_ended(id, 2).await;
+    waiting.abort();
+    assert_eq!(keeper.hear_forget().await, id);
+    let row = bench.shared.store.run(id).await.unwrap().unwrap();
+    assert_eq!((row.stage, row.totals), (RunStage::Ended, totals(2)));
+    let heads = bench.shared.store.run_heads(id).await.unwrap();
+    assert_eq!(&heads.stdout[..], b"hi");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_run_starts_although_its_asker_leaves_in_the_middle() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    {
+        let runs = bench.runs.clone();
+        let mut start = Box::pin(runs.start(keyed(), &Principal::Operator));
+        // As far as it comes without waiting: the row is on its way.
+        let polled =
+            std::future::poll_fn(|cx| std::task::Poll::Ready(start.as_mut().poll(cx).is_pending()));
+        assert!(polled.await);
+    }
+    let id = keeper.hear_start().await;
+    let again = bench.start(keyed()).await.unwrap();
+    assert_eq!(again.id(), id);
+    keeper.say_started(id).await;
+    keeper.say_ended(id, 0).await;
+    assert_eq!(keeper.hear_forget().await, id);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_repeated_request_sends_a_run_whose_row_nobody_took_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let new = row_of(&bench, &keyed());
+    let (id, by) = (new.id, Actor::operator());
+    bench.shared.store.create_run(new, &by).await.unwrap();
+    let mut handle = bench.start(keyed()).await.unwrap();
+    assert!(handle.existed());
+    assert_eq!(keeper.hear_start().await, id);
+    keeper.say_started(id).await;
+    keeper.say_ended(id, 0).await;
+    let record = tokio::time::timeout(PATIENCE, handle.wait()).await.unwrap();
+    assert_eq!(record.ending.as_ref().unwrap().outcome, Outcome::Exited);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_run_that_its_keeper_lists_and_whose_row_nobody_took_up_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let new = row_of(&bench, &keyed());
+    let (id, digest) = (new.id, new.digest);
+    let by = Actor::operator();
+    bench.shared.store.create_run(new, &by).await.unwrap();
+    let summary = RunSummary {
+        run_id: id,
+        digest,
+        journal_id: JOURNAL,
+        state: RunState::Running { pid: 7 },
+        totals: totals(0),
+        stdin: 0,
+    };
+    let mut keeper = bench.keeper(vec![summary]).await;
+    let resumed = keeper.hear_word().await;
+    assert!(
+        matches!(resumed, ToKeeper::Resume { run_id, .. } if run_id == id),
+        "{resumed:?}"
+    );
+    bench
+        .runs
+        .cancel(id, None, &Principal::Operator)
+        .await
+        .unwrap();
+    let cancel = keeper.hear_word().await;
+    assert!(
+        matches!(cancel, ToKeeper::Cancel { run_id, .. } if run_id == id),
+        "{cancel:?}"
+    );
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_follower_whose_run_is_let_go_of_hears_the_end_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::in_dir(dir.path()).await;
+    let row = row_of(&bench, &keyed());
+    let by = Actor::operator();
+    bench
+        .shared
+        .store
+        .create_run(row.clone(), &by)
+        .await
+        .unwrap();
+    let record = bench.shared.store.run(row.id).await.unwrap().unwrap();
+    let run = Arc::new(bench.shared.live_of(record).unwrap());
+    let mut follow = handle(&run, false).follow(0, 0);
+    drop(run);
+    let next = tokio::time::timeout(PATIENCE, follow.next()).await.unwrap();
+    assert_eq!(next, None);
+    bench.end().await;
+}
