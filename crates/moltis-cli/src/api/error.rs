@@ -93,6 +93,14 @@ impl ApiError {
         }
     }
 
+    /// Returns the offset of the byte of stdin that the gateway expects next, where it told one.
+    pub(crate) fn next_offset(&self) -> Option<u64> {
+        match self {
+            Self::Problem(problem) => problem.next_offset,
+            _ => None,
+        }
+    }
+
     /// Returns whether the same request may succeed in a while: the gateway is away, or about to
     /// be.
     pub(crate) fn passes(&self) -> bool {

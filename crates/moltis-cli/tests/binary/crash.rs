@@ -1,10 +1,14 @@
 //! What is killed, and what goes on.
 
 use std::fs;
+use std::io::Write as _;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::Signal;
 
-use crate::harness::{Home, eventually, keepers_of};
+use crate::harness::{Home, Process, eventually, keepers_of};
 
 /// A command that says a line for each file that appears, so that a test decides its pace.
 fn stepwise(home: &Home) -> String {
@@ -126,4 +130,91 @@ fn a_killed_keeper_ends_its_runs_as_lost() {
         (run["outcome"] == "lost").then_some(run)
     });
     assert_eq!(run["outcome_reason"], "keeper_died");
+}
+
+/// Bytes that tell if one is missing, or comes twice.
+fn numbered(length: usize) -> Vec<u8> {
+    (0..u64::MAX)
+        .flat_map(|number| format!("{number}\n").into_bytes())
+        .take(length)
+        .collect()
+}
+
+/// Feeds `exec --stdin -- cat` and kills the gateway while stdin is under way: some of it lies in
+/// the gateway, and the command has not read it.
+fn stdin_survives_the_gateway(gateway_home: &Home, machine: &Home, target: &str, length: usize) {
+    let mut gateway = gateway_home.gateway();
+    let node = (target != "local").then(|| gateway.join(machine, target));
+    let gate = machine.user().join(format!("gate{length}"));
+    let script = format!(
+        "echo begun >&2; while [ ! -e {} ]; do sleep 0.05; done; cat",
+        gate.display()
+    );
+    let mut command = gateway_home.command(["node", "exec", target, "--stdin", "--shell", &script]);
+    command.stdin(Stdio::piped());
+    let mut exec = Process::start(command);
+    exec.stderr.wait_for("begun");
+    let bytes = numbered(length);
+    let written = Arc::new(AtomicUsize::new(0));
+    let writer = {
+        let (mut stdin, sent, written) = (exec.stdin(), bytes.clone(), Arc::clone(&written));
+        std::thread::spawn(move || {
+            for piece in sent.chunks(1000) {
+                stdin.write_all(piece).unwrap();
+                written.fetch_add(piece.len(), Ordering::SeqCst);
+            }
+        })
+    };
+    // More than the two pipes and `exec` hold, so that the gateway has taken more than the command.
+    let under_way = length.min(600_000);
+    eventually("stdin to be under way", || {
+        (written.load(Ordering::SeqCst) >= under_way).then_some(())
+    });
+    gateway.crash();
+    exec.stderr.wait_for("goes on");
+    gateway.restart();
+    fs::write(&gate, "").unwrap();
+    let done = exec.wait();
+    writer.join().unwrap();
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert!(!done.stderr.contains("not passed on"), "{}", done.stderr);
+    assert_eq!(done.stdout_bytes.len(), length, "all of it, once");
+    assert!(done.stdout_bytes == bytes, "the bytes are others");
+    drop(node);
+}
+
+#[test]
+fn stdin_goes_on_when_the_gateway_is_killed_and_started_again() {
+    let (home, machine) = (Home::new(), Home::new());
+    stdin_survives_the_gateway(&home, &machine, "box", 2_000_000);
+}
+
+#[test]
+fn stdin_and_its_end_come_again_when_the_gateway_dies_with_them() {
+    // All of it fits into the gateway and the pipes: nothing is left to be sent but what was lost.
+    let home = Home::new();
+    stdin_survives_the_gateway(&home, &home, "local", 200_000);
+}
+
+#[test]
+fn a_pipe_may_hold_the_byte_of_ctrl_c_while_the_gateway_is_away() {
+    let home = Home::new();
+    let mut gateway = home.gateway();
+    let mut command = home.command(["node", "exec", "local", "--stdin", "--", "cat"]);
+    command.stdin(Stdio::piped());
+    let mut exec = Process::start(command);
+    let mut stdin = exec.stdin();
+    stdin.write_all(b"a\n").unwrap();
+    exec.stdout.wait_for("a");
+    gateway.crash();
+    exec.stderr.wait_for("goes on");
+    stdin.write_all(b"\x03b\n").unwrap();
+    drop(stdin);
+    gateway.restart();
+    let done = exec.wait();
+    assert_eq!(
+        (done.code, done.stdout.as_str()),
+        (0, "a\n\x03b\n"),
+        "{done:?}"
+    );
 }

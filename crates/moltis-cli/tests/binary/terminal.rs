@@ -18,6 +18,10 @@ struct OnTerminal {
 
 impl OnTerminal {
     fn start(home: &Home, args: &[&str]) -> Self {
+        Self::start_with(home, args, &[])
+    }
+
+    fn start_with(home: &Home, args: &[&str], env: &[(&str, &str)]) -> Self {
         let (pty, pts) = open().unwrap();
         pty.resize(pty_process::Size::new(33, 111)).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_moltis"))
@@ -25,6 +29,7 @@ impl OnTerminal {
             .env_clear()
             .envs(home.environment())
             .env("TERM", "xterm-256color")
+            .envs(env.iter().copied())
             .current_dir(home.user())
             .spawn(pts)
             .unwrap();
@@ -226,4 +231,91 @@ fn ctrl_c_at_a_question_answers_nothing() {
     let status = eventually("its end", || on.child.try_wait().unwrap());
     assert!(!status.success(), "{status}");
     gateway.request_with(&code);
+}
+
+#[test]
+fn a_shell_on_a_node_that_is_away_can_be_left() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let mut node = gateway.join(&machine, "box");
+    let mut on = OnTerminal::start(&home, &["node", "shell", "box"]);
+    on.type_in("echo $((6*7))\r");
+    on.screen.wait_for("42");
+    node.signal(rustix::process::Signal::KILL);
+    node.wait();
+    on.screen.wait_for("until then Ctrl+C leaves it");
+    assert!(on.is_raw());
+    on.type_in("\x03");
+    assert_eq!(on.wait(), 130);
+    assert!(!on.is_raw(), "the terminal is as it was");
+}
+
+#[test]
+fn a_shell_on_a_gateway_that_is_away_can_be_left_or_goes_on() {
+    let home = Home::new();
+    let mut gateway = home.gateway();
+    let script = "echo up; exec cat";
+    let args = ["node", "exec", "local", "--tty", "--shell", script];
+    let mut on = OnTerminal::start(&home, &args);
+    on.screen.wait_for("up");
+    on.type_in("one\r");
+    on.screen.wait_until("an echo and a line", |screen| {
+        screen.matches("one").count() == 2
+    });
+    gateway.crash();
+    on.screen.wait_for("until then Ctrl+C leaves it");
+    on.type_in("two\r");
+    gateway.restart();
+    on.screen.wait_until("an echo and a line", |screen| {
+        screen.matches("two").count() == 2
+    });
+    gateway.crash();
+    // Until the cut is noticed, what is typed is the command's.
+    eventually("Ctrl+C to be heard", || {
+        on.pty.write_all(b"\x03").ok();
+        on.child.try_wait().unwrap()
+    });
+    assert_eq!(on.wait(), 130);
+    assert!(!on.is_raw(), "the terminal is as it was");
+}
+
+#[test]
+fn a_terminal_that_is_not_heard_any_more_is_given_back() {
+    let home = Home::new();
+    let gateway = home.gateway();
+    let args = [
+        "token",
+        "create",
+        "--name",
+        "t",
+        "--scope",
+        "runs:read",
+        "--scope",
+        "runs:write",
+    ];
+    let token = home.ok(args);
+    let url = format!("http://{}", gateway.address);
+    let args = [
+        "node",
+        "exec",
+        "local",
+        "--gateway",
+        &url,
+        "--tty",
+        "--shell",
+        "echo up; exec cat",
+    ];
+    let token = [("MOLTIS_API_TOKEN", token.trim())];
+    let mut on = OnTerminal::start_with(&home, &args, &token);
+    on.screen.wait_for("up");
+    on.type_in("one\r");
+    on.screen.wait_until("an echo and a line", |screen| {
+        screen.matches("one").count() == 2
+    });
+    home.ok(["token", "revoke", "t"]);
+    on.type_in("two\r");
+    on.screen
+        .wait_for("what is typed does not reach it any more");
+    assert_eq!(on.wait(), 255);
+    assert!(!on.is_raw(), "the terminal is as it was");
 }

@@ -19,6 +19,8 @@ pub(super) enum End {
     Ended(Box<Run>),
     /// A second Ctrl+C: the run is left alone.
     Left,
+    /// Nothing that is typed reaches the run any more.
+    Deaf(ApiError),
     /// The gateway is gone for good, or forgot the run.
     Failed(ApiError),
     /// The run is over, and what it printed could not all be written.
@@ -54,6 +56,13 @@ pub(super) fn finish(
             .hint(format!("it may still be running: {attach}"))
             .exit(Exit::CANCELLED)
             .into()),
+        End::Deaf(error) => Err(failure(format!(
+            "left the run {run_id}: what is typed does not reach it any more"
+        ))
+        .because(error.into_failure())
+        .hint(format!("it may still be running: {attach}"))
+        .exit(Exit::UNKNOWN)
+        .into()),
         End::Failed(error) => {
             let forgotten = error.code() == Some(Code::NotFound);
             let failure = failure(format!("what became of the run {run_id} is not known"))

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use hyper::Method;
 use moltis_gateway::api::runs::{Cancel, Resize, Run, State, Stream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::{sleep, timeout};
 
@@ -106,7 +106,14 @@ struct Follower {
     held: Option<(Stream, Bytes)>,
     collected: [Collected; 2],
     input: Option<mpsc::Receiver<stdin::Event>>,
+    /// The gateway cannot be reached now.
+    gateway_away: bool,
+    /// The gateway cannot reach the run now.
+    run_away: bool,
+    /// One of the two: Ctrl+C on a raw terminal would reach nobody.
     away: Arc<AtomicBool>,
+    /// Rung when the gateway is reached again.
+    back: Rc<Notify>,
     stops: Stops,
     resizes: Signal,
     raw: Option<RawMode>,
@@ -117,7 +124,6 @@ struct Follower {
     /// The writer has failed; what comes is thrown away while the run ends.
     unwritable: bool,
     said_cut: bool,
-    said_unreachable: bool,
     looks: mpsc::Receiver<Run>,
     look: mpsc::Sender<Run>,
 }
@@ -140,21 +146,24 @@ impl Follower {
         stops: Stops,
     ) -> anyhow::Result<Self> {
         let client = Rc::new(client);
-        let away = Arc::new(AtomicBool::new(false));
+        let (away, back) = (Arc::new(AtomicBool::new(false)), Rc::new(Notify::new()));
         let output = context.output;
         let resizes = signal(SignalKind::window_change())?;
         let raw = match mode.input {
             Input::Terminal => Some(RawMode::enter()?),
             Input::Pipe | Input::Closed | Input::None => None,
         };
+        let (sender, run_id) = (Rc::clone(&client), run.run_id.clone());
+        let source = match mode.input {
+            Input::Terminal => stdin::Source::Terminal(Arc::clone(&away)),
+            Input::Pipe | Input::Closed | Input::None => stdin::Source::Pipe,
+        };
         let input = match mode.input {
             Input::None => None,
-            Input::Closed => Some(stdin::close(Rc::clone(&client), run.run_id.clone())),
-            Input::Pipe | Input::Terminal => Some(stdin::start(
-                Rc::clone(&client),
-                run.run_id.clone(),
-                Arc::clone(&away),
-            )?),
+            Input::Closed => Some(stdin::close(sender, run_id, Rc::clone(&back))),
+            Input::Pipe | Input::Terminal => {
+                Some(stdin::start(sender, run_id, source, Rc::clone(&back))?)
+            }
         };
         let escapes = if run.tty {
             Escapes::Passed
@@ -177,7 +186,10 @@ impl Follower {
             held: None,
             collected: <[Collected; 2]>::default(),
             input,
+            gateway_away: false,
+            run_away: false,
             away,
+            back,
             stops,
             resizes,
             raw,
@@ -185,7 +197,6 @@ impl Follower {
             cancelling: None,
             unwritable: false,
             said_cut: false,
-            said_unreachable: false,
             looks,
             look,
         })
@@ -231,6 +242,10 @@ impl Follower {
                 }
             }
             Step::Input(stdin::Event::Interrupt) => return Some(End::Left),
+            // Nothing that is typed would be heard, Ctrl+C least of all.
+            Step::Input(stdin::Event::Failed(error)) if self.raw.is_some() => {
+                return Some(End::Deaf(error));
+            }
             Step::Input(stdin::Event::Failed(error)) => {
                 self.say(&format!("stdin is not passed on any more: {error}"));
                 self.input = None;
@@ -246,11 +261,11 @@ impl Follower {
 
     fn handle(&mut self, event: reader::Event) -> Option<End> {
         match event {
-            reader::Event::Output(stream, bytes) if self.json => {
-                self.collected[index(stream)].push(&bytes);
+            reader::Event::Output(stream, bytes) => {
+                self.run_away = false;
+                self.note_away();
+                self.output(stream, bytes);
             }
-            reader::Event::Output(..) if self.unwritable => {}
-            reader::Event::Output(stream, bytes) => self.held = Some((stream, bytes)),
             reader::Event::Gap(gap) => {
                 self.collected[index(gap.stream)].gap(gap.to.saturating_sub(gap.from));
                 if !self.json {
@@ -262,18 +277,36 @@ impl Follower {
             reader::Event::Ended(run) => return Some(End::Ended(run)),
             reader::Event::Quiet => self.look(),
             reader::Event::Cut(error) => {
-                self.away.store(true, Ordering::Relaxed);
+                self.gateway_away = true;
+                self.note_away();
                 if !std::mem::replace(&mut self.said_cut, true) {
                     let run = short(&self.run_id);
-                    self.say(&format!(
+                    self.say_away(&format!(
                         "{error}; the run {run} goes on, and its output is taken up again"
                     ));
                 }
             }
-            reader::Event::Back => self.away.store(false, Ordering::Relaxed),
+            reader::Event::Back => {
+                self.gateway_away = false;
+                self.note_away();
+                self.back.notify_one();
+            }
             reader::Event::Failed(error) => return Some(End::Failed(error)),
         }
         None
+    }
+
+    fn output(&mut self, stream: Stream, bytes: Bytes) {
+        if self.json {
+            self.collected[index(stream)].push(&bytes);
+        } else if !self.unwritable {
+            self.held = Some((stream, bytes));
+        }
+    }
+
+    fn note_away(&self) {
+        let away = self.gateway_away || self.run_away;
+        self.away.store(away, Ordering::Relaxed);
     }
 
     /// Asks for the run's end because of this signal, until the gateway has heard it.
@@ -316,12 +349,23 @@ impl Follower {
     }
 
     fn looked(&mut self, run: &Run) {
-        let unreachable = run.state != State::Ended && !run.reachable;
-        if unreachable && !std::mem::replace(&mut self.said_unreachable, true) {
+        let said = self.run_away;
+        self.run_away = run.state != State::Ended && !run.reachable;
+        self.note_away();
+        if self.run_away && !said {
             let (node, run) = (&run.node_name, short(&self.run_id));
-            self.say(&format!(
+            self.say_away(&format!(
                 "{node} is not connected; the run {run} goes on there, and its output comes when it is back"
             ));
+        }
+    }
+
+    /// Says that the run is out of reach, and how to leave where Ctrl+C would be its own.
+    fn say_away(&self, text: &str) {
+        if self.raw.is_some() {
+            self.say(&format!("{text}; until then Ctrl+C leaves it"));
+        } else {
+            self.say(text);
         }
     }
 
