@@ -260,13 +260,19 @@ pub(crate) fn check_fits(
     }
 }
 
-/// Returns what one id stands for: a device and a spec. `None` is this machine.
-pub(crate) fn digest_of(device: Option<DeviceId>, spec: &RunSpec) -> Digest {
+/// Returns what one id stands for: a device, a spec, and the stdin that came with the request.
+/// `None` is this machine. Stdin that comes later is not part of it (ADR 20).
+pub(crate) fn digest_of(device: Option<DeviceId>, spec: &RunSpec, stdin: &StdinSource) -> Digest {
     let mut hash = Sha256::new();
     hash.update(label(b"moltis run digest 1"));
     hash.update(device.map_or([0; 16], |device| *device.as_bytes()));
     // A spec that cannot be written is refused by `check_fits`, which comes with every use.
     hash.update(postcard_of(spec));
+    match stdin {
+        // The spec tells these two apart.
+        StdinSource::Empty | StdinSource::Open => {}
+        StdinSource::Bytes(bytes) => hash.update(Sha256::digest(bytes)),
+    }
     Digest::from_bytes(hash.finalize().into())
 }
 
@@ -381,8 +387,26 @@ mod tests {
         let spec = spec_of(&argv(&["true"]), &RULES).unwrap();
         let other = spec_of(&argv(&["false"]), &RULES).unwrap();
         let device = Some(DeviceId::from_bytes([1; 16]));
+        let digest_of = |device, spec| digest_of(device, spec, &StdinSource::Empty);
         assert_eq!(digest_of(device, &spec), digest_of(device, &spec));
         assert_ne!(digest_of(device, &spec), digest_of(None, &spec));
         assert_ne!(digest_of(device, &spec), digest_of(device, &other));
+    }
+
+    #[test]
+    fn a_digest_stands_for_the_stdin_that_came_with_the_request() {
+        let digest = |stdin: StdinSource| {
+            let request = RunRequest {
+                stdin,
+                ..argv(&["cat"])
+            };
+            let spec = spec_of(&request, &RULES).unwrap();
+            digest_of(None, &spec, &request.stdin)
+        };
+        let bytes = |text: &'static str| digest(StdinSource::Bytes(text.into()));
+        assert_eq!(bytes("a"), bytes("a"));
+        assert_ne!(bytes("a"), bytes("b"));
+        assert_ne!(bytes(""), digest(StdinSource::Open));
+        assert_ne!(bytes(""), digest(StdinSource::Empty));
     }
 }

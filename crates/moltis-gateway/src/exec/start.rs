@@ -39,7 +39,7 @@ impl Runs {
         let goal = self.goal(request.target.as_deref())?;
         let seat = self.ready_seat(&goal).await;
         let spec = self.spec(&request, &goal, seat.as_ref().ok().map(|(seat, _)| &**seat))?;
-        let digest = request::digest_of(device_of(&goal.target), &spec);
+        let digest = request::digest_of(device_of(&goal.target), &spec, &request.stdin);
         let key = request.idempotency_key.as_ref().map(|key| RunKey {
             principal: asker.key_owner(),
             key: key.clone(),

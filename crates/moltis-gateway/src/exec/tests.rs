@@ -223,7 +223,7 @@ fn row_of(bench: &Bench, request: &RunRequest) -> NewRun {
         id: key.run_id(),
         key: Some(key),
         requested_by: "operator".to_owned(),
-        digest: request::digest_of(None, &spec),
+        digest: request::digest_of(None, &spec, &request.stdin),
         target: Target::Local,
         shown: "local".to_owned(),
         spec,

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use moltis_gateway::exec::{RunEvent, RunHandle, RunRequest, StdinSource};
+use moltis_gateway::exec::{RunEvent, RunHandle, RunRequest, StartError, StdinSource};
 use moltis_gateway::principal::Principal;
 
 use crate::gateway::{PATIENCE, TestGateway, shell, told};
@@ -131,6 +131,27 @@ async fn an_asker_who_leaves_in_the_middle_leaves_no_run_that_never_starts() {
 async fn turns(count: u32) {
     for _ in 0..count {
         tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_stdin_under_the_same_key_is_another_request() {
+    let gateway = TestGateway::start().await;
+    let _node = gateway.node("box").await;
+    let with = |stdin| RunRequest {
+        stdin,
+        ..keyed("cat", "key")
+    };
+    let bytes = |text: &'static str| StdinSource::Bytes(Bytes::from_static(text.as_bytes()));
+    let first = gateway.start_run(with(bytes("first"))).await;
+    assert_eq!(told(&first).await.out(), "first");
+    let again = gateway.start_run(with(bytes("first"))).await;
+    assert_eq!(again.id(), first.id());
+    for other in [bytes("second"), bytes(""), StdinSource::Open] {
+        let runs = gateway.gateway.runs();
+        let error = runs.start(with(other), &Principal::Operator).await;
+        let error = error.unwrap_err();
+        assert!(matches!(error, StartError::Conflict { .. }), "{error}");
     }
 }
 
