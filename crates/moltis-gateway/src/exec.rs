@@ -192,7 +192,8 @@ impl Runs {
         }
     }
 
-    /// Returns a page of runs, newest first, and where the next page begins.
+    /// Returns a page of runs, newest first, and where the next page begins. A stage is that of the
+    /// run as it is known now, whatever its row says.
     ///
     /// # Errors
     /// Where the store cannot be read.
@@ -201,9 +202,29 @@ impl Runs {
         filter: &RunFilter,
         limit: u32,
     ) -> Result<(Vec<RunStatus>, Option<u64>), RunError> {
-        let RunPage { items, next } = self.shared.store.list_runs(filter, limit).await?;
-        let items = items.into_iter().map(|record| self.overlay(record));
-        Ok((items.collect(), next))
+        let mut filter = filter.clone();
+        let limit_reached = |found: &[_]| u32::try_from(found.len()).is_ok_and(|n| n >= limit);
+        let mut found = Vec::new();
+        loop {
+            let RunPage { items, next } = self.shared.store.list_runs(&filter, limit).await?;
+            let mut rows = items.into_iter();
+            while let Some(row) = rows.next() {
+                let seq = row.seq;
+                let run = self.overlay(row);
+                if filter.stage.is_some_and(|stage| stage != run.record.stage) {
+                    continue;
+                }
+                found.push(run);
+                if limit_reached(&found) {
+                    let more = rows.len() > 0 || next.is_some();
+                    return Ok((found, more.then_some(seq)));
+                }
+            }
+            if next.is_none() {
+                return Ok((found, None));
+            }
+            filter.before = next;
+        }
     }
 
     /// A row lags a little behind what is known here.

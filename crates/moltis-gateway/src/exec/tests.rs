@@ -95,6 +95,22 @@ impl Bench {
         self.shared.store.run(id).await.unwrap().unwrap().stage
     }
 
+    async fn listed(&self, stage: RunStage, limit: u32) -> Vec<RunId> {
+        let mut filter = RunFilter {
+            stage: Some(stage),
+            ..RunFilter::default()
+        };
+        let mut found = Vec::new();
+        loop {
+            let (page, next) = self.runs.list(&filter, limit).await.unwrap();
+            found.extend(page.into_iter().map(|run| run.record.id));
+            if next.is_none() {
+                return found;
+            }
+            filter.before = next;
+        }
+    }
+
     /// Puts a `Forget` of another run into the mailbox: what lies there before it is sent before.
     async fn mark(&self) -> RunId {
         let mark = random_id();
@@ -287,6 +303,8 @@ async fn an_ending_that_cannot_be_written_is_told_and_the_next_process_writes_it
     let ending = record.ending.clone().unwrap();
     assert_eq!(ending.status, Some(ExitStatus::Code(5)));
     assert_ne!(bench.stage(id).await, RunStage::Ended, "the disk is full");
+    assert_eq!(bench.listed(RunStage::Ended, 1).await, [id]);
+    assert_eq!(bench.listed(RunStage::Running, 1).await, []);
     let mark = bench.mark().await;
     assert_eq!(
         keeper.hear_forget().await,
@@ -473,6 +491,36 @@ async fn a_run_that_its_keeper_lists_and_whose_row_nobody_took_up_goes_on() {
         matches!(cancel, ToKeeper::Cancel { run_id, .. } if run_id == id),
         "{cancel:?}"
     );
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_list_by_state_goes_by_what_is_known_and_not_by_the_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        let started = bench.start(request());
+        ids.push(keeper.hear_start().await);
+        started.await.unwrap();
+    }
+    for id in [ids[1], ids[3]] {
+        let mut seen = bench.shared.table.get(id).unwrap().watch();
+        keeper.say_started(id).await;
+        let running = seen.wait_for(|record| record.stage == RunStage::Running);
+        tokio::time::timeout(PATIENCE, running)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    for limit in [1, 2, 10] {
+        let running = bench.listed(RunStage::Running, limit).await;
+        assert_eq!(running, [ids[3], ids[1]]);
+        let starting = bench.listed(RunStage::Starting, limit).await;
+        assert_eq!(starting, [ids[4], ids[2], ids[0]]);
+        assert_eq!(bench.listed(RunStage::Ended, limit).await, []);
+    }
     bench.end().await;
 }
 

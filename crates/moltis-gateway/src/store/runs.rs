@@ -337,7 +337,8 @@ impl Store {
         rows.iter().map(record).collect()
     }
 
-    /// Returns a page of runs, newest first.
+    /// Returns a page of runs, newest first. A row lags behind its run, so those that have not come
+    /// to the wanted stage are in it too: who knows the runs themselves looks again.
     ///
     /// # Errors
     /// Where the database cannot be read.
@@ -345,11 +346,12 @@ impl Store {
         let mut reader = self.reader().await?;
         let rows = sqlx::query(
             "SELECT * FROM runs WHERE seq < ?1 AND (?2 IS NULL OR place = ?2) \
-             AND (?3 IS NULL OR state = ?3) ORDER BY seq DESC LIMIT ?4",
+             AND (?3 IS NULL OR state IN (SELECT value FROM json_each(?3))) \
+             ORDER BY seq DESC LIMIT ?4",
         )
         .bind(filter.before.map_or(i64::MAX, integer))
         .bind(filter.target.as_ref().map(ToString::to_string))
-        .bind(filter.stage.as_ref().map(row::word))
+        .bind(filter.stage.map(|stage| row::json(&stage.up_to())))
         .bind(i64::from(limit) + 1)
         .fetch_all(&mut *reader)
         .await
@@ -907,10 +909,18 @@ mod tests {
         let second = store.list_runs(&filter, 4).await.unwrap();
         assert_eq!((numbers(&second), second.next), (vec![4, 2, 0], None));
         let filter = RunFilter {
-            stage: Some(RunStage::Ended),
+            stage: Some(RunStage::Running),
             ..RunFilter::default()
         };
-        assert_eq!(numbers(&store.list_runs(&filter, 4).await.unwrap()), [4]);
+        store.mark_started(run(6).id, 1, at(1)).await.unwrap();
+        let open = store.list_runs(&filter, 10).await.unwrap();
+        assert_eq!(numbers(&open), [9, 8, 7, 6, 5, 3, 2, 1, 0]);
+        let filter = RunFilter {
+            stage: Some(RunStage::Starting),
+            ..RunFilter::default()
+        };
+        let starting = store.list_runs(&filter, 10).await.unwrap();
+        assert_eq!(numbers(&starting), [9, 8, 7, 5, 3, 2, 1, 0]);
         let open = store.open_runs(&Target::Local).await.unwrap();
         assert_eq!(open.len(), 4);
         assert!(open.is_sorted_by_key(|run| run.seq));

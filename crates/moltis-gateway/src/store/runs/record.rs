@@ -39,6 +39,24 @@ pub enum RunStage {
     Ended,
 }
 
+impl RunStage {
+    /// Returns this stage and those before it.
+    pub(super) fn up_to(self) -> &'static [Self] {
+        const ALL: [RunStage; 4] = [
+            RunStage::WaitingApproval,
+            RunStage::Starting,
+            RunStage::Running,
+            RunStage::Ended,
+        ];
+        match self {
+            Self::WaitingApproval => &ALL[..1],
+            Self::Starting => &ALL[..2],
+            Self::Running => &ALL[..3],
+            Self::Ended => &ALL,
+        }
+    }
+}
+
 /// What makes a repeated request the same request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunKey {
@@ -74,7 +92,7 @@ pub struct NewRun {
     pub key: Option<RunKey>,
     /// Who asks: `operator`, `token:<name>`.
     pub requested_by: String,
-    /// Of target and spec: what must match when the request is repeated.
+    /// Of target, spec and the stdin that came along: what must match when the request is repeated.
     pub digest: Digest,
     /// The machine.
     pub target: Target,
@@ -196,7 +214,7 @@ pub struct RunRecord {
 pub struct RunFilter {
     /// Only those of this machine.
     pub target: Option<Target>,
-    /// Only those in this stage.
+    /// Only those in this stage, by what is known of the run itself.
     pub stage: Option<RunStage>,
     /// Only those below this `seq`: where the page before ended.
     pub before: Option<u64>,
