@@ -2,7 +2,11 @@
 //! decide.
 //!
 //! A turn of the loop: settle the runs to which something happened, make frames for the client,
-//! wait. What the client says is answered in [`super::desk`].
+//! wait. What the client says is answered in [`super::desk`]; how it comes and goes stands in
+//! `attach`, how the keeper itself goes in `leave`.
+
+mod attach;
+mod leave;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
@@ -16,14 +20,14 @@ use moltis_proto::{BootId, FromKeeper, RunId, RunRefusal};
 use rustix::process::Pid;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{self, Client, Io};
+use super::client::{Client, Io};
 use super::config::{KeeperConfig, RulesSource};
 use super::door::Door;
 use super::ending::Due;
 use super::journal::{Journal, Record};
-use super::ops::{Attached, Event, Ops};
+use super::ops::{Event, Ops};
 use super::process::{self, Descriptors};
-use super::recover::{self, Estate};
+use super::recover::Estate;
 use super::run::Run;
 use super::used::UsedIds;
 use super::wire;
@@ -424,126 +428,6 @@ impl Core {
         if idles && now >= self.idle_since + self.leave_after {
             self.leaving = true;
         }
-    }
-
-    /// Makes this the client; an older one is let go.
-    fn attach(&mut self, attached: Attached) {
-        if !client::are_sound(&attached.windows) {
-            tracing::warn!("a client asks for windows that cannot work");
-            return;
-        }
-        self.detach("a newer one has attached");
-        self.take_over_the_dead();
-        let mut client = Client::new(attached);
-        for run in self.runs.values_mut() {
-            run.take_windows(&client.windows);
-        }
-        self.list_runs(&mut client);
-        self.client = Some(client);
-    }
-
-    /// A keeper may have died while this one lived: what it had is ours now.
-    fn take_over_the_dead(&mut self) {
-        match recover::take_over_all(&self.dir, self.boot_id) {
-            Ok(estate) => self.inherit(estate),
-            Err(error) => {
-                tracing::warn!(error = %error, "dead keepers' runs cannot be looked for");
-            }
-        }
-    }
-
-    /// Tells a client everything that is here, page by page.
-    fn list_runs(&self, client: &mut Client) {
-        let journals: Vec<_> = self.journals.iter().map(Journal::id).collect();
-        let summaries: Vec<_> = self.runs.values().map(Run::summary).collect();
-        let mut pages = summaries.chunks(limits::RUNS_PAGE_MAX).peekable();
-        loop {
-            let page = pages.next().unwrap_or_default();
-            let last = pages.peek().is_none();
-            client.tell(FromKeeper::Runs {
-                boot_id: self.boot_id,
-                journals: journals.clone(),
-                runs: page.to_vec(),
-                last,
-            });
-            if last {
-                break;
-            }
-        }
-    }
-
-    fn detach(&mut self, why: &str) {
-        drop(self.let_go(why));
-    }
-
-    fn let_go(&mut self, why: &str) -> Option<Client> {
-        let client = self.client.take()?;
-        tracing::debug!("the client is gone: {why}");
-        let now = now();
-        self.idle_since = now;
-        for run in self.runs.values_mut() {
-            run.outbox.handle_detached(now);
-            mark_dirty(run, &mut self.dirty);
-        }
-        Some(client)
-    }
-
-    /// Lets a client go that broke a rule, and tells it so behind what it was sent before.
-    pub(super) fn turn_away(&mut self, why: &str) {
-        if let Some(client) = self.let_go(why) {
-            self.ops.part(client);
-        }
-    }
-
-    // Going.
-
-    /// Begins to leave: every run is ended, nothing new is taken.
-    pub(super) fn leave(&mut self) {
-        self.leaving = true;
-        let now = now();
-        for run in self.runs.values_mut() {
-            if let Some(life) = &mut run.life {
-                let adopted = || adopted(self.own.as_ref(), &self.leaders);
-                life.end(Outcome::Cancelled, limits::GRACE, now, &adopted);
-            }
-            mark_dirty(run, &mut self.dirty);
-        }
-    }
-
-    /// Returns whether a keeper that leaves may go: all runs are over, and the client and the disk
-    /// have what they can have.
-    fn is_over(&mut self) -> bool {
-        if !self.leaving || self.runs.values().any(|run| run.life.is_some()) {
-            return false;
-        }
-        let now = now();
-        if matches!(self.going, Going::No) {
-            self.going = Going::Telling(now + LEAVE_TIME);
-        }
-        if let Going::Telling(by) = self.going
-            && (by <= now || self.is_told())
-        {
-            self.going = Going::Spilling(now + LEAVE_TIME);
-            self.detach("this keeper leaves");
-            for run in self.runs.values_mut() {
-                run.outbox.spill(now);
-                mark_dirty(run, &mut self.dirty);
-            }
-            self.advance();
-        }
-        match self.going {
-            Going::No | Going::Telling(_) => false,
-            Going::Spilling(by) => by <= now || !self.runs.values().any(Run::is_spooling),
-        }
-    }
-
-    /// Returns whether the client has everything that it can take.
-    fn is_told(&self) -> bool {
-        let Some(client) = &self.client else {
-            return true;
-        };
-        let mut runs = self.runs.values();
-        client.is_drained() && !runs.any(|run| run.outbox.awaits_client())
     }
 
     // Helpers.

@@ -1,0 +1,81 @@
+//! Who is attached: a client comes, is told what is here, and goes.
+
+use moltis_proto::{FromKeeper, limits};
+
+use super::super::client::{self, Client};
+use super::super::journal::Journal;
+use super::super::ops::Attached;
+use super::super::recover;
+use super::super::run::Run;
+use super::{Core, mark_dirty, now};
+
+impl Core {
+    /// Makes this the client; an older one is let go.
+    pub(super) fn attach(&mut self, attached: Attached) {
+        if !client::are_sound(&attached.windows) {
+            tracing::warn!("a client asks for windows that cannot work");
+            return;
+        }
+        self.detach("a newer one has attached");
+        self.take_over_the_dead();
+        let mut client = Client::new(attached);
+        for run in self.runs.values_mut() {
+            run.take_windows(&client.windows);
+        }
+        self.list_runs(&mut client);
+        self.client = Some(client);
+    }
+
+    /// A keeper may have died while this one lived: what it had is ours now.
+    fn take_over_the_dead(&mut self) {
+        match recover::take_over_all(&self.dir, self.boot_id) {
+            Ok(estate) => self.inherit(estate),
+            Err(error) => {
+                tracing::warn!(error = %error, "dead keepers' runs cannot be looked for");
+            }
+        }
+    }
+
+    /// Tells a client everything that is here, page by page.
+    fn list_runs(&self, client: &mut Client) {
+        let journals: Vec<_> = self.journals.iter().map(Journal::id).collect();
+        let summaries: Vec<_> = self.runs.values().map(Run::summary).collect();
+        let mut pages = summaries.chunks(limits::RUNS_PAGE_MAX).peekable();
+        loop {
+            let page = pages.next().unwrap_or_default();
+            let last = pages.peek().is_none();
+            client.tell(FromKeeper::Runs {
+                boot_id: self.boot_id,
+                journals: journals.clone(),
+                runs: page.to_vec(),
+                last,
+            });
+            if last {
+                break;
+            }
+        }
+    }
+
+    pub(super) fn detach(&mut self, why: &str) {
+        drop(self.let_go(why));
+    }
+
+    fn let_go(&mut self, why: &str) -> Option<Client> {
+        let client = self.client.take()?;
+        tracing::debug!("the client is gone: {why}");
+        let now = now();
+        self.idle_since = now;
+        for run in self.runs.values_mut() {
+            run.outbox.handle_detached(now);
+            mark_dirty(run, &mut self.dirty);
+        }
+        Some(client)
+    }
+
+    /// Lets a client go that broke a rule, and tells it so behind what it was sent before.
+    pub(in crate::keeper) fn turn_away(&mut self, why: &str) {
+        if let Some(client) = self.let_go(why) {
+            self.ops.part(client);
+        }
+    }
+}
