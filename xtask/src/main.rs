@@ -5,7 +5,7 @@
 //! socket and its files.
 //!
 //! Reading order: `test` (what CI runs), `tidy` (rules no compiler checks), `quickstart` (the whole
-//! product in one minute), `bench` (the figures). `say` is the only module that prints, `process` the
+//! product in one minute), `nightly` (what takes long), `bench` (the figures). `say` is the only module that prints, `process` the
 //! only one that starts things.
 
 use std::env;
@@ -15,6 +15,7 @@ mod bench;
 mod deny;
 mod floors;
 mod needs;
+mod nightly;
 mod process;
 mod quickstart;
 mod say;
@@ -41,6 +42,11 @@ const COMMANDS: &[Command] = &[
         "test",
         "everything CI runs, in its order; `test <part>…` runs only those",
         test::run,
+    ),
+    (
+        "nightly",
+        "what takes too long for every change: the ignored tests, released",
+        nightly::run,
     ),
     (
         "bench",

@@ -370,6 +370,21 @@ fn a_link_that_breaks_again_and_again_brings_everything_in_the_end() {
     }
 }
 
+#[test]
+#[ignore = "minutes: `cargo xtask nightly` runs it"]
+fn ten_thousand_more_stories_end_as_well() {
+    for seed in 1000..11_000 {
+        let mut breaks = Random(seed);
+        let often = 10 + breaks.below(200);
+        Pair::new(seed).finish(|_, pair| {
+            if breaks.below(often) == 0 {
+                let dies = breaks.below(4) == 0;
+                pair.cut(dies);
+            }
+        });
+    }
+}
+
 /// The gateway acknowledges only when its inbox says so, and no time ever passes that could help.
 #[test]
 fn four_chunks_of_window_and_the_laziest_gateway_do_not_deadlock() {

@@ -1,0 +1,25 @@
+//! `cargo xtask nightly`: what takes too long for every change.
+//!
+//! More stories of the simulated link, a gibibyte through the binary, and the speeds that the ignored
+//! tests print. All in release builds, one test at a time.
+
+use std::time::Duration;
+
+use anyhow::bail;
+
+use crate::{process, workspace};
+
+/// How long the ignored tests may take, their build included.
+const TESTS: Duration = Duration::from_hours(3);
+
+/// `cargo xtask nightly`.
+pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
+    if !words.is_empty() {
+        bail!("`cargo xtask nightly` takes nothing");
+    }
+    let mut tests = workspace::cargo();
+    tests.args(["test", "--locked", "--workspace", "--release"]);
+    tests.args(["--no-fail-fast", "--lib", "--bins", "--tests"]);
+    tests.args(["--", "--ignored", "--nocapture", "--test-threads", "1"]);
+    process::run(&mut tests, TESTS)
+}
