@@ -165,7 +165,7 @@ pub struct RunRecord {
     pub seq: u64,
     /// Its id.
     pub id: RunId,
-    /// Of target and spec.
+    /// Of target, spec and the stdin that came with the request.
     pub digest: Digest,
     /// Its machine.
     pub target: Target,
