@@ -39,6 +39,10 @@ mod ssh;
 /// OpenSSH's default, and its quickest where the processor has AES.
 const CIPHERS: [&str; 2] = ["chacha20-poly1305@openssh.com", "aes128-gcm@openssh.com"];
 
+/// A line of the log is read by this very program, on the same cores: only warnings are written. And
+/// stored floods are let go, so that the next one finds the memory that the last one had.
+const CONFIG: &str = "[log]\nfilter = \"warn\"\n\n[runs]\nkeep_bytes = 2_147_483_648\n";
+
 /// How much is measured.
 struct Size {
     rounds: usize,
@@ -113,7 +117,7 @@ fn measure(size: &Size, report: &mut Report) -> anyhow::Result<()> {
     }
 
     starts(&binary, size, report)?;
-    let mut stage = Stage::open(&binary)?;
+    let mut stage = Stage::open_with(&binary, CONFIG)?;
     stage.join()?;
     let api = Api::new(&stage.gateway_home());
     api.runner(NODE, NOTHING)?()?; // the keeper is there from now on
@@ -135,7 +139,7 @@ fn measure(size: &Size, report: &mut Report) -> anyhow::Result<()> {
     stage.close()?;
 
     // What grows during a flood must not hide in what many runs have grown before.
-    let mut fresh = Stage::open(&binary)?;
+    let mut fresh = Stage::open_with(&binary, CONFIG)?;
     fresh.join()?;
     floods::floods(&fresh, &ssh, size, report)?;
     fresh.close()?;

@@ -59,7 +59,17 @@ impl Stage {
     ///
     /// When it does not start.
     pub(crate) fn open(binary: &Path) -> anyhow::Result<Self> {
+        Self::open_with(binary, "")
+    }
+
+    /// As [`open`](Self::open), with this `moltis.toml`.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub(crate) fn open_with(binary: &Path, config: &str) -> anyhow::Result<Self> {
         let home = Home::make()?;
+        fs::write(home.gateway().join("moltis.toml"), config).context("writing moltis.toml")?;
         let mut command = Command::new(binary);
         command.args(["gateway", "--listen", "127.0.0.1:0"]);
         in_home(&mut command, &home.gateway());
