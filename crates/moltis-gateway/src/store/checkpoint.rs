@@ -29,6 +29,8 @@ pub(super) struct Checkpoints {
     wal: Arc<File>,
     shared: Arc<Shared>,
     wait: mpsc::Sender<oneshot::Sender<()>>,
+    /// Resolves when the task has closed its connection.
+    gone: oneshot::Receiver<()>,
 }
 
 #[derive(Debug, Default)]
@@ -47,8 +49,18 @@ impl Checkpoints {
         let connection = options.connect().await?;
         let shared = Arc::new(Shared::default());
         let (wait, waiting) = mpsc::channel(1);
-        super::spawn(run(connection, Arc::clone(&shared), waiting));
-        Ok(Self { wal, shared, wait })
+        let (going, gone) = oneshot::channel();
+        let task = run(connection, Arc::clone(&shared), waiting);
+        super::spawn(async move {
+            task.await;
+            going.send(()).ok(); // nobody waits: the store was dropped, not closed
+        });
+        Ok(Self {
+            wal,
+            shared,
+            wait,
+            gone,
+        })
     }
 
     /// Counts the commits of a transaction; waits where the `-wal` file is too long.
@@ -73,17 +85,12 @@ impl Checkpoints {
         }
     }
 
-    /// Ends the task and its connection.
+    /// Moves what is left into the database, and ends the task and its connection.
     pub(super) async fn close(self) {
-        let Self { wait, shared, .. } = self;
-        shared.some.notify_one();
-        // The task holds the receiver until its connection is closed.
-        let closed = wait.clone();
-        drop(wait);
-        let (told, done) = oneshot::channel();
-        closed.send(told).await.ok(); // has ended already
-        drop(closed);
-        done.await.ok(); // has ended already
+        self.wait().await;
+        let Self { wait, gone, .. } = self;
+        drop(wait); // this ends it
+        gone.await.ok(); // has ended already
     }
 }
 
