@@ -1,24 +1,24 @@
 //! Licences, bans, sources and advisories, by cargo-deny.
 //!
-//! The tool is built once, by cargo, into `target/tools`. The floors stand in `deny.toml` a second
+//! The floors stand in `deny.toml` a second
 //! time, as `wrappers`; that they bite is proved on a small workspace that breaks them.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
 use crate::test::Untested;
+use crate::tools::Tool;
 use crate::workspace::{self, ROOT};
 use crate::{process, say};
 
-/// The version that is installed. Another one may read `deny.toml` differently.
-const VERSION: &str = "0.20.2";
-
-/// How long the build of cargo-deny may take: two minutes on two cores, and slow machines exist.
-const INSTALL: Duration = Duration::from_mins(25);
+const CARGO_DENY: Tool = Tool {
+    name: "cargo-deny",
+    version: "0.20.2",
+};
 
 /// How long one check may take, the download of the advisory database included.
 const CHECK: Duration = Duration::from_mins(5);
@@ -41,7 +41,7 @@ pub(crate) fn run(_words: &[String]) -> anyhow::Result<()> {
 ///
 /// When cargo-deny finds something.
 pub(crate) fn check() -> anyhow::Result<Vec<Untested>> {
-    let deny = match installed() {
+    let deny = match CARGO_DENY.installed() {
         Ok(deny) => deny,
         Err(error) => return Ok(vec![Untested::new("cargo-deny", &format!("{error:#}"))]),
     };
@@ -53,30 +53,6 @@ pub(crate) fn check() -> anyhow::Result<Vec<Untested>> {
     process::run(&mut command, CHECK)?;
     the_floors_bite(&deny)?;
     advisories(&deny)
-}
-
-/// Returns where cargo-deny is, and builds it first where it is not.
-fn installed() -> anyhow::Result<PathBuf> {
-    let tools = workspace::target().join("tools");
-    let deny = tools.join("bin/cargo-deny");
-    let is_there = deny.is_file()
-        && process::stdout_of(Command::new(&deny).arg("--version"), CHECK)
-            .is_ok_and(|said| said.trim().ends_with(VERSION));
-    if is_there {
-        return Ok(deny);
-    }
-    say::line(&format!(
-        "building cargo-deny {VERSION} into target/tools, once; about two minutes"
-    ));
-    let build = tools.join("build");
-    let mut install = workspace::cargo();
-    install.env("CARGO_TARGET_DIR", &build);
-    install.args(["install", "--quiet", "--locked", "--profile", "dev"]);
-    install.args(["cargo-deny", "--version", VERSION, "--root"]);
-    install.arg(&tools);
-    process::run(&mut install, INSTALL).context("it cannot be built")?;
-    fs::remove_dir_all(&build).with_context(|| format!("removing {}", build.display()))?;
-    Ok(deny)
 }
 
 /// Checks the advisories where their database can be fetched.

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 mod bench;
 mod deny;
 mod floors;
+mod fuzz;
 mod needs;
 mod nightly;
 mod process;
@@ -23,6 +24,7 @@ mod stage;
 mod stop;
 mod test;
 mod tidy;
+mod tools;
 mod workspace;
 
 /// One command of this program: its name, what it does, and what runs it.
@@ -45,7 +47,7 @@ const COMMANDS: &[Command] = &[
     ),
     (
         "nightly",
-        "what takes too long for every change: the ignored tests, released",
+        "what takes too long for every change: long fuzzing, ignored tests, more stories",
         nightly::run,
     ),
     (

@@ -1,13 +1,14 @@
 //! `cargo xtask nightly`: what takes too long for every change.
 //!
-//! More stories of the simulated link, a gibibyte through the binary, and the speeds that the ignored
-//! tests print. All in release builds, one test at a time.
+//! Long fuzzing, more stories of the simulated link, a gibibyte through the binary, and the speeds
+//! that the ignored tests print. All in release builds, one test at a time.
 
 use std::time::Duration;
 
 use anyhow::bail;
 
-use crate::{process, workspace};
+use crate::fuzz::Fuzzing;
+use crate::{process, say, workspace};
 
 /// How long the ignored tests may take, their build included.
 const TESTS: Duration = Duration::from_hours(3);
@@ -17,9 +18,23 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
     if !words.is_empty() {
         bail!("`cargo xtask nightly` takes nothing");
     }
+    say::heading("the tests that are left out of `cargo xtask test`");
     let mut tests = workspace::cargo();
     tests.args(["test", "--locked", "--workspace", "--release"]);
     tests.args(["--no-fail-fast", "--lib", "--bins", "--tests"]);
     tests.args(["--", "--ignored", "--nocapture", "--test-threads", "1"]);
-    process::run(&mut tests, TESTS)
+    let tested = process::run(&mut tests, TESTS);
+    if let Err(error) = &tested {
+        say::failure(error);
+    }
+    say::heading("fuzzing, ten minutes a target");
+    let untested = Fuzzing::LONG.run()?;
+    for one in &untested {
+        say::line(&one.to_string());
+    }
+    tested?;
+    if !untested.is_empty() {
+        bail!("nothing was fuzzed");
+    }
+    Ok(())
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
+use crate::fuzz::Fuzzing;
 use crate::say::{self, Ink};
 use crate::{deny, needs, process, stop, tidy, workspace};
 
@@ -129,6 +130,11 @@ const PARTS: &[Part] = &[
         name: "deny",
         about: "licences, bans, sources, advisories",
         run: deny::check,
+    },
+    Part {
+        name: "fuzz",
+        about: "bytes that nobody meant, a moment for each target",
+        run: || Fuzzing::SHORT.run(),
     },
     Part {
         name: "tidy",
