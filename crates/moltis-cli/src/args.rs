@@ -11,6 +11,7 @@ pub(crate) mod values;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
 /// One place for all your machines: a gateway, its nodes, and commands that run on them.
@@ -119,7 +120,18 @@ pub(crate) struct Format {
 
 /// Parses the arguments of this process. Wrong ones end it with exit code 2.
 pub(crate) fn parse() -> Cli {
-    Cli::parse()
+    Cli::try_parse().unwrap_or_else(|error| with_dashes(error).exit())
+}
+
+/// Says where the `--` goes to whoever left it out before a command.
+fn with_dashes(mut error: clap::Error) -> clap::Error {
+    let is_exec = std::env::args().any(|word| word == "exec");
+    if is_exec && error.kind() == ErrorKind::UnknownArgument {
+        let tip = "`--` goes before the command: moltis node exec <node> -- uname -a";
+        let tips = ContextValue::StyledStrs(vec![tip.into()]);
+        error.insert(ContextKind::Suggested, tips);
+    }
+    error
 }
 
 #[cfg(test)]

@@ -243,3 +243,11 @@ fn a_question_without_a_terminal_names_the_flag() {
         assert!(done.stderr.contains("--yes"), "{}", done.stderr);
     }
 }
+
+#[test]
+fn whoever_leaves_the_dashes_out_is_told_where_they_go() {
+    says(
+        &["node", "exec", "box", "uname"],
+        "moltis node exec <node> -- uname -a",
+    );
+}

@@ -335,6 +335,11 @@ fn an_ambiguous_name_is_refused_with_the_candidates() {
     );
     assert_eq!(home.run(["node", "exec", "first", "--", "true"]).code, 0);
     assert_eq!(home.run(["node", "exec", "sec", "--", "true"]).code, 0);
+    // A name that is the beginning of another's id takes nothing away from it.
+    assert_eq!(home.run(["node", "rename", "first", "sec"]).code, 0);
+    let done = home.run(["node", "exec", "sec", "--", "true"]);
+    assert_eq!(done.code, 125, "{done:?}");
+    assert_eq!(home.run(["node", "exec", "second", "--", "true"]).code, 0);
 }
 
 #[test]

@@ -121,12 +121,11 @@ impl Directory {
         if let Some(record) = self.ids.get(word).and_then(|device| self.get(*device)) {
             return Ok(record);
         }
+        // A name that begins like another's id hides nobody: whoever typed it is asked.
         let named = self.names.get(word.trim()).map_or(&[][..], Vec::as_slice);
-        let found: Vec<DeviceId> = if named.is_empty() {
-            self.with_prefix(word)
-        } else {
-            named.to_vec()
-        };
+        let mut found = self.with_prefix(word);
+        found.retain(|device| !named.contains(device));
+        found.extend(named);
         match found.as_slice() {
             [device] => self.get(*device).ok_or_else(|| not_found(word)),
             [] => Err(self.revoked(word).unwrap_or_else(|| not_found(word))),

@@ -175,7 +175,7 @@ fn refuse(denied: Denied, who: Option<&Principal>) -> ApiError {
                 format!("`{who}` lacks the scope `{scope}`, which this needs"),
             )
             .hint(format!(
-                "make a token with it: moltis token create --scope {scope}"
+                "make a token with it: moltis token create --name <name> --scope {scope}"
             ))
         }
     }

@@ -53,7 +53,10 @@ pub(super) fn finish(
             Ok(code(&run, ended_by))
         }
         End::Left => Err(failure(format!("left the run {run_id}"))
-            .hint(format!("it may still be running: {attach}"))
+            .hint(match ended_by {
+                Some(_) => format!("it is being cancelled; what becomes of it: {attach}"),
+                None => format!("it may still be running: {attach}"),
+            })
             .exit(Exit::CANCELLED)
             .into()),
         End::Deaf(error) => Err(failure(format!(
@@ -106,7 +109,10 @@ fn explain(run: &Run) -> Option<String> {
     let detail = run.detail.as_deref().filter(|detail| !detail.is_empty());
     let what = match run.outcome? {
         Outcome::Exited | Outcome::Signaled | Outcome::Cancelled => return None,
-        Outcome::TimedOut => "timed out".to_owned(),
+        Outcome::TimedOut => match run.duration_ms {
+            Some(ms) => format!("timed out after {} s", (ms + 500) / 1000),
+            None => "timed out".to_owned(),
+        },
         Outcome::FailedToStart => "could not be started".to_owned(),
         Outcome::Refused => format!("refused by {}", run.node_name),
         Outcome::Lost => "what became of it is not known".to_owned(),

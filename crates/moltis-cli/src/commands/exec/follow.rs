@@ -231,7 +231,9 @@ impl Follower {
             Step::Stop(number) => {
                 self.cancel(number);
                 let run = short(&self.run_id);
-                self.say(&format!("cancelling {run}; once more leaves it alone"));
+                self.say(&format!(
+                    "cancelling {run}; once more leaves without waiting for its end"
+                ));
             }
             Step::Resized => self.resize(),
             Step::Unwritable => {
