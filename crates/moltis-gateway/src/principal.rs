@@ -36,6 +36,9 @@ pub enum Action {
     ReadRuns,
     /// Start, feed, signal, cancel and claim runs.
     WriteRuns,
+    /// Run something on the gateway's own machine, or feed what runs there. It runs as the user whose
+    /// gateway this is, so whoever may do that is the operator.
+    RunHere,
     /// See, make and revoke tokens.
     AdminTokens,
 }
@@ -51,12 +54,13 @@ pub enum Denied {
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Public,
         Self::ReadNodes,
         Self::AdminNodes,
         Self::ReadRuns,
         Self::WriteRuns,
+        Self::RunHere,
         Self::AdminTokens,
     ];
 
@@ -68,6 +72,7 @@ impl Action {
             Self::AdminNodes => Some(Scope::NodesAdmin),
             Self::ReadRuns => Some(Scope::RunsRead),
             Self::WriteRuns => Some(Scope::RunsWrite),
+            Self::RunHere => Some(Scope::Admin),
             Self::AdminTokens => Some(Scope::TokensAdmin),
         }
     }

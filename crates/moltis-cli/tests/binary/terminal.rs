@@ -283,16 +283,7 @@ fn a_shell_on_a_gateway_that_is_away_can_be_left_or_goes_on() {
 fn a_terminal_that_is_not_heard_any_more_is_given_back() {
     let home = Home::new();
     let gateway = home.gateway();
-    let args = [
-        "token",
-        "create",
-        "--name",
-        "t",
-        "--scope",
-        "runs:read",
-        "--scope",
-        "runs:write",
-    ];
+    let args = ["token", "create", "--name", "t", "--scope", "admin"];
     let token = home.ok(args);
     let url = format!("http://{}", gateway.address);
     let args = [

@@ -95,6 +95,12 @@ impl Runs {
         Ok(Some(self.shared.handle(met).await?))
     }
 
+    /// Returns whether a request with this target would run on the gateway's own machine.
+    pub(crate) fn is_here(&self, target: Option<&str>) -> bool {
+        let text = target.unwrap_or(&self.default_route);
+        matches!(self.shared.roster.route(text), Ok(Route::Local))
+    }
+
     fn goal(&self, target: Option<&str>) -> Result<Goal, StartError> {
         let text = target.unwrap_or(&self.default_route);
         match self.shared.roster.route(text)? {

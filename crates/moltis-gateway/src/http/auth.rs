@@ -165,7 +165,7 @@ fn unauthenticated(detail: &str) -> ApiError {
     )
 }
 
-fn refuse(denied: Denied, who: Option<&Principal>) -> ApiError {
+pub(super) fn refuse(denied: Denied, who: Option<&Principal>) -> ApiError {
     match denied {
         Denied::Unauthenticated => unauthenticated("this needs a token, and there is none"),
         Denied::ScopeMissing(scope) => {

@@ -3,11 +3,12 @@
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::request::Parts;
 
+use super::auth::refuse;
 use super::error::ApiError;
 use super::peer::Peer;
 use crate::audit::Actor;
 use crate::exec::Asker;
-use crate::principal::Principal;
+use crate::principal::{Action, Principal, authorize};
 
 /// A caller that passed the guard.
 #[derive(Debug, Clone)]
@@ -33,6 +34,11 @@ impl Caller {
             who: self.who.clone(),
             source: self.source(),
         }
+    }
+
+    /// Asks for a right that the route alone does not tell.
+    pub(super) fn authorize(&self, action: Action) -> Result<(), ApiError> {
+        authorize(Some(&self.who), action).map_err(|denied| refuse(denied, Some(&self.who)))
     }
 
     fn source(&self) -> Option<String> {

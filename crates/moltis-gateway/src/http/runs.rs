@@ -25,6 +25,7 @@ use crate::api::runs::{
 };
 use crate::api::{Empty, List, RUN_ID_HEADER};
 use crate::exec::RunHandle;
+use crate::principal::Action;
 use crate::store::{RunFilter, Target};
 
 /// Runs in a page, where the query does not say, and at the most.
@@ -43,6 +44,9 @@ pub(super) async fn start(
     Json(asked): Json<StartRun>,
 ) -> ApiResult<Response> {
     let request = request::read(asked, query, &headers)?;
+    if desk.runs().is_here(request.target.as_deref()) {
+        caller.authorize(Action::RunHere)?;
+    }
     let run = desk.runs().start(request, caller.asker()).await?;
     if query.follow {
         return Ok(followed(&desk, &run));
@@ -129,6 +133,7 @@ pub(super) async fn claim(
 /// `POST runs/{id}/stdin`
 pub(super) async fn stdin(
     State(desk): State<ApiState>,
+    caller: Caller,
     Id(id): Id,
     Asked(query): Asked<StdinQuery>,
     Raw(bytes): Raw,
@@ -139,10 +144,13 @@ pub(super) async fn stdin(
             query.offset
         )));
     }
-    let run = desk.runs().find(&id).await?.record.id;
+    let run = desk.runs().find(&id).await?.record;
+    if run.target == Target::Local {
+        caller.authorize(Action::RunHere)?;
+    }
     let accepted = desk
         .runs()
-        .stdin(run, query.offset, bytes, query.eof)
+        .stdin(run.id, query.offset, bytes, query.eof)
         .await?;
     Ok(axum::Json(StdinAccepted { accepted }))
 }

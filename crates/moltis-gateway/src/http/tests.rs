@@ -380,6 +380,28 @@ async fn a_token_may_only_do_and_give_away_what_it_may_itself() {
 }
 
 #[tokio::test]
+async fn only_an_operators_token_runs_anything_on_the_gateways_own_machine() {
+    let door = Door::open(&[], "127.0.0.1:0").await;
+    let writer = door.token("writer", "runs:write").await;
+    let admin = door.token("admin", "admin").await;
+    for body in [
+        r#"{"node":"local","argv":["id"]}"#,
+        // Nobody named is `local` by default.
+        r#"{"argv":["id"]}"#,
+    ] {
+        for (token, may) in [(&writer, false), (&admin, true)] {
+            let bearer = format!("authorization: Bearer {token}");
+            let headers = ["host: localhost", "content-type: application/json", &bearer];
+            let answer = door
+                .tcp(&send("POST", "/api/v1/runs", &headers, body))
+                .await;
+            assert_eq!(code(&answer) != "scope_missing", may, "{answer}");
+        }
+    }
+    door.shut().await;
+}
+
+#[tokio::test]
 async fn guesses_are_throttled_and_a_good_token_passes_all_the_same() {
     let door = Door::open(&[], "127.0.0.1:0").await;
     let good = door.token("good", "tokens:admin").await;
