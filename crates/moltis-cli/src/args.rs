@@ -120,17 +120,47 @@ pub(crate) struct Format {
 
 /// Parses the arguments of this process. Wrong ones end it with exit code 2.
 pub(crate) fn parse() -> Cli {
-    Cli::try_parse().unwrap_or_else(|error| with_dashes(error).exit())
+    Cli::try_parse().unwrap_or_else(|error| helped(error).exit())
 }
 
-/// Says where the `--` goes to whoever left it out before a command.
-fn with_dashes(mut error: clap::Error) -> clap::Error {
+/// Commands that the documentation names and this release does not have yet.
+const LATER: &[&str] = &[
+    "approvals",
+    "audit",
+    "backup",
+    "chat",
+    "completions",
+    "doctor",
+    "install",
+    "logs",
+    "man",
+    "mcp",
+    "models",
+    "set-password",
+    "setup-link",
+    "ssh",
+    "uninstall",
+    "vault",
+];
+
+/// Adds what a person needs to hear who typed something that is not there yet, or left out the `--`
+/// before a command.
+fn helped(mut error: clap::Error) -> clap::Error {
+    let word = match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(word)) => word.clone(),
+        _ => String::new(),
+    };
     let is_exec = std::env::args().any(|word| word == "exec");
-    if is_exec && error.kind() == ErrorKind::UnknownArgument {
-        let tip = "`--` goes before the command: moltis node exec <node> -- uname -a";
-        let tips = ContextValue::StyledStrs(vec![tip.into()]);
-        error.insert(ContextKind::Suggested, tips);
-    }
+    let tip = if LATER.contains(&&*word) {
+        format!("`{word}` comes with a later release")
+    } else if is_exec && error.kind() == ErrorKind::UnknownArgument {
+        "`--` goes before the command: moltis node exec <node> -- uname -a".to_owned()
+    } else {
+        return error;
+    };
+    error.remove(ContextKind::SuggestedSubcommand);
+    let tips = ContextValue::StyledStrs(vec![tip.into()]);
+    error.insert(ContextKind::Suggested, tips);
     error
 }
 

@@ -251,3 +251,11 @@ fn whoever_leaves_the_dashes_out_is_told_where_they_go() {
         "moltis node exec <node> -- uname -a",
     );
 }
+
+#[test]
+fn what_comes_later_is_said_to_come_later() {
+    says(&["doctor"], "`doctor` comes with a later release");
+    says(&["node", "logs"], "`logs` comes with a later release");
+    let done = refused(&["node", "lst"]);
+    assert!(!done.stderr.contains("later release"), "{}", done.stderr);
+}
