@@ -13,10 +13,10 @@ use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::header::{
-    CONNECTION, COOKIE, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT,
+    SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use axum::{Extension, Router};
@@ -145,13 +145,19 @@ async fn socket_on(upgraded: Upgraded) -> Socket {
 /// Returns the key of a request that opens a WebSocket as RFC 6455, section 4.2.1, asks.
 fn websocket_key(request: &Request) -> Option<HeaderValue> {
     let headers = request.headers();
+    let has_body = headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING);
     let opens = request.method() == Method::GET
+        && request.version() == Version::HTTP_11
+        && !has_body
+        && headers.get_all(SEC_WEBSOCKET_KEY).iter().count() == 1
         && has_word(headers, &CONNECTION, "upgrade")
         && has_word(headers, &UPGRADE, "websocket")
         && headers
             .get(SEC_WEBSOCKET_VERSION)
             .is_some_and(|version| version == "13");
-    headers.get(SEC_WEBSOCKET_KEY).filter(|_| opens).cloned()
+    // 16 bytes in base64 are 24 characters.
+    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| key.len() == 24);
+    key.filter(|_| opens).cloned()
 }
 
 /// Returns whether a header's list holds this word.

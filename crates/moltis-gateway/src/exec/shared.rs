@@ -389,7 +389,9 @@ impl Shared {
     /// Ends all runs of a node that may not come back: nothing will ever be heard of them.
     pub(crate) fn end_all_of_revoked(self: &Arc<Self>, device: DeviceId) {
         for run in self.table.at(&Target::Node(device)) {
-            let ending = ending::found(Outcome::Lost, Reason::NodeRevoked);
+            let mut ending = ending::found(Outcome::Lost, Reason::NodeRevoked);
+            // Nobody will tell its keeper: what it had started goes on there.
+            ending.descendants_may_survive = run.record().started_at.is_some();
             self.end(&run, ending, ending::Source::Known);
         }
     }
