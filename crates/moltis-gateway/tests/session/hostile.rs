@@ -419,3 +419,36 @@ async fn a_stranger_whose_bytes_drip_is_closed_after_ten_seconds() {
         begun.elapsed()
     );
 }
+
+/// Sends the head of a request to `/ws` and returns the status of the answer.
+async fn status_of(gateway: &TestGateway, version: &str, headers: &[&str]) -> String {
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    let head = format!(
+        "GET /ws {version}\r\nhost: gw\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-protocol: moltis.node.v1\r\n{}\r\n\r\n",
+        headers.join("\r\n")
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer[9..]).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_is_one_key_and_no_body() {
+    let gateway = TestGateway::start().await;
+    let key = "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==";
+    let new = "HTTP/1.1";
+    assert_eq!(status_of(&gateway, new, &[key]).await, "101");
+    assert_eq!(status_of(&gateway, "HTTP/1.0", &[key]).await, "426");
+    for headers in [
+        &[key, key][..],
+        &["sec-websocket-key: a"],
+        &[],
+        &[key, "content-length: 5"],
+        &[key, "transfer-encoding: chunked"],
+    ] {
+        let status = status_of(&gateway, new, headers).await;
+        assert_eq!(status, "426", "{headers:?}");
+    }
+}
