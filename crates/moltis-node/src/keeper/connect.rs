@@ -111,26 +111,7 @@ pub async fn connect_all(
     starter: &dyn Starter,
     version: &str,
 ) -> Result<Vec<KeeperStream>, ConnectError> {
-    look_or_start(dir, starter, |living| ours_first(living, version)).await
-}
-
-/// Connects to a living keeper of `dir` that takes new runs; where none answers, has one started and
-/// waits for it.
-///
-/// # Errors
-/// [`ConnectError`], each naming the directory.
-pub async fn connect(dir: &Path, starter: &dyn Starter) -> Result<KeeperStream, ConnectError> {
-    look_or_start(dir, starter, first).await
-}
-
-/// Returns what `pick` takes of the keepers that live; where that is nothing, starts one and looks
-/// until it is there.
-async fn look_or_start<T>(
-    dir: &Path,
-    starter: &dyn Starter,
-    pick: impl Fn(Vec<Living>) -> Option<T>,
-) -> Result<T, ConnectError> {
-    if let Some(found) = pick(living(dir).await?) {
+    if let Some(found) = ours_first(living(dir).await?, version) {
         return Ok(found);
     }
     let answered = async {
@@ -141,7 +122,7 @@ async fn look_or_start<T>(
             })?;
             let began = tokio::time::Instant::now();
             while began.elapsed() < START_EVERY {
-                if let Some(found) = pick(living(dir).await?) {
+                if let Some(found) = ours_first(living(dir).await?, version) {
                     return Ok(found);
                 }
                 tokio::time::sleep(LOOK_EVERY).await;
