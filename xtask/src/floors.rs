@@ -25,6 +25,11 @@ const FLOORS: &[(&str, &[&str], &str)] = &[
         "measurements know the wire, not the ends",
     ),
     (
+        "moltis-service",
+        &[],
+        "a service manager knows programs, and nobody of ours",
+    ),
+    (
         "moltis-gateway",
         &["moltis-proto", "moltis-identity"],
         "the two ends never import each other, and a gateway measures no machine",
@@ -42,6 +47,7 @@ const FLOORS: &[(&str, &[&str], &str)] = &[
             "moltis-telemetry",
             "moltis-gateway",
             "moltis-node",
+            "moltis-service",
         ],
         "the top floor wires everything, and nobody imports it",
     ),

@@ -45,6 +45,21 @@ const NEEDS: &[Need] = &[
         why: "what a quickstart leaves running is looked for",
     },
     Need {
+        program: "systemctl",
+        package: "systemd",
+        why: "services are installed into a real user manager",
+    },
+    Need {
+        program: "unshare",
+        package: "util-linux",
+        why: "that manager runs in namespaces of its own",
+    },
+    Need {
+        program: "python3",
+        package: "python3",
+        why: "its parser of property lists is not ours",
+    },
+    Need {
         program: "git",
         package: "git",
         why: "cargo-deny fetches its advisories with it",

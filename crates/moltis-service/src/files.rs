@@ -1,0 +1,192 @@
+//! The file of a service on disk: written whole, 0600, marked as ours, and kept where a person has
+//! changed it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::error::ServiceError;
+
+/// Bytes of a file that are read, at the most.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A file of a service that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installed {
+    pub(crate) path: PathBuf,
+    pub(crate) text: String,
+    pub(crate) is_edited: bool,
+    pub(crate) program: Option<String>,
+    pub(crate) variables: Vec<(String, String)>,
+}
+
+impl Installed {
+    /// Returns where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns whether a person has changed it, or wrote it.
+    pub fn is_edited(&self) -> bool {
+        self.is_edited
+    }
+
+    /// Returns the program that it starts; `None` where that cannot be told.
+    pub fn program(&self) -> Option<&str> {
+        self.program.as_deref()
+    }
+
+    /// Returns what it sets a variable to.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        let found = self.variables.iter().rfind(|(other, _)| other == name);
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+/// Returns the mark of a text: what tells a file that we wrote from one that was changed.
+pub(crate) fn mark(text: &str) -> String {
+    format!("{:08x}", crc32fast::hash(text.as_bytes()))
+}
+
+/// Keeps a file that a person has changed beside its old place, before `text` comes there; returns
+/// where it is.
+pub(crate) fn keep_edited(
+    found: Option<Installed>,
+    text: &str,
+) -> Result<Option<PathBuf>, ServiceError> {
+    let Some(found) = found.filter(|found| found.is_edited && found.text != text) else {
+        return Ok(None);
+    };
+    let mut kept = found.path.into_os_string();
+    kept.push(".kept");
+    let kept = PathBuf::from(kept);
+    write(&kept, &found.text)?;
+    Ok(Some(kept))
+}
+
+/// Reads a file; `None` where there is none. A link to nowhere is none either.
+pub(crate) fn read(path: &Path) -> Result<Option<String>, ServiceError> {
+    let io = |source| ServiceError::Io {
+        path: path.to_owned(),
+        verb: "read",
+        source,
+    };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(io(source)),
+    };
+    let mut bytes = Vec::new();
+    let mut limited = io::Read::take(file, FILE_BYTES_MAX);
+    io::Read::read_to_end(&mut limited, &mut bytes).map_err(io)?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Writes a file anew, as a whole or not at all, and its directory where that is missing.
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), ServiceError> {
+    let io = |path: &Path, verb| {
+        let path = path.to_owned();
+        move |source| ServiceError::Io { path, verb, source }
+    };
+    let mut beside = path.as_os_str().to_owned();
+    // Managers read what ends as a unit or a list does: a file by halves must not.
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    let written = (|| {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    })();
+    if written.is_err() {
+        fs::remove_file(&beside).ok(); // the error that counts is the first one
+    }
+    written.map_err(io(path, "written"))
+}
+
+/// Removes a file; returns whether there was one.
+pub(crate) fn remove(path: &Path) -> Result<bool, ServiceError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(ServiceError::Io {
+            path: path.to_owned(),
+            verb: "removed",
+            source,
+        }),
+    }
+}
+
+/// Makes a directory with its parents, and sees that it can be written to.
+pub(crate) fn prepare(dir: &Path) -> Result<(), ServiceError> {
+    let io = |verb| {
+        move |source| ServiceError::Io {
+            path: dir.to_owned(),
+            verb,
+            source,
+        }
+    };
+    fs::create_dir_all(dir).map_err(io("made"))?;
+    let probe = dir.join(".moltis-probe");
+    File::create(&probe).map_err(io("written to"))?;
+    fs::remove_file(&probe).map_err(io("written to"))
+}
+
+/// The right to change the services in one directory, held by one process at a time.
+#[derive(Debug)]
+pub(crate) struct Lock(#[expect(dead_code, reason = "the lock lies on the open directory")] File);
+
+impl Lock {
+    /// Takes the right, or says that somebody else has it.
+    pub(crate) fn take(dir: &Path) -> Result<Self, ServiceError> {
+        let io = |source| ServiceError::Io {
+            path: dir.to_owned(),
+            verb: "locked",
+            source,
+        };
+        let file = File::open(dir).map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(fs::TryLockError::WouldBlock) => Err(ServiceError::Busy),
+            Err(fs::TryLockError::Error(source)) => Err(io(source)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_whole_and_for_its_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b.service");
+        prepare(path.parent().unwrap()).unwrap();
+        assert_eq!(read(&path).unwrap(), None);
+        write(&path, "one").unwrap();
+        write(&path, "two").unwrap();
+        assert_eq!(read(&path).unwrap().as_deref(), Some("two"));
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        assert!(remove(&path).unwrap());
+        assert!(!remove(&path).unwrap());
+    }
+
+    #[test]
+    fn two_who_change_services_at_once_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Lock::take(dir.path()).unwrap();
+        assert!(matches!(Lock::take(dir.path()), Err(ServiceError::Busy)));
+        drop(first);
+        Lock::take(dir.path()).unwrap();
+    }
+}

@@ -1,0 +1,168 @@
+//! The service manager of this user, whichever it is.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::ServiceError;
+use crate::files::Installed;
+use crate::launchd::Launchd;
+use crate::service::{Name, Service};
+use crate::status::Status;
+use crate::systemd::Systemd;
+use crate::user::User;
+
+/// The service manager of one user of this machine.
+#[derive(Debug, Clone)]
+pub struct Manager {
+    kind: Kind,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Systemd(Systemd),
+    Launchd(Launchd),
+}
+
+/// What an installation changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installation {
+    /// The file, which is there now.
+    pub path: PathBuf,
+    /// Where the file went that a person had changed.
+    pub kept: Option<PathBuf>,
+}
+
+/// Whether the services of this user start with the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// They do.
+    AtBoot,
+    /// They start when the user logs in and end when the user logs out.
+    AtLogin {
+        /// What changes that; `None` where nothing does.
+        command: Option<String>,
+    },
+}
+
+impl Manager {
+    /// Returns the manager that this operating system has: launchd on macOS, else systemd.
+    pub fn of(user: User) -> Self {
+        if cfg!(target_os = "macos") {
+            Self::launchd(user)
+        } else {
+            Self::systemd(user)
+        }
+    }
+
+    /// Returns systemd's manager of this user.
+    pub fn systemd(user: User) -> Self {
+        Self {
+            kind: Kind::Systemd(Systemd::new(user)),
+        }
+    }
+
+    /// Returns launchd's domain of this user.
+    pub fn launchd(user: User) -> Self {
+        Self {
+            kind: Kind::Launchd(Launchd::new(user)),
+        }
+    }
+
+    /// Sees that a manager answers, that a service can be written, and that it may start. Changes
+    /// nothing but for the directory of the files, which is made.
+    ///
+    /// # Errors
+    /// [`ServiceError::NoManager`], [`ServiceError::Masked`], or the directory that cannot be
+    /// written.
+    pub async fn check(&self, name: Name) -> Result<(), ServiceError> {
+        match &self.kind {
+            Kind::Systemd(systemd) => systemd.check(name).await,
+            Kind::Launchd(launchd) => launchd.check().await,
+        }
+    }
+
+    /// Returns where the file of a service lies, or would.
+    pub fn file(&self, name: Name) -> PathBuf {
+        match &self.kind {
+            Kind::Systemd(systemd) => systemd.file(name),
+            Kind::Launchd(launchd) => launchd.file(name),
+        }
+    }
+
+    /// Reads the file of a service; `None` where there is none.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn installed(&self, name: Name) -> Result<Option<Installed>, ServiceError> {
+        match &self.kind {
+            Kind::Systemd(systemd) => systemd.installed(name),
+            Kind::Launchd(launchd) => launchd.installed(name),
+        }
+    }
+
+    /// Asks how a service stands.
+    ///
+    /// # Errors
+    /// [`ServiceError::NoManager`] where nobody could answer.
+    pub async fn status(&self, name: Name) -> Result<Status, ServiceError> {
+        match &self.kind {
+            Kind::Systemd(systemd) => systemd.status(name).await,
+            Kind::Launchd(launchd) => launchd.status(name).await,
+        }
+    }
+
+    /// Writes the file of a service, makes it start by itself, and starts it, or starts it again
+    /// where it runs. Returns when it has said that it is ready.
+    ///
+    /// A file that a person has changed is kept beside, under the name that is returned.
+    ///
+    /// # Errors
+    /// [`ServiceError::NotStarted`] where it is installed and does not come up.
+    pub async fn install(&self, service: &Service) -> Result<Installation, ServiceError> {
+        match &self.kind {
+            Kind::Systemd(systemd) => systemd.install(service).await,
+            Kind::Launchd(launchd) => launchd.install(service).await,
+        }
+    }
+
+    /// Stops a service and leaves it installed.
+    ///
+    /// # Errors
+    /// The manager does not stop it.
+    pub async fn stop(&self, name: Name) -> Result<(), ServiceError> {
+        match &self.kind {
+            Kind::Systemd(systemd) => systemd.stop(name).await,
+            Kind::Launchd(launchd) => launchd.stop(name).await,
+        }
+    }
+
+    /// Stops a service, removes its file, and makes the manager forget it. Returns whether there
+    /// was anything to remove; half an installation is removed as well.
+    ///
+    /// # Errors
+    /// The file cannot be removed, or the manager does not stop it. Where no manager answers the
+    /// files are removed first, and then the error says so.
+    pub async fn uninstall(&self, name: Name) -> Result<bool, ServiceError> {
+        match &self.kind {
+            Kind::Systemd(systemd) => systemd.uninstall(name).await,
+            Kind::Launchd(launchd) => launchd.uninstall(name).await,
+        }
+    }
+
+    /// Tells whether this user's services start with the machine.
+    pub fn start(&self) -> Start {
+        match &self.kind {
+            Kind::Systemd(systemd) => systemd.start(Path::new(crate::systemd::LINGER_DIR)),
+            // An agent belongs to a login, always.
+            Kind::Launchd(_) => Start::AtLogin { command: None },
+        }
+    }
+
+    /// Makes this user's services start with the machine, where this user may say so, and returns
+    /// how it stands then.
+    pub async fn start_at_boot(&self) -> Start {
+        match &self.kind {
+            Kind::Systemd(systemd) => systemd.linger(Path::new(crate::systemd::LINGER_DIR)).await,
+            Kind::Launchd(_) => self.start(),
+        }
+    }
+}

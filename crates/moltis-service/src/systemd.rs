@@ -1,0 +1,248 @@
+//! systemd's user manager: the unit as a pure function, and `systemctl --user` around it.
+
+mod properties;
+mod unit;
+
+use std::path::{Path, PathBuf};
+
+pub use self::unit::unit;
+use crate::error::ServiceError;
+use crate::files::{self, Installed, Lock};
+use crate::manager::{Installation, Start};
+use crate::service::{Name, Service};
+use crate::status::{State, Status};
+use crate::tool::{self, Answer, CHANGE, QUESTION};
+use crate::user::User;
+
+/// Where logind keeps a file for each user who lingers.
+pub(crate) const LINGER_DIR: &str = "/var/lib/systemd/linger";
+
+/// systemd's manager of one user.
+#[derive(Debug, Clone)]
+pub(crate) struct Systemd {
+    user: User,
+}
+
+impl Systemd {
+    pub(crate) fn new(user: User) -> Self {
+        Self { user }
+    }
+
+    /// `~/.config/systemd/user`: systemd reads it wherever else it looks, and it is the same in
+    /// every shell, which `XDG_CONFIG_HOME` is not.
+    fn dir(&self) -> PathBuf {
+        self.user.home.join(".config/systemd/user")
+    }
+
+    pub(crate) fn file(&self, name: Name) -> PathBuf {
+        self.dir().join(name.unit())
+    }
+
+    pub(crate) async fn check(&self, name: Name) -> Result<(), ServiceError> {
+        let status = self.status(name).await?;
+        if status.state == State::Masked {
+            return Err(ServiceError::Masked { unit: name.unit() });
+        }
+        files::prepare(&self.dir())
+    }
+
+    pub(crate) fn installed(&self, name: Name) -> Result<Option<Installed>, ServiceError> {
+        let path = self.file(name);
+        if is_mask(&path) {
+            return Ok(None);
+        }
+        let text = files::read(&path)?;
+        Ok(text.map(|text| unit::read(path, text)))
+    }
+
+    pub(crate) async fn status(&self, name: Name) -> Result<Status, ServiceError> {
+        let unit = name.unit();
+        let properties = properties::ASKED.join(",");
+        let answer = self
+            .ask(&["show", "--property", &properties, "--", &unit])
+            .await?;
+        Ok(properties::status(&answer.stdout))
+    }
+
+    pub(crate) async fn install(&self, service: &Service) -> Result<Installation, ServiceError> {
+        let name = service.name;
+        let text = unit(service)?;
+        self.check(name).await?;
+        let _lock = Lock::take(&self.dir())?;
+        let path = self.file(name);
+        let kept = files::keep_edited(self.installed(name)?, &text)?;
+        files::write(&path, &text)?;
+        self.must(&["daemon-reload"], QUESTION).await?;
+        self.see_that_it_is_read(name, &path).await?;
+        let unit = name.unit();
+        self.must(&["enable", "--", &unit], QUESTION).await?;
+        let started = self.must(&["restart", "--", &unit], CHANGE).await;
+        started.map_err(|error| match error {
+            ServiceError::Tool { said, .. } => ServiceError::NotStarted {
+                unit: unit.clone(),
+                said,
+            },
+            other => other,
+        })?;
+        Ok(Installation { path, kept })
+    }
+
+    async fn see_that_it_is_read(&self, name: Name, path: &Path) -> Result<(), ServiceError> {
+        if self.status(name).await?.state != State::NotInstalled {
+            return Ok(());
+        }
+        let asked = ["show", "--property", "UnitPath", "--value"];
+        Err(ServiceError::NotRead {
+            path: path.to_owned(),
+            found: self.ask(&asked).await?.stdout.trim().to_owned(),
+        })
+    }
+
+    pub(crate) async fn stop(&self, name: Name) -> Result<(), ServiceError> {
+        self.must(&["stop", "--", &name.unit()], CHANGE).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn uninstall(&self, name: Name) -> Result<bool, ServiceError> {
+        let path = self.file(name);
+        // What is half installed may have no directory; then nobody else is at work in it either.
+        let _lock = if self.dir().exists() {
+            Some(Lock::take(&self.dir())?)
+        } else {
+            None
+        };
+        let answers = self.status(name).await;
+        let mut was_there = false;
+        if let Ok(status) = &answers
+            && !matches!(status.state, State::NotInstalled | State::Masked)
+        {
+            was_there = true;
+            // Stop before the file goes: systemd keeps a unit that runs and has no file.
+            self.stop(name).await?;
+            // It says no where the file is gone already; what it leaves is removed below.
+            let disabled = self.must(&["disable", "--", &name.unit()], QUESTION).await;
+            disabled.ok();
+        }
+        if !is_mask(&path) {
+            was_there |= files::remove(&path)?;
+        }
+        let wanted = self.dir().join("default.target.wants").join(name.unit());
+        was_there |= files::remove(&wanted)?;
+        match answers {
+            Ok(_) => {
+                self.must(&["daemon-reload"], QUESTION).await?;
+                // It says no to a unit that it has forgotten, which is what we want.
+                let reset = ["reset-failed", "--", &name.unit()];
+                self.must(&reset, QUESTION).await.ok();
+                Ok(was_there)
+            }
+            Err(error) if was_there => Err(error),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// `dir` is [`LINGER_DIR`].
+    pub(crate) fn start(&self, dir: &Path) -> Start {
+        if dir.join(&self.user.name).exists() {
+            return Start::AtBoot;
+        }
+        Start::AtLogin {
+            command: Some(format!("sudo loginctl enable-linger {}", self.user.name)),
+        }
+    }
+
+    pub(crate) async fn linger(&self, dir: &Path) -> Start {
+        if self.start(dir) != Start::AtBoot {
+            // Whether it may is the system's to say; how it stands then is what counts.
+            let words = ["--no-ask-password", "enable-linger", &self.user.name];
+            tool::ask(&self.user, "loginctl", &words, QUESTION)
+                .await
+                .ok();
+        }
+        self.start(dir)
+    }
+
+    /// Asks the manager; what is no answer of its is [`ServiceError::NoManager`].
+    async fn ask(&self, words: &[&str]) -> Result<Answer, ServiceError> {
+        let words = [&["--user", "--no-pager"], words].concat();
+        let said = match tool::ask(&self.user, "systemctl", &words, QUESTION).await {
+            Ok(answer) if answer.is_success() => return Ok(answer),
+            Ok(answer) => answer.said(),
+            Err(no_answer) => format!("systemctl: {no_answer}"),
+        };
+        Err(ServiceError::NoManager { said })
+    }
+
+    async fn must(
+        &self,
+        words: &[&str],
+        limit: std::time::Duration,
+    ) -> Result<Answer, ServiceError> {
+        let words = [&["--user", "--no-ask-password"], words].concat();
+        tool::must(&self.user, "systemctl", &words, limit).await
+    }
+}
+
+/// Returns whether a file is how systemd writes down that a unit must not start.
+fn is_mask(path: &Path) -> bool {
+    std::fs::read_link(path).is_ok_and(|to| to == Path::new("/dev/null"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn systemd(home: &Path) -> Systemd {
+        let user = User::new("ada", 1000, home, "/usr/bin:/bin");
+        Systemd::new(user.runtime_dir(home.join("run")))
+    }
+
+    const NAME: Name = Name::new("t", "org.t");
+
+    #[tokio::test]
+    async fn without_a_manager_nothing_is_installed_and_nothing_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let systemd = systemd(dir.path());
+        let service = Service::new(NAME, "d", "/bin/true");
+        let error = systemd.install(&service).await.unwrap_err();
+        assert!(matches!(error, ServiceError::NoManager { .. }), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(!systemd.uninstall(NAME).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn half_an_installation_is_removed_without_a_manager_and_that_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let systemd = systemd(dir.path());
+        let wants = systemd.dir().join("default.target.wants");
+        std::fs::create_dir_all(&wants).unwrap();
+        std::os::unix::fs::symlink("../t.service", wants.join("t.service")).unwrap();
+        let error = systemd.uninstall(NAME).await.unwrap_err();
+        assert!(matches!(error, ServiceError::NoManager { .. }), "{error}");
+        assert_eq!(std::fs::read_dir(&wants).unwrap().count(), 0);
+        assert!(!systemd.uninstall(NAME).await.unwrap());
+    }
+
+    #[test]
+    fn who_lingers_starts_at_boot_and_who_does_not_is_told_the_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let systemd = systemd(dir.path());
+        assert_eq!(
+            systemd.start(dir.path()),
+            Start::AtLogin {
+                command: Some("sudo loginctl enable-linger ada".to_owned())
+            }
+        );
+        std::fs::write(dir.path().join("ada"), "").unwrap();
+        assert_eq!(systemd.start(dir.path()), Start::AtBoot);
+    }
+
+    #[test]
+    fn a_mask_is_no_installation() {
+        let dir = tempfile::tempdir().unwrap();
+        let systemd = systemd(dir.path());
+        std::fs::create_dir_all(systemd.dir()).unwrap();
+        std::os::unix::fs::symlink("/dev/null", systemd.file(NAME)).unwrap();
+        assert_eq!(systemd.installed(NAME).unwrap(), None);
+    }
+}
