@@ -20,6 +20,15 @@ pub(crate) struct Account {
 }
 
 impl Account {
+    /// Returns the name that the system has for the user of this process, whatever the environment
+    /// says: service managers go by it.
+    pub(crate) fn login(settings: &Settings) -> String {
+        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let uid = rustix::process::geteuid().as_raw();
+        let known = find(&passwd, uid).map(|known| known.name);
+        known.unwrap_or_else(|| Self::of_process(settings).name)
+    }
+
     /// Finds the account of this process.
     pub(crate) fn of_process(settings: &Settings) -> Self {
         let uid = rustix::process::geteuid().as_raw();

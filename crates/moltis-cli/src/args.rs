@@ -25,7 +25,7 @@ use clap::{Args, Parser, Subcommand};
 Example:
   gateway$ moltis gateway
   gateway$ moltis node pairing enable
-  machine$ moltis node add --foreground --host ws://192.168.1.5:9090/ws --name box
+  machine$ moltis node add --host ws://192.168.1.5:9090/ws --name box
   gateway$ moltis node approve 3f9c
   gateway$ moltis node exec box -- uname -a
 
@@ -45,7 +45,7 @@ pub(crate) struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the gateway in this terminal
+    /// Run the gateway in this terminal, or as a service
     Gateway(Gateway),
     /// This machine as a node, and the nodes of a gateway
     #[command(subcommand)]
@@ -61,15 +61,17 @@ pub(crate) enum Command {
     Keeper(Keeper),
 }
 
-/// Run the gateway in this terminal
+/// Run the gateway in this terminal, or as a service
 ///
 /// Nodes dial `/ws`, programs use `/api/v1`, and `gateway.sock` in the home directory is for the
 /// owner of this machine. Ctrl+C stops it; commands that run go on.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "\
 Example:
   moltis gateway
   moltis gateway --listen 0.0.0.0:9090
+  moltis gateway install --listen 0.0.0.0:9090
   moltis gateway --listen 127.0.0.1:0 --listen [::1]:0
 
 When it is ready it prints `listening on http://127.0.0.1:9090`, a line for each address.
@@ -78,11 +80,54 @@ The file moltis.toml in the home directory may say the same and more:
   listen = [\"0.0.0.0:9090\"]
   hosts = [\"gateway.lan\"]")]
 pub(crate) struct Gateway {
+    /// The gateway as a service.
+    #[command(subcommand)]
+    pub(crate) service: Option<GatewayService>,
+    #[command(flatten)]
+    pub(crate) listen: Listen,
+}
+
+/// Where a gateway listens.
+#[derive(Debug, Args)]
+pub(crate) struct Listen {
     /// Address and port to listen on; may be repeated; port 0 picks a free one
     ///
     /// [default: 127.0.0.1:9090]
-    #[arg(long, value_name = "ADDRESS:PORT", value_parser = values::listen_address)]
-    pub(crate) listen: Vec<SocketAddr>,
+    #[arg(long = "listen", value_name = "ADDRESS:PORT", value_parser = values::listen_address)]
+    pub(crate) addresses: Vec<SocketAddr>,
+}
+
+/// The gateway as a service of the operating system.
+#[derive(Debug, Subcommand)]
+pub(crate) enum GatewayService {
+    /// Install the gateway as a service that starts with the machine
+    #[command(after_help = "\
+Example:
+  moltis gateway install
+  moltis gateway install --listen 0.0.0.0:9090")]
+    Install(Listen),
+    /// Stop the gateway's service and remove it; what the gateway knows stays
+    #[command(after_help = "Example:\n  moltis gateway uninstall")]
+    Uninstall(Format),
+    /// Show whether the gateway runs, and where it listens
+    #[command(after_help = "Example:\n  moltis gateway status --json")]
+    Status(Format),
+    /// Print the path of the service's log, or follow it
+    #[command(after_help = "\
+Example:
+  moltis gateway logs -f
+  tail -n 100 $(moltis gateway logs)")]
+    Logs(Logs),
+}
+
+/// The log of a service.
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// Print the last lines and everything that is added, until Ctrl+C
+    #[arg(short, long, conflicts_with = "json")]
+    pub(crate) follow: bool,
+    #[command(flatten)]
+    pub(crate) format: Format,
 }
 
 /// Own the runs of one directory
@@ -131,15 +176,12 @@ const LATER: &[&str] = &[
     "chat",
     "completions",
     "doctor",
-    "install",
-    "logs",
     "man",
     "mcp",
     "models",
     "set-password",
     "setup-link",
     "ssh",
-    "uninstall",
     "vault",
 ];
 

@@ -4,6 +4,7 @@ mod exec;
 mod gateway;
 mod join;
 mod keeper;
+mod logs;
 mod node;
 mod nodes;
 mod pairing;
@@ -18,7 +19,7 @@ use anyhow::Context as _;
 
 use crate::api::Client;
 use crate::args::node::Node;
-use crate::args::{Cli, Command, Remote};
+use crate::args::{Cli, Command, Gateway, GatewayService, Remote};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -54,11 +55,30 @@ pub(crate) fn run(cli: Cli, settings: Settings) -> Exit {
 
 fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
     match command {
-        Command::Gateway(args) => on_all_cores(gateway::run(context, args)),
+        Command::Gateway(args) => gateway(args, context),
         Command::Keeper(args) => on_one_thread(keeper::run(context, args)),
         Command::Node(command) => node(command, context),
         Command::Runs(command) => on_one_thread(runs::run(context, command)),
         Command::Token(command) => on_one_thread(token::run(context, command)),
+    }
+}
+
+fn gateway(args: Gateway, context: &Context) -> anyhow::Result<Exit> {
+    match args.service {
+        None => on_all_cores(gateway::run(context, args.listen)),
+        Some(GatewayService::Install(listen)) => {
+            on_one_thread(gateway::service::install(context, listen))
+        }
+        Some(GatewayService::Uninstall(format)) => {
+            on_one_thread(gateway::service::uninstall(context, format))
+        }
+        Some(GatewayService::Status(format)) => {
+            on_one_thread(gateway::service::status(context, format))
+        }
+        Some(GatewayService::Logs(args)) => {
+            let path = context.home()?.gateway_log();
+            on_one_thread(logs::run(context, path, &args))
+        }
     }
 }
 
@@ -67,7 +87,11 @@ fn node(command: Node, context: &Context) -> anyhow::Result<Exit> {
         Node::Add(args) => join::add(context, &args),
         Node::Run(_) => on_one_thread(join::run(context)),
         Node::Fingerprint(args) => node::fingerprint(context, &args),
-        Node::Status(args) => node::status(context, &args),
+        Node::Status(args) => on_one_thread(node::status(context, args)),
+        Node::Logs(args) => {
+            let path = context.home()?.node_log();
+            on_one_thread(logs::run(context, path, &args))
+        }
         Node::Remove(args) => on_one_thread(node::remove(context, args)),
         Node::Policy(args) => policy::run(context, args),
         Node::List(args) => on_one_thread(nodes::list(context, args)),

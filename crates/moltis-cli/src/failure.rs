@@ -93,6 +93,14 @@ pub(crate) struct Report {
     pub(crate) exit: Exit,
 }
 
+impl Report {
+    /// Returns all of it on one line, for a log.
+    pub(crate) fn line(&self) -> String {
+        let hints = self.hints.iter().map(|hint| format!(" ({hint})"));
+        self.messages.join(": ") + &hints.collect::<String>()
+    }
+}
+
 /// Collects the chain of an error. A cause that only repeats what stands before it is left out.
 pub(crate) fn report(error: &anyhow::Error) -> Report {
     let mut report = Report {

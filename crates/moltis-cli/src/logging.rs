@@ -3,7 +3,7 @@
 //! Lines go to stderr, and for a service into a file of their own, which is turned over by size.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -14,8 +14,11 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::failure::{Failure, failure, usage};
 
-/// Bytes of a log file; then it becomes `….1`, and the one before goes.
-const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Bytes of a log file; then it becomes `….1`, and so on.
+const FILE_BYTES_MAX: u64 = 10 * 1024 * 1024;
+
+/// Files of one log: the one that is written to, and older ones.
+const FILES: u32 = 5;
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -101,6 +104,39 @@ impl Rotating {
     }
 }
 
+/// Returns the file of a log of this age: 0 is the one that is written to.
+pub(crate) fn older(path: &Path, age: u32) -> PathBuf {
+    if age == 0 {
+        return path.to_owned();
+    }
+    let mut older = path.to_owned().into_os_string();
+    older.push(format!(".{age}"));
+    older.into()
+}
+
+/// Returns the files of a log, the newest first.
+pub(crate) fn files(path: &Path) -> impl Iterator<Item = PathBuf> {
+    (0..FILES).map(|age| older(path, age))
+}
+
+/// Returns the last error that a log holds behind `from`; `None` where there is none in the bytes
+/// that are looked at.
+pub(crate) fn last_error(path: &Path, from: u64, bytes_max: usize) -> Option<String> {
+    let mut file = File::open(path).ok()?;
+    file.seek(SeekFrom::Start(from)).ok()?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max as u64).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let (_, line) = text
+        .lines()
+        .rev()
+        .find_map(|line| line.split_once(" ERROR "))?;
+    // `module: message error="…"`: the reason, where the line has one.
+    let reason = line.split_once("error=").map(|(_, reason)| reason);
+    let quoted = reason.and_then(|reason| serde_json::from_str(reason).ok());
+    Some(quoted.unwrap_or_else(|| reason.unwrap_or(line).to_owned()))
+}
+
 fn open(path: &Path) -> io::Result<(File, u64)> {
     let file = File::options()
         .append(true)
@@ -127,9 +163,10 @@ impl Write for &Rotating {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         let (file, length) = &mut *guard;
         if *length > 0 && *length + line.len() as u64 > FILE_BYTES_MAX {
-            let mut old = self.path.clone().into_os_string();
-            old.push(".1");
-            std::fs::rename(&self.path, old)?;
+            for age in (1..FILES).rev() {
+                // A file that is not there yet is none to be moved.
+                std::fs::rename(older(&self.path, age - 1), older(&self.path, age)).ok();
+            }
             (*file, *length) = open(&self.path)?;
         }
         file.write_all(line)?;
@@ -147,16 +184,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_log_is_turned_over_once() {
+    fn a_full_log_is_turned_over_and_five_files_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.log");
         let log = Rotating::open(path.clone()).unwrap();
-        let line = vec![b'x'; 1024 * 1024];
-        for _ in 0..20 {
+        for megabyte in 0..64 {
+            let line = vec![b'0' + megabyte; 1024 * 1024];
             (&log).write_all(&line).unwrap();
         }
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), 4 * 1024 * 1024);
-        let old = std::fs::metadata(dir.path().join("node.log.1")).unwrap();
+        let first_byte = |path: PathBuf| std::fs::read(path).unwrap()[0] - b'0';
+        let firsts: Vec<_> = files(&path).map(first_byte).collect();
+        assert_eq!(firsts, [60, 50, 40, 30, 20]);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 5);
+        let old = std::fs::metadata(older(&path, 4)).unwrap();
         assert_eq!(old.len(), FILE_BYTES_MAX);
     }
 }

@@ -120,6 +120,11 @@ impl Home {
         self.dir.join("node.log")
     }
 
+    /// Returns the log file of the gateway's service.
+    pub(crate) fn gateway_log(&self) -> PathBuf {
+        self.dir.join("gateway.log")
+    }
+
     /// Returns the directory of the node's keeper.
     pub(crate) fn node_runs(&self) -> PathBuf {
         self.dir.join("runs")

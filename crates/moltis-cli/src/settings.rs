@@ -21,6 +21,9 @@ const FOR_KEEPER: &[&str] = &[
     "MOLTIS_LOG",
 ];
 
+/// See [`Settings::is_service`].
+pub(crate) const SERVICE_VARIABLE: &str = "MOLTIS_SERVICE";
+
 /// What the environment says.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Settings {
@@ -44,6 +47,14 @@ pub(crate) struct Settings {
     pub(crate) term: Option<String>,
     /// `OLLAMA_HOST`.
     pub(crate) ollama_host: Option<String>,
+    /// How this program was called: the first of its arguments.
+    pub(crate) called: Option<OsString>,
+    /// `XDG_RUNTIME_DIR`: where this user's service manager is.
+    pub(crate) runtime_dir: Option<PathBuf>,
+    /// `DBUS_SESSION_BUS_ADDRESS`.
+    pub(crate) bus_address: Option<String>,
+    /// `MOLTIS_SERVICE`, which the services that we install set: nobody looks at a terminal.
+    pub(crate) is_service: bool,
     /// Names of all variables that are set and not empty; no value.
     pub(crate) names: Vec<String>,
     /// What a keeper process is given of our environment: nothing that could be a secret.
@@ -83,6 +94,10 @@ impl Settings {
             tmp_dir: text("TMPDIR").filter(|dir| dir.starts_with('/')),
             term: text("TERM"),
             ollama_host: text("OLLAMA_HOST"),
+            called: std::env::args_os().next(),
+            runtime_dir: get("XDG_RUNTIME_DIR").map(PathBuf::from),
+            bus_address: text("DBUS_SESSION_BUS_ADDRESS"),
+            is_service: get(SERVICE_VARIABLE).is_some(),
             names: std::env::vars_os()
                 .filter(|(_, value)| !value.is_empty())
                 .filter_map(|(name, _)| name.into_string().ok())

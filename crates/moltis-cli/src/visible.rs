@@ -136,6 +136,16 @@ fn push_escaped(c: char, shown: &mut String) {
     }
 }
 
+/// Quotes a word where a shell would need it.
+pub(crate) fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./=:,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,5 +200,14 @@ mod tests {
     fn a_name_inside_a_line_cannot_break_it() {
         assert_eq!(inline("Build Server"), "Build Server");
         assert_eq!(inline("a\nb\u{202e}c\x1b[2J"), "a␊b\\u{202e}c␛[2J");
+    }
+
+    #[test]
+    fn words_are_quoted_as_a_shell_would_read_them() {
+        assert_eq!(quoted("make"), "make");
+        assert_eq!(quoted(""), "''");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted("$HOME"), "'$HOME'");
     }
 }

@@ -8,6 +8,7 @@
 //! Here is no handler, no status line and no route.
 
 pub mod follow;
+pub mod gateway;
 pub mod nodes;
 pub mod pairing;
 pub mod problem;

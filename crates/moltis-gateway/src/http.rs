@@ -16,6 +16,7 @@ mod error;
 mod extract;
 mod follow;
 mod gate;
+mod gateway;
 pub(crate) mod guests;
 mod health;
 mod host;
@@ -42,6 +43,7 @@ use axum::handler::Handler;
 use axum::http::Method;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, MethodRouter, on};
+use jiff::Timestamp;
 use moltis_identity::Fingerprint;
 use tokio_util::sync::CancellationToken;
 
@@ -79,6 +81,8 @@ fn table() -> Vec<Route> {
         Route::new(M::GET, "/", Public, health::front_page),
         Route::new(M::GET, "/healthz", Public, health::healthz),
         Route::new(M::GET, "/readyz", Public, health::readyz),
+
+        Route::new(M::GET, "/api/v1/gateway", ReadNodes, gateway::show),
 
         Route::new(M::GET, "/api/v1/nodes", ReadNodes, nodes::list),
         Route::new(M::GET, "/api/v1/nodes/{id}", ReadNodes, nodes::show),
@@ -187,6 +191,7 @@ struct Inner {
     request_base: u64,
     requests: AtomicU64,
     addresses: Mutex<Vec<SocketAddr>>,
+    started_at: Timestamp,
 }
 
 /// An address that is listened on.
@@ -217,6 +222,7 @@ impl ApiState {
     /// Puts together what handlers need. `request_base` is random.
     pub(crate) fn new(rooms: Rooms, request_base: u64) -> Self {
         Self(Arc::new(Inner {
+            started_at: rooms.clock.now(),
             rooms,
             throttle: Mutex::default(),
             request_base,
@@ -251,6 +257,10 @@ impl ApiState {
 
     fn fingerprint(&self) -> Fingerprint {
         self.0.rooms.fingerprint
+    }
+
+    fn started_at(&self) -> Timestamp {
+        self.0.started_at
     }
 
     /// Returns the addresses that are listened on now.

@@ -45,6 +45,10 @@ pub struct NodeConfig {
         with = "words::fingerprint"
     )]
     pub gateway_key: Option<Fingerprint>,
+    /// A gateway that does not know this node is asked to pair, until one has taken it: what
+    /// `node add` leaves that did not wait for the answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pair: bool,
     /// The name that this machine asks for.
     pub name: NodeName,
     /// The labels that this machine asks for.
@@ -104,6 +108,7 @@ impl NodeConfig {
         Self {
             gateway_url,
             gateway_key: None,
+            pair: false,
             name,
             labels: Labels::default(),
             working_dir: working_dir.into(),

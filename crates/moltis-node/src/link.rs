@@ -151,7 +151,11 @@ impl Link {
                 device_id: self.identity.device_id,
                 instance_id: self.instance_id,
                 boot_id,
-                intent: self.intent,
+                intent: if config.pair {
+                    Intent::Pair
+                } else {
+                    self.intent
+                },
                 ledgers: LedgerRange::CURRENT,
             },
             pin: self.pin(&config),

@@ -117,6 +117,12 @@ impl Launchd {
         Ok(Installation { path, kept })
     }
 
+    pub(crate) async fn start(&self, name: Name) -> Result<(), ServiceError> {
+        let path = self.file(name);
+        self.must(&["bootstrap", &self.domain(), &path.to_string_lossy()])
+            .await
+    }
+
     pub(crate) async fn stop(&self, name: Name) -> Result<(), ServiceError> {
         self.boot_out(name).await.map(drop)
     }

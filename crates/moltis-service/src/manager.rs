@@ -31,10 +31,10 @@ pub struct Installation {
     pub kept: Option<PathBuf>,
 }
 
-/// Whether the services of this user start with the machine.
+/// When the services of this user start.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Start {
-    /// They do.
+pub enum Begin {
+    /// With the machine.
     AtBoot,
     /// They start when the user logs in and end when the user logs out.
     AtLogin {
@@ -67,15 +67,16 @@ impl Manager {
         }
     }
 
-    /// Sees that a manager answers, that a service can be written, and that it may start. Changes
-    /// nothing but for the directory of the files, which is made.
+    /// Sees that a manager answers, that the service can be written down, and that it may start.
+    /// Changes nothing but for the directory of the files, which is made.
     ///
     /// # Errors
-    /// [`ServiceError::NoManager`], [`ServiceError::Masked`], or the directory that cannot be
-    /// written.
-    pub async fn check(&self, name: Name) -> Result<(), ServiceError> {
+    /// [`ServiceError::NoManager`], [`ServiceError::Masked`], [`ServiceError::Value`], or the
+    /// directory that cannot be written.
+    pub async fn check(&self, service: &Service) -> Result<(), ServiceError> {
+        service.check()?;
         match &self.kind {
-            Kind::Systemd(systemd) => systemd.check(name).await,
+            Kind::Systemd(systemd) => systemd.check(service.name).await,
             Kind::Launchd(launchd) => launchd.check().await,
         }
     }
@@ -124,6 +125,17 @@ impl Manager {
         }
     }
 
+    /// Starts a service that is installed. Returns when it has said that it is ready.
+    ///
+    /// # Errors
+    /// The manager does not start it.
+    pub async fn start(&self, name: Name) -> Result<(), ServiceError> {
+        match &self.kind {
+            Kind::Systemd(systemd) => systemd.start(name).await,
+            Kind::Launchd(launchd) => launchd.start(name).await,
+        }
+    }
+
     /// Stops a service and leaves it installed.
     ///
     /// # Errors
@@ -148,21 +160,21 @@ impl Manager {
         }
     }
 
-    /// Tells whether this user's services start with the machine.
-    pub fn start(&self) -> Start {
+    /// Tells when this user's services start.
+    pub fn begins(&self) -> Begin {
         match &self.kind {
-            Kind::Systemd(systemd) => systemd.start(Path::new(crate::systemd::LINGER_DIR)),
+            Kind::Systemd(systemd) => systemd.begins(Path::new(crate::systemd::LINGER_DIR)),
             // An agent belongs to a login, always.
-            Kind::Launchd(_) => Start::AtLogin { command: None },
+            Kind::Launchd(_) => Begin::AtLogin { command: None },
         }
     }
 
     /// Makes this user's services start with the machine, where this user may say so, and returns
     /// how it stands then.
-    pub async fn start_at_boot(&self) -> Start {
+    pub async fn begin_at_boot(&self) -> Begin {
         match &self.kind {
             Kind::Systemd(systemd) => systemd.linger(Path::new(crate::systemd::LINGER_DIR)).await,
-            Kind::Launchd(_) => self.start(),
+            Kind::Launchd(_) => self.begins(),
         }
     }
 }

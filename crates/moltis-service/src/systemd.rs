@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 pub use self::unit::unit;
 use crate::error::ServiceError;
 use crate::files::{self, Installed, Lock};
-use crate::manager::{Installation, Start};
+use crate::manager::{Begin, Installation};
 use crate::service::{Name, Service};
 use crate::status::{State, Status};
 use crate::tool::{self, Answer, CHANGE, QUESTION};
@@ -61,7 +61,15 @@ impl Systemd {
         let answer = self
             .ask(&["show", "--property", &properties, "--", &unit])
             .await?;
-        Ok(properties::status(&answer.stdout))
+        let mut status = properties::status(&answer.stdout);
+        let file = properties::file(&answer.stdout);
+        if status.state != State::Masked
+            && file.is_some_and(|file| !is_same(file, &self.file(name)))
+        {
+            // A unit of this name that somebody else brought is none of ours to touch.
+            status.state = State::NotInstalled;
+        }
+        Ok(status)
     }
 
     pub(crate) async fn install(&self, service: &Service) -> Result<Installation, ServiceError> {
@@ -96,6 +104,11 @@ impl Systemd {
             path: path.to_owned(),
             found: self.ask(&asked).await?.stdout.trim().to_owned(),
         })
+    }
+
+    pub(crate) async fn start(&self, name: Name) -> Result<(), ServiceError> {
+        self.must(&["start", "--", &name.unit()], CHANGE).await?;
+        Ok(())
     }
 
     pub(crate) async fn stop(&self, name: Name) -> Result<(), ServiceError> {
@@ -142,24 +155,24 @@ impl Systemd {
     }
 
     /// `dir` is [`LINGER_DIR`].
-    pub(crate) fn start(&self, dir: &Path) -> Start {
+    pub(crate) fn begins(&self, dir: &Path) -> Begin {
         if dir.join(&self.user.name).exists() {
-            return Start::AtBoot;
+            return Begin::AtBoot;
         }
-        Start::AtLogin {
+        Begin::AtLogin {
             command: Some(format!("sudo loginctl enable-linger {}", self.user.name)),
         }
     }
 
-    pub(crate) async fn linger(&self, dir: &Path) -> Start {
-        if self.start(dir) != Start::AtBoot {
+    pub(crate) async fn linger(&self, dir: &Path) -> Begin {
+        if self.begins(dir) != Begin::AtBoot {
             // Whether it may is the system's to say; how it stands then is what counts.
             let words = ["--no-ask-password", "enable-linger", &self.user.name];
             tool::ask(&self.user, "loginctl", &words, QUESTION)
                 .await
                 .ok();
         }
-        self.start(dir)
+        self.begins(dir)
     }
 
     /// Asks the manager; what is no answer of its is [`ServiceError::NoManager`].
@@ -181,6 +194,13 @@ impl Systemd {
         let words = [&["--user", "--no-ask-password"], words].concat();
         tool::must(&self.user, "systemctl", &words, limit).await
     }
+}
+
+/// Returns whether two paths lead to one file, also where the manager knows the home directory by
+/// another name.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let whole = |path: &Path| std::fs::canonicalize(path).ok();
+    one == other || whole(one).is_some_and(|one| Some(one) == whole(other))
 }
 
 /// Returns whether a file is how systemd writes down that a unit must not start.
@@ -228,13 +248,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let systemd = systemd(dir.path());
         assert_eq!(
-            systemd.start(dir.path()),
-            Start::AtLogin {
+            systemd.begins(dir.path()),
+            Begin::AtLogin {
                 command: Some("sudo loginctl enable-linger ada".to_owned())
             }
         );
         std::fs::write(dir.path().join("ada"), "").unwrap();
-        assert_eq!(systemd.start(dir.path()), Start::AtBoot);
+        assert_eq!(systemd.begins(dir.path()), Begin::AtBoot);
     }
 
     #[test]

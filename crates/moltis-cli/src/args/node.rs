@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::values::{self, LabelChange};
-use super::{Format, Remote};
+use super::{Format, Logs, Remote};
 
 /// This machine as a node, and the nodes of a gateway
 #[derive(Debug, Subcommand)]
@@ -24,7 +24,13 @@ pub(crate) enum Node {
     Fingerprint(Fingerprint),
     /// Show how this machine stands as a node
     Status(Status),
-    /// Leave the gateway: delete node.json and end what runs
+    /// Print the path of the service's log, or follow it
+    #[command(after_help = "\
+Example:
+  moltis node logs -f
+  tail -n 100 $(moltis node logs)")]
+    Logs(Logs),
+    /// Leave the gateway: remove the service, delete node.json and end what runs
     Remove(Remove),
     /// Say what may run on this machine
     Policy(PolicyCommand),
@@ -58,13 +64,15 @@ pub(crate) enum Node {
 /// Join this machine to a gateway
 ///
 /// Shows the gateway's key, this node's key and a connection code, and waits until somebody
-/// approves the request on the gateway, where the same code is shown. For the gateway that is
-/// joined already it updates the settings in place.
+/// approves the request on the gateway, where the same code is shown. Then it installs a service
+/// that connects whenever this machine runs. For the gateway that is joined already it updates
+/// settings and service in place.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  moltis node add --foreground --host ws://192.168.1.5:9090/ws --name \"Build Server\"
-  moltis node add --foreground --host ws://gw:9090/ws --label gpu=true --timeout 3600")]
+  moltis node add --host ws://192.168.1.5:9090/ws --name \"Build Server\"
+  moltis node add --host ws://gw:9090/ws --label gpu=true --timeout 3600
+  moltis node add --host ws://gw:9090/ws --foreground")]
 pub(crate) struct Add {
     /// Address of the gateway, as `ws://192.168.1.5:9090/ws`
     #[arg(
@@ -98,6 +106,9 @@ pub(crate) struct Add {
     /// Stay connected in this terminal instead of installing a service; Ctrl+C disconnects
     #[arg(long)]
     pub(crate) foreground: bool,
+    /// Do not wait for approval: the service that is installed does
+    #[arg(long, conflicts_with = "foreground")]
+    pub(crate) no_wait: bool,
 }
 
 /// Connect as node.json says, for ever: what a service runs
@@ -129,7 +140,7 @@ pub(crate) struct Status {
     pub(crate) format: Format,
 }
 
-/// Leave the gateway: delete node.json and end what runs
+/// Leave the gateway: remove the service, delete node.json and end what runs
 ///
 /// The key stays, so that `moltis node add` makes the same node again.
 #[derive(Debug, Args)]
@@ -144,6 +155,8 @@ pub(crate) struct Remove {
     /// Nothing is asked; scripts may say it all the same
     #[arg(long, hide = true)]
     pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) format: Format,
 }
 
 /// Say what may run on this machine

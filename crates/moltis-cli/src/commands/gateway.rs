@@ -1,7 +1,9 @@
-//! `moltis gateway`: the library's gateway in this terminal.
+//! `moltis gateway`: the library's gateway in this terminal, or as [`service`].
 //!
 //! Settings are merged here (flag, file, default), the sockets are opened, the way to the keepers of
 //! this machine is laid, and what a person should know is said. The rest is the gateway crate's.
+
+pub(super) mod service;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -18,8 +20,9 @@ use super::starter::starter;
 use crate::args;
 use crate::config_file::{self, ConfigFile};
 use crate::exit::Exit;
-use crate::failure::{Failure, failure};
+use crate::failure::{Failure, failure, report};
 use crate::logging::{self, Target};
+use crate::notify;
 use crate::output::Output;
 use crate::paths::Home;
 
@@ -27,17 +30,38 @@ use crate::paths::Home;
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 
 /// `moltis gateway`.
-pub(super) async fn run(context: &Context, args: args::Gateway) -> anyhow::Result<Exit> {
+pub(super) async fn run(context: &Context, args: args::Listen) -> anyhow::Result<Exit> {
     let home = context.home()?;
     home.prepare()?;
     let file = config_file::load(&home.config(), &home.show(&home.config()))?;
+    let target = if context.settings.is_service {
+        Target::File(home.gateway_log())
+    } else {
+        Target::Stderr
+    };
     logging::install(
         context.settings.log.as_deref(),
         file.log_filter.as_deref(),
         "info,sqlx=warn",
         file.log_format.unwrap_or_default(),
-        Target::Stderr,
+        target,
     )?;
+    let ended = serve(context, &home, args, file).await;
+    if context.settings.is_service
+        && let Err(error) = &ended
+    {
+        // Whoever asks why the service does not run looks there.
+        tracing::error!(error = report(error).line(), "the gateway ends");
+    }
+    ended
+}
+
+async fn serve(
+    context: &Context,
+    home: &Home,
+    args: args::Listen,
+    file: ConfigFile,
+) -> anyhow::Result<Exit> {
     let stop = stop_on_signal()?;
     // The socket comes first: it says whether a gateway runs here already.
     let mut listeners = vec![listen(Listener::unix(&home.gateway_socket()).await)?];
@@ -45,7 +69,7 @@ pub(super) async fn run(context: &Context, args: args::Gateway) -> anyhow::Resul
         listeners.push(listen(Listener::tcp(address))?);
     }
     let bound: Vec<_> = listeners.iter().filter_map(Listener::address).collect();
-    let starter = Arc::new(starter(&home, &context.settings, true)?);
+    let starter = Arc::new(starter(home, &context.settings, true)?);
     let local = home.local_runs();
     let connector = move || -> Connecting {
         let (starter, local) = (Arc::clone(&starter), local.clone());
@@ -57,7 +81,7 @@ pub(super) async fn run(context: &Context, args: args::Gateway) -> anyhow::Resul
             Ok(streams.collect())
         })
     };
-    let gateway = Gateway::builder(config(&home, file))
+    let gateway = Gateway::builder(config(home, file))
         .keeper(connector)
         .boot_id(moltis_telemetry::boot_id()?)
         .build()
@@ -68,15 +92,18 @@ pub(super) async fn run(context: &Context, args: args::Gateway) -> anyhow::Resul
         serving.spawn(async move { gateway.serve(listener, stop).await });
     }
     announce(context.output, &bound);
+    notify::status(&format!("listening on {}", shown(&bound).join(", ")));
+    notify::ready();
     stop.cancelled().await;
+    notify::stopping();
     gateway.shutdown().await;
     while serving.join_next().await.is_some() {}
     Ok(Exit::SUCCESS)
 }
 
-fn addresses(args: args::Gateway, file: &ConfigFile) -> Vec<SocketAddr> {
-    if !args.listen.is_empty() {
-        return args.listen;
+fn addresses(args: args::Listen, file: &ConfigFile) -> Vec<SocketAddr> {
+    if !args.addresses.is_empty() {
+        return args.addresses;
     }
     file.listen.clone().unwrap_or_else(|| vec![LISTEN])
 }
@@ -114,11 +141,16 @@ fn listen(listener: Result<Listener, ListenError>) -> Result<Listener, Failure> 
     })
 }
 
+fn shown(addresses: &[SocketAddr]) -> Vec<String> {
+    let shown = addresses.iter();
+    shown.map(|address| format!("http://{address}")).collect()
+}
+
 /// Says that it is ready, and who can reach it. Where nobody reads, it serves all the same.
 fn announce(output: Output, addresses: &[SocketAddr]) {
-    let lines: Vec<_> = addresses
+    let lines: Vec<_> = shown(addresses)
         .iter()
-        .map(|address| format!("listening on http://{address}"))
+        .map(|address| format!("listening on {address}"))
         .collect();
     output.text(&lines.join("\n")).ok(); // a gateway whose stdout is closed still serves
     let (loopback, open): (Vec<&SocketAddr>, Vec<&SocketAddr>) = addresses

@@ -1,26 +1,30 @@
 //! `moltis node add` and `moltis node run`: this machine at work as a node.
 //!
-//! `add` makes node.json and shows the joining; `run` only reads it. Both end in one [`Node`] of
-//! the node crate, whose events [`events`] tells: to a person, or to the log.
+//! `add` makes node.json and shows the joining, in [`meet`]; then it stays, or leaves the work to a
+//! service, in [`install`]. [`run`] is what that service runs: it only reads node.json. All of it
+//! ends in one [`Node`] of the node crate, whose events [`events`] tells: to a person, or to the
+//! log.
 
 mod events;
+mod install;
+mod meet;
 mod request;
+mod run;
 
 use moltis_identity::NodeIdentity;
 use moltis_node::config::{ConfigFile, NodeConfig};
-use moltis_node::{GiveUp, KeeperDir, LinkError, Node, NodeBuilder, NodeState};
+use moltis_node::{KeeperDir, LinkError, Node, NodeBuilder, NodeState};
 use moltis_telemetry::{Collector, CollectorConfig};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::node::config_failure;
+pub(super) use self::run::run;
 use super::starter::starter;
 use super::{Context, on_one_thread};
 use crate::account::Account;
 use crate::args::node::Add;
 use crate::exit::Exit;
-use crate::failure::{Failure, failure, usage};
+use crate::failure::{Failure, failure};
 use crate::logging::{self, LogFormat, Target};
 use crate::paths::Home;
 
@@ -30,13 +34,6 @@ const QUEUE: usize = 64;
 /// `moltis node add`.
 pub(super) fn add(context: &Context, args: &Add) -> anyhow::Result<Exit> {
     let request = request::Request::check(context, args)?;
-    if !args.foreground {
-        return Err(
-            usage("the service that keeps a node running comes with a later release")
-                .hint("stay in this terminal instead: add --foreground")
-                .into(),
-        );
-    }
     logging::install(
         context.settings.log.as_deref(),
         None,
@@ -45,74 +42,22 @@ pub(super) fn add(context: &Context, args: &Add) -> anyhow::Result<Exit> {
         Target::Stderr,
     )?;
     let home = context.home()?;
-    home.prepare()?;
-    let state = lock(&home)?;
-    let joined = request.write(&home)?;
-    if rustix::process::geteuid().is_root() {
-        context
-            .output
-            .warn("commands from the gateway will run on this machine as root");
+    if args.foreground {
+        home.prepare()?;
+        on_one_thread(stay(context, &home, &request))
+    } else {
+        on_one_thread(install::add(context, &home, &request, args.no_wait))
     }
-    let prepared = Prepared {
-        home: home.clone(),
-        config: joined.config.clone(),
-        identity: joined.identity.clone(),
-        state,
-    };
-    on_one_thread(async {
-        let (events, told) = mpsc::channel(QUEUE);
-        let node = prepared
-            .builder(context)?
-            .pair()
-            .give_up(GiveUp::WhenTurnedAway)
-            .events(events)
-            .build();
-        let stop = stop_on_signal()?;
-        let person = events::Person::new(context.output, &joined, &home);
-        let (accepted, ended) = tokio::join!(person.tell(told), node.run(stop));
-        if !accepted {
-            joined.undo(&home);
-        }
-        match ended {
-            Ok(()) if accepted => Ok(Exit::SUCCESS),
-            Ok(()) => Ok(Exit::CANCELLED),
-            Err(error) => Err(link_failure(error).into()),
-        }
-    })
 }
 
-/// `moltis node run`.
-pub(super) async fn run(context: &Context) -> anyhow::Result<Exit> {
-    let home = context.home()?;
-    let file = ConfigFile::new(home.node_config());
-    let config = file.load().map_err(config_failure)?;
-    home.prepare()?;
-    let target = if context.output.stderr_is_terminal() {
-        Target::Stderr
-    } else {
-        Target::File(home.node_log())
-    };
-    logging::install(
-        context.settings.log.as_deref(),
-        None,
-        "info",
-        LogFormat::Text,
-        target,
-    )?;
-    let identity = NodeIdentity::load(&home.node_key())?;
-    let state = lock(&home)?;
-    let prepared = Prepared {
-        home,
-        config,
-        identity,
-        state,
-    };
-    let (events, told) = mpsc::channel(QUEUE);
-    let node = prepared.builder(context)?.events(events).build();
-    let stop = stop_on_signal()?;
-    let ((), ended) = tokio::join!(events::log(told), node.run(stop));
-    ended.map_err(link_failure)?;
-    Ok(Exit::SUCCESS)
+/// `moltis node add --foreground`.
+async fn stay(context: &Context, home: &Home, request: &request::Request) -> anyhow::Result<Exit> {
+    let met = meet::meet(context, home, request, meet::Until::Stopped).await?;
+    if met.accepted {
+        return Ok(Exit::SUCCESS);
+    }
+    met.joined.undo(home);
+    Ok(Exit::CANCELLED)
 }
 
 /// Everything that a node needs from its home.

@@ -21,6 +21,7 @@ use crate::exit::Exit;
 use crate::failure::{Failure, OrFail as _, failure};
 use crate::output::Output;
 use crate::paths::Home;
+use crate::service::{self, NODE, Standing};
 
 /// How long a node process may take to say goodbye.
 const GOODBYE_TIME: Duration = Duration::from_secs(10);
@@ -100,25 +101,41 @@ struct StatusDocument {
 }
 
 /// `moltis node status`.
-pub(super) fn status(context: &Context, args: &Status) -> anyhow::Result<Exit> {
+pub(super) async fn status(context: &Context, args: Status) -> anyhow::Result<Exit> {
     let home = context.home()?;
-    let config = load_config(&home)?;
+    let manager = service::manager(&context.settings);
+    let standing = service::standing(&manager, NODE).await?;
+    let (config, unusable) = match load_config(&home) {
+        Ok(config) => (config, None),
+        Err(failure) => (None, Some(failure)),
+    };
     let identity = match NodeIdentity::load(&home.node_key()) {
         Ok(identity) => Some(identity),
         Err(KeyFileError::Missing { .. }) => None,
         Err(error) => return Err(error.into()),
     };
     let running = state::read_state(&home.node_state())?;
-    let document = document(config.as_ref(), identity.as_ref(), running.as_ref());
+    let document = document(
+        &standing,
+        config.as_ref(),
+        identity.as_ref(),
+        running.as_ref(),
+    );
     if args.format.json {
         context.output.json(&document)?;
+    } else if unusable.is_some() {
+        context.output.fields(&[("Service", standing.words)])?;
     } else {
-        print_status(context.output, config.as_ref(), &document)?;
+        print_status(context.output, &standing, config.as_ref(), &document)?;
     }
-    Ok(Exit::SUCCESS)
+    match unusable {
+        None => Ok(Exit::SUCCESS),
+        Some(failure) => Err(failure.into()),
+    }
 }
 
 fn document(
+    standing: &Standing,
     config: Option<&NodeConfig>,
     identity: Option<&NodeIdentity>,
     running: Option<&Report>,
@@ -132,8 +149,7 @@ fn document(
         name: config.map(|config| config.name.as_str().to_owned()),
         node_id: identity.map(|identity| identity.node_id.as_str().to_owned()),
         fingerprint: identity.map(|identity| identity.fingerprint().to_string()),
-        // Services come with a later release.
-        service: "not_installed",
+        service: standing.word,
         connected: since.is_some(),
         connected_since: since
             .and_then(|since| i64::try_from(since).ok())
@@ -146,12 +162,20 @@ fn document(
 
 fn print_status(
     output: Output,
+    standing: &Standing,
     config: Option<&NodeConfig>,
     status: &StatusDocument,
 ) -> anyhow::Result<()> {
     let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let Some(config) = config else {
         output.text("this machine is no node: it has not joined a gateway")?;
+        if standing.word != "not_installed" {
+            output.warn(&format!(
+                "there is a service all the same, and it is {}",
+                standing.words
+            ));
+            output.hint("to take it away: moltis node remove");
+        }
         output.hint(&format!("join one: {NODE_ADD} --host ws://<host>:9090/ws"));
         return Ok(());
     };
@@ -181,7 +205,7 @@ fn print_status(
         ("Name", text(&status.name)),
         ("Node id", text(&status.node_id)),
         ("This node's key", text(&status.fingerprint)),
-        ("Service", "not installed".to_owned()),
+        ("Service", standing.words.clone()),
         ("Connected", connected),
         ("Working directory", config.working_dir.clone()),
         ("Longest time", longest),
@@ -189,16 +213,35 @@ fn print_status(
     ])
 }
 
-/// `moltis node remove`: end the node process and what it runs, then delete the files.
+/// What `moltis node remove` took away.
+#[derive(Debug, Serialize)]
+struct Removal {
+    service_removed: bool,
+    config_removed: bool,
+    key_removed: bool,
+}
+
+/// `moltis node remove`: end the service, the node process and what it runs, then delete the files.
 pub(super) async fn remove(context: &Context, args: Remove) -> anyhow::Result<Exit> {
     let home = context.home()?;
     let output = context.output;
+    let manager = service::manager(&context.settings);
+    service::of_home(&manager, NODE, &home)?;
+    let service_removed = service::remove(output, &manager, NODE).await?;
     stop_process(&home, output).await?;
     end_runs(&home, output).await;
-    let removed = delete(&home.node_config(), &home)?;
+    let config_removed = delete(&home.node_config(), &home)?;
     let key_removed = args.delete_key && delete(&home.node_key(), &home)?;
     delete(&home.node_state(), &home)?;
-    match (removed, key_removed) {
+    if args.format.json {
+        output.json(&Removal {
+            service_removed,
+            config_removed,
+            key_removed,
+        })?;
+        return Ok(Exit::SUCCESS);
+    }
+    match (service_removed || config_removed, key_removed) {
         (false, false) => output.note("there was nothing to remove: this machine is no node"),
         (true, false) => {
             output.note(&format!(

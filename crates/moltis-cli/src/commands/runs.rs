@@ -15,6 +15,7 @@ use crate::args::runs::{State as StateArg, Stream as StreamArg};
 use crate::exit::Exit;
 use crate::output::streams::{Escapes, Streams, WriteError};
 use crate::units::{ago, short, size, span};
+use crate::visible::quoted;
 
 /// `moltis runs …`.
 pub(super) async fn run(context: &Context, args: Runs) -> anyhow::Result<Exit> {
@@ -116,16 +117,6 @@ pub(super) fn command_of(run: &Run) -> String {
     match whole.char_indices().nth(80) {
         Some((at, _)) => format!("{}…", &whole[..at]),
         None => whole,
-    }
-}
-
-/// Quotes a word where a shell would need it.
-pub(super) fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "-_./=:,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
     }
 }
 
@@ -304,18 +295,4 @@ async fn claim(context: &Context, args: Claim) -> anyhow::Result<Exit> {
     let run: Run = claimed.map_err(ApiError::into_failure)?;
     print(context, &run, args.format.json)?;
     Ok(Exit::SUCCESS)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_quoted_as_a_shell_would_read_them() {
-        assert_eq!(quoted("make"), "make");
-        assert_eq!(quoted(""), "''");
-        assert_eq!(quoted("a b"), "'a b'");
-        assert_eq!(quoted("it's"), r"'it'\''s'");
-        assert_eq!(quoted("$HOME"), "'$HOME'");
-    }
 }

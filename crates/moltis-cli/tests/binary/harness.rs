@@ -20,6 +20,8 @@ pub(crate) const LONG: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub(crate) struct Home {
     dir: tempfile::TempDir,
+    moltis_name: &'static str,
+    user_name: &'static str,
 }
 
 /// What a command left behind.
@@ -33,22 +35,31 @@ pub(crate) struct Done {
 
 impl Home {
     pub(crate) fn new() -> Self {
+        Self::named("m", "user")
+    }
+
+    /// As [`Home::new`], where the directories of `MOLTIS_HOME` and of the user have these names.
+    pub(crate) fn named(moltis_name: &'static str, user_name: &'static str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("mo")
             .tempdir_in("/tmp")
             .unwrap();
-        fs::create_dir(dir.path().join("user")).unwrap();
-        Self { dir }
+        fs::create_dir(dir.path().join(user_name)).unwrap();
+        Self {
+            dir,
+            moltis_name,
+            user_name,
+        }
     }
 
     /// The directory that `MOLTIS_HOME` names; it does not exist before a command makes it.
     pub(crate) fn path(&self) -> PathBuf {
-        self.dir.path().join("m")
+        self.dir.path().join(self.moltis_name)
     }
 
     /// The home directory of the user.
     pub(crate) fn user(&self) -> PathBuf {
-        self.dir.path().join("user")
+        self.dir.path().join(self.user_name)
     }
 
     /// Makes the home with this file in it.
@@ -90,6 +101,8 @@ impl Home {
             ("HOME", self.user().into()),
             ("SHELL", "/bin/sh".into()),
             ("MOLTIS_HOME", self.path().into()),
+            // Nobody's service manager is there but one that a test starts.
+            ("XDG_RUNTIME_DIR", self.dir.path().join("run").into()),
             ("NO_COLOR", "1".into()),
         ]
     }

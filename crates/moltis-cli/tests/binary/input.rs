@@ -223,12 +223,6 @@ fn a_working_directory_must_be_one() {
 }
 
 #[test]
-fn without_a_service_node_add_names_the_way_that_works() {
-    says(&["node", "add", "--host", "ws://gw:1/ws"], "--foreground");
-    says(&["node", "add", "--host", "ws://gw:1/ws"], "later release");
-}
-
-#[test]
 fn a_question_without_a_terminal_names_the_flag() {
     let home = Home::new();
     let gateway = home.gateway();
@@ -254,8 +248,11 @@ fn whoever_leaves_the_dashes_out_is_told_where_they_go() {
 
 #[test]
 fn what_comes_later_is_said_to_come_later() {
-    says(&["doctor"], "`doctor` comes with a later release");
-    says(&["node", "logs"], "`logs` comes with a later release");
+    says(&["chat"], "`chat` comes with a later release");
+    says(
+        &["gateway", "backup"],
+        "`backup` comes with a later release",
+    );
     let done = refused(&["node", "lst"]);
     assert!(!done.stderr.contains("later release"), "{}", done.stderr);
 }

@@ -19,10 +19,7 @@ fn a_machine_joins_by_the_story_of_the_readme() {
         "{done:?}"
     );
     let line = done.stdout.lines().nth(1).unwrap();
-    assert!(
-        line.starts_with("  moltis node add --foreground --host ws://"),
-        "{line}"
-    );
+    assert!(line.starts_with("  moltis node add --host ws://"), "{line}");
     let gateway_key = line.split("--gateway-key ").nth(1).unwrap().trim();
     let status = home.json(["node", "pairing", "status", "--json"]);
     assert_eq!(status["enabled"], true);
@@ -126,7 +123,7 @@ fn pasted(home: &Home, line: &str) -> Process {
     let programs = Path::new(env!("CARGO_BIN_EXE_moltis")).parent();
     let mut shell = std::process::Command::new("/bin/sh");
     shell
-        .args(["-c", &format!("exec {}", line.trim())])
+        .args(["-c", &format!("exec {} --foreground", line.trim())])
         .env_clear()
         .envs(home.environment())
         .env(

@@ -138,7 +138,7 @@ async fn nodes_and_pairing() {
     let url = gateway.url();
     assert!(
         line.starts_with(&format!(
-            "moltis node add --foreground --host {url} --gateway-key SHA256:"
+            "moltis node add --host {url} --gateway-key SHA256:"
         )),
         "{line}"
     );

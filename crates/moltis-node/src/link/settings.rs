@@ -56,20 +56,23 @@ impl Watched {
         }
     }
 
-    /// Remembers the gateway's key for good, unless a key is pinned. A file that a person has
-    /// pointed at another gateway in this moment is left alone.
+    /// Remembers the gateway's key for good, unless a key is pinned, and that no gateway need be
+    /// asked to pair any more. A file that a person has pointed at another gateway in this moment
+    /// is left alone.
     pub(super) fn pin(&mut self, key: Fingerprint) -> Result<(), ConfigFileError> {
         let pinned = match &mut self.settings {
             Settings::Value(config) => {
                 config.gateway_key.get_or_insert(key);
+                config.pair = false;
                 NodeConfig::clone(config)
             }
             Settings::File(file) => {
                 let mut config = file.load()?;
                 let same = self.current.as_ref().map(|current| &current.gateway_url)
                     == Some(&config.gateway_url);
-                if same && config.gateway_key.is_none() {
-                    config.gateway_key = Some(key);
+                if same && (config.pair || config.gateway_key.is_none()) {
+                    config.gateway_key.get_or_insert(key);
+                    config.pair = false;
                     file.save(&config)?;
                     self.stamp = file.stamp();
                 }
@@ -78,6 +81,7 @@ impl Watched {
         };
         if let Some(current) = &mut self.current {
             current.gateway_key = pinned.gateway_key;
+            current.pair = pinned.pair;
         }
         Ok(())
     }

@@ -87,7 +87,7 @@ async fn a_changed_gateway_key_stops_before_the_node_shows_anything() {
     let words = error.to_string();
     assert!(words.contains(&old.to_string()) && words.contains(&gateway.fingerprint().to_string()));
     let repair = format!(
-        "moltis node add --foreground --host {} --gateway-key {} --repin",
+        "moltis node add --host {} --gateway-key {} --repin",
         gateway.url(),
         gateway.fingerprint()
     );

@@ -1,12 +1,14 @@
 //! What `systemctl show` prints, as a [`Status`].
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::status::{State, Status};
 
 /// What is asked for (org.freedesktop.systemd1(5)).
 pub(super) const ASKED: &[&str] = &[
     "LoadState",
+    "FragmentPath",
     "ActiveState",
     "SubState",
     "UnitFileState",
@@ -17,6 +19,13 @@ pub(super) const ASKED: &[&str] = &[
     "StatusText",
     "NeedDaemonReload",
 ];
+
+/// Returns the file that the unit was read from; `None` where it has none.
+pub(super) fn file(printed: &str) -> Option<&Path> {
+    let mut lines = printed.lines();
+    let path = lines.find_map(|line| line.strip_prefix("FragmentPath="))?;
+    Some(Path::new(path)).filter(|path| path.is_absolute())
+}
 
 /// Reads `NAME=value` lines. What is missing counts as empty.
 pub(super) fn status(printed: &str) -> Status {

@@ -14,6 +14,12 @@ use crate::service::Service;
 /// What begins the line that tells whether a file was changed since it was written.
 const MARK: &str = "# mark: ";
 
+/// What systemd takes in no program's path, however it is quoted.
+const REFUSED_IN_A_PROGRAM: [char; 3] = ['"', '\'', '\\'];
+
+/// How such a program is started: the shell's name for it and its arguments follow.
+const SHELL: &str = r#""/bin/sh" "-c" "exec \"$$0\" \"$$@\"""#;
+
 /// Returns the text of the unit.
 ///
 /// The service counts as started when its program has said so (`sd_notify(3)`), is started again two
@@ -24,7 +30,12 @@ const MARK: &str = "# mark: ";
 pub fn unit(service: &Service) -> Result<String, ServiceError> {
     let program = service.check()?;
     let unit = service.name.unit();
-    let mut command = quoted(&percent(program));
+    let mut command = if program.contains(REFUSED_IN_A_PROGRAM) {
+        // The shell becomes the program, so that the process is the same.
+        format!("{SHELL} {}", quoted(&percent(program).replace('$', "$$")))
+    } else {
+        quoted(&percent(program))
+    };
     for argument in &service.arguments {
         command.push(' ');
         command.push_str(&quoted(&percent(argument).replace('$', "$$")));
@@ -75,8 +86,16 @@ pub(super) fn read(path: PathBuf, text: String) -> Installed {
             .flat_map(words)
             .collect()
     };
+    let command = values("ExecStart");
+    let is_by_shell = command.first().is_some_and(|word| word == "/bin/sh");
+    let program = if is_by_shell {
+        // An argument, in which a dollar is written twice.
+        command.get(3).map(|word| word.replace("$$", "$"))
+    } else {
+        command.into_iter().next()
+    };
     Installed {
-        program: values("ExecStart").into_iter().next(),
+        program,
         variables: values("Environment")
             .iter()
             .filter_map(|word| word.split_once('='))

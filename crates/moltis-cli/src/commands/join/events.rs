@@ -5,8 +5,11 @@ use std::sync::Arc;
 use moltis_identity::Fingerprint;
 use moltis_node::{LinkError, LinkEvent, Trust};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
+use super::meet::Until;
 use super::request::Joined;
+use crate::notify;
 use crate::output::Output;
 use crate::paths::Home;
 use crate::units::span;
@@ -19,15 +22,36 @@ pub(super) struct Person<'a> {
     own_key: Fingerprint,
     url: String,
     node_id: String,
-    shown_key: Option<Fingerprint>,
+    until: Until,
+    enough: CancellationToken,
     shown_code: Option<String>,
     waited: bool,
-    accepted: bool,
+    told: Told,
     last_error: Option<String>,
 }
 
+/// What a person was told, as far as it decides what comes next.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// The gateway has taken this node.
+    pub(super) accepted: bool,
+    /// A person approved it just now.
+    pub(super) approved: bool,
+    /// The gateway waits for a person's answer.
+    pub(super) waiting: bool,
+    /// The key that the gateway proved.
+    pub(super) gateway: Option<Fingerprint>,
+}
+
 impl<'a> Person<'a> {
-    pub(super) fn new(output: Output, joined: &'a Joined, home: &'a Home) -> Self {
+    /// Tells until `until` holds, and then cancels `enough`.
+    pub(super) fn new(
+        output: Output,
+        joined: &'a Joined,
+        home: &'a Home,
+        until: Until,
+        enough: CancellationToken,
+    ) -> Self {
         Self {
             output,
             joined,
@@ -35,21 +59,30 @@ impl<'a> Person<'a> {
             own_key: joined.identity.fingerprint(),
             url: joined.config.gateway_url.to_string(),
             node_id: joined.identity.node_id.as_str().to_owned(),
-            shown_key: None,
+            until,
+            enough,
             shown_code: None,
             waited: false,
-            accepted: false,
+            told: Told::default(),
             last_error: None,
         }
     }
 
-    /// Tells everything until the link has ended; returns whether the gateway took this node.
-    pub(super) async fn tell(mut self, mut events: mpsc::Receiver<LinkEvent>) -> bool {
+    /// Tells everything until the link has ended.
+    pub(super) async fn tell(mut self, mut events: mpsc::Receiver<LinkEvent>) -> Told {
         while let Some(event) = events.recv().await {
             // Where nobody reads, the node still works.
             self.tell_one(event).ok();
+            let enough = match self.until {
+                Until::Stopped => false,
+                Until::Accepted => self.told.accepted,
+                Until::Heard => self.told.accepted || self.told.waiting,
+            };
+            if enough {
+                self.enough.cancel();
+            }
         }
-        self.accepted
+        self.told
     }
 
     fn tell_one(&mut self, event: LinkEvent) -> anyhow::Result<()> {
@@ -59,7 +92,8 @@ impl<'a> Person<'a> {
                 code, expires_in, ..
             } => {
                 let code = code.to_string();
-                if self.shown_code.as_ref() != Some(&code) {
+                // The service that waits in our place has a code of its own.
+                if self.until != Until::Heard && self.shown_code.as_ref() != Some(&code) {
                     self.output.text(&format!(
                         "Connection code  {code}    (the same code is shown where you approve)"
                     ))?;
@@ -72,15 +106,23 @@ impl<'a> Person<'a> {
                     }
                 }
                 self.waited = true;
+                self.told.waiting = true;
                 self.shown_code = Some(code);
                 self.last_error = None;
                 Ok(())
             }
             LinkEvent::Accepted { approved, .. } => {
-                let first = !std::mem::replace(&mut self.accepted, true);
+                let first = !std::mem::replace(&mut self.told.accepted, true);
+                self.told.approved |= approved;
+                self.told.waiting = false;
                 self.last_error = None;
                 let (url, id) = (&self.url, &self.node_id);
                 match (approved, first) {
+                    (false, true) if self.until != Until::Stopped => {
+                        self.tell_what_holds();
+                        Ok(())
+                    }
+                    _ if self.until != Until::Stopped => Ok(()),
                     (true, _) => self.output.text(&format!(
                         "Approved. Connected to {url} as node {id}; Ctrl+C disconnects."
                     )),
@@ -122,7 +164,7 @@ impl<'a> Person<'a> {
     }
 
     fn keys(&mut self, fingerprint: Fingerprint, trust: Trust) -> anyhow::Result<()> {
-        if self.shown_key.replace(fingerprint) == Some(fingerprint) {
+        if self.told.gateway.replace(fingerprint) == Some(fingerprint) {
             return Ok(());
         }
         let how = match trust {
@@ -136,23 +178,31 @@ impl<'a> Person<'a> {
     }
 }
 
-/// Tells the log.
+/// Tells the log, and the service manager where there is one.
 pub(super) async fn log(mut events: mpsc::Receiver<LinkEvent>) {
     while let Some(event) = events.recv().await {
         match event {
             LinkEvent::Dialing { url, attempt } => {
+                if attempt == 1 {
+                    notify::status(&format!("connecting to {url}"));
+                }
                 tracing::debug!(gateway.url = %url, attempt, "dialling");
             }
             LinkEvent::GatewayKey { fingerprint, .. } => {
                 tracing::debug!(gateway.key = %fingerprint, "the gateway has proven its key");
             }
             LinkEvent::Pending { code, .. } => {
+                notify::status(&format!("waiting for approval with the code {code}"));
                 tracing::warn!(connection.code = %code, "waiting for approval on the gateway");
             }
-            LinkEvent::Accepted { .. } => tracing::info!("connected"),
+            LinkEvent::Accepted { .. } => {
+                notify::status("connected");
+                tracing::info!("connected");
+            }
             LinkEvent::Disconnected { error, retry_in } => {
                 let hint = error.hint().unwrap_or_default();
                 let error = words(&error);
+                notify::status(&format!("not connected: {error}"));
                 let pause_ms = u64::try_from(retry_in.as_millis()).unwrap_or(u64::MAX);
                 tracing::warn!(error, hint, retry_in_ms = pause_ms, "not connected");
             }

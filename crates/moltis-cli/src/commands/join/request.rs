@@ -12,11 +12,11 @@ use moltis_telemetry::API_KEY_VARIABLES;
 
 use super::super::Context;
 use super::super::node::{config_failure, load_config, random_node_id};
-use super::super::runs::quoted;
 use crate::account::Account;
 use crate::args::node::Add;
 use crate::failure::{Failure, failure, usage};
 use crate::paths::Home;
+use crate::visible::quoted;
 
 /// A checked `moltis node add`.
 #[derive(Debug)]
@@ -108,11 +108,7 @@ impl Request {
     /// # Errors
     /// Another gateway is joined, or its key is pinned to another one.
     pub(super) fn write(&self, home: &Home) -> Result<Joined, anyhow::Error> {
-        let before = load_config(home)?;
-        let joined = before.filter(|config| config.gateway_key.is_some());
-        if let Some(joined) = &joined {
-            self.check_joined(joined)?;
-        }
+        let joined = self.joined(home)?;
         let mut identity = NodeIdentity::load_or_create(&home.node_key(), || {
             self.node_id.clone().unwrap_or_else(random_node_id)
         })?;
@@ -139,6 +135,20 @@ impl Request {
                 labels: self.labels.clone(),
             },
         })
+    }
+
+    /// Returns the settings of the gateway that this machine has joined, where it is the one that
+    /// was named.
+    ///
+    /// # Errors
+    /// Another gateway is joined, or its key is pinned to another one.
+    pub(super) fn joined(&self, home: &Home) -> Result<Option<NodeConfig>, Failure> {
+        let before = load_config(home)?;
+        let joined = before.filter(|config| config.gateway_key.is_some() && !config.pair);
+        if let Some(joined) = &joined {
+            self.check_joined(joined)?;
+        }
+        Ok(joined)
     }
 
     fn check_joined(&self, joined: &NodeConfig) -> Result<(), Failure> {
@@ -238,6 +248,16 @@ impl Joined {
             std::fs::remove_file(home.node_config()).ok(); // it would only be updated the next time
         }
     }
+}
+
+/// Lets whoever connects by node.json from now on ask to pair with the gateway whose key was
+/// shown, until it is answered.
+pub(super) fn leave_waiting(home: &Home, gateway: Fingerprint) -> Result<(), Failure> {
+    let file = ConfigFile::new(home.node_config());
+    let mut config = file.load().map_err(config_failure)?;
+    config.pair = true;
+    config.gateway_key.get_or_insert(gateway);
+    file.save(&config).map_err(config_failure)
 }
 
 fn flag(flag: &str, problem: &impl std::fmt::Display) -> Failure {

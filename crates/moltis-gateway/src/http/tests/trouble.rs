@@ -112,7 +112,7 @@ async fn an_address_of_the_network_answers_nodes_and_health_only() {
 
 #[tokio::test]
 async fn a_request_to_pair_that_is_not_meant_or_too_old_is_not_approved() {
-    let now: jiff::Timestamp = NOW.parse().unwrap();
+    let now: Timestamp = NOW.parse().unwrap();
     let door = Door::open_after(async |dir| {
         let store = Store::open(dir).await.unwrap();
         let (mut one, mut two, mut old) =

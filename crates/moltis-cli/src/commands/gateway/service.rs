@@ -1,0 +1,183 @@
+//! `moltis gateway install`, `uninstall` and `status`: the gateway as a service of the operating
+//! system.
+
+use moltis_gateway::api::gateway::Gateway;
+use moltis_service::ServiceError;
+use serde::Serialize;
+
+use crate::api::{ApiError, Client};
+use crate::args::{Format, Listen, Remote};
+use crate::commands::Context;
+use crate::config_file;
+use crate::exit::Exit;
+use crate::failure::{Failure, failure};
+use crate::logging;
+use crate::paths::Home;
+use crate::service::{self, GATEWAY, failed};
+
+/// Bytes of the log in which the reason of a failed start is looked for.
+const LOG_BYTES: usize = 64 * 1024;
+
+/// `moltis gateway install`.
+pub(in crate::commands) async fn install(context: &Context, args: Listen) -> anyhow::Result<Exit> {
+    let home = context.home()?;
+    let manager = service::manager(&context.settings);
+    let service = service::gateway(&home, &context.settings, &args.addresses)?;
+    manager
+        .check(&service)
+        .await
+        .map_err(|error| failed(error, GATEWAY))?;
+    service::of_home(&manager, GATEWAY, &home)?;
+    home.prepare()?;
+    config_file::load(&home.config(), &home.show(&home.config()))?;
+    let standing = service::standing(&manager, GATEWAY).await?;
+    if standing.pid.is_none() && ask(context).await?.is_some() {
+        return Err(
+            failure("a gateway runs on this home already, and not as a service")
+                .hint("end it where it runs (Ctrl+C), then again: commands that run go on")
+                .into(),
+        );
+    }
+    let before = log_length(&home);
+    let installed = manager.install(&service).await;
+    let installation = installed.map_err(|error| not_started(error, &home, before))?;
+    let shown = home.show(&installation.path);
+    let Some(gateway) = ask(context).await? else {
+        return Err(
+            failure("the service is installed and its gateway does not answer")
+                .hint("see why: moltis gateway logs -f")
+                .into(),
+        );
+    };
+    let output = context.output;
+    output.text(&format!("Service installed and running ({shown})."))?;
+    let lines: Vec<_> = gateway
+        .addresses
+        .iter()
+        .map(|address| format!("listening on http://{address}"))
+        .collect();
+    output.text(&lines.join("\n"))?;
+    service::tell_beside(output, &home, &manager, GATEWAY, &installation).await;
+    Ok(Exit::SUCCESS)
+}
+
+/// `moltis gateway uninstall`.
+pub(in crate::commands) async fn uninstall(
+    context: &Context,
+    format: Format,
+) -> anyhow::Result<Exit> {
+    #[derive(Serialize)]
+    struct Document {
+        service_removed: bool,
+    }
+    let home = context.home()?;
+    let manager = service::manager(&context.settings);
+    service::of_home(&manager, GATEWAY, &home)?;
+    let service_removed = service::remove(context.output, &manager, GATEWAY).await?;
+    if format.json {
+        context.output.json(&Document { service_removed })?;
+    } else if service_removed {
+        context.output.note(&format!(
+            "removed; what the gateway knows stays in {}, and commands that run go on",
+            home.show(home.dir())
+        ));
+    } else {
+        context
+            .output
+            .note("there was nothing to remove: the gateway is not installed as a service");
+    }
+    Ok(Exit::SUCCESS)
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    service: &'static str,
+    running: bool,
+    addresses: Vec<String>,
+    fingerprint: Option<String>,
+    version: Option<String>,
+    started_at: Option<jiff::Timestamp>,
+}
+
+/// `moltis gateway status`.
+pub(in crate::commands) async fn status(context: &Context, format: Format) -> anyhow::Result<Exit> {
+    let home = context.home()?;
+    let manager = service::manager(&context.settings);
+    let standing = service::standing(&manager, GATEWAY).await?;
+    let gateway = ask(context).await?;
+    let output = context.output;
+    if format.json {
+        let running = gateway.is_some();
+        let (addresses, fingerprint, version, started_at) = match gateway {
+            Some(known) => (
+                known.addresses,
+                Some(known.fingerprint),
+                Some(known.version),
+                Some(known.started_at),
+            ),
+            None => (Vec::new(), None, None, None),
+        };
+        output.json(&Document {
+            service: standing.word,
+            running,
+            addresses,
+            fingerprint,
+            version,
+            started_at,
+        })?;
+        return Ok(Exit::SUCCESS);
+    }
+    let dash = || "-".to_owned();
+    let running = match (&gateway, standing.pid) {
+        (None, _) => "no".to_owned(),
+        (Some(gateway), Some(_)) => format!("yes, version {}", gateway.version),
+        (Some(gateway), None) => format!("yes, version {}, not as a service", gateway.version),
+    };
+    let addresses = gateway.as_ref().map_or_else(dash, |gateway| {
+        let urls = gateway.addresses.iter();
+        let urls: Vec<_> = urls.map(|address| format!("http://{address}")).collect();
+        urls.join("\n")
+    });
+    let key = gateway.map_or_else(dash, |gateway| gateway.fingerprint);
+    output.fields(&[
+        ("Service", standing.words),
+        ("Running", running.clone()),
+        ("Listening on", addresses),
+        ("Gateway key", key),
+        ("Home", home.show(home.dir())),
+    ])?;
+    if running == "no" {
+        output.hint(if standing.word == "not_installed" {
+            "start one: moltis gateway, or as a service: moltis gateway install"
+        } else {
+            "see why: moltis gateway logs -f"
+        });
+    }
+    Ok(Exit::SUCCESS)
+}
+
+/// Asks the gateway of this home what it is; `None` where none runs.
+async fn ask(context: &Context) -> Result<Option<Gateway>, Failure> {
+    let client: Client = context.client(&Remote::default())?;
+    match client.get("gateway").await {
+        Ok(gateway) => Ok(Some(gateway)),
+        Err(ApiError::NotReached { .. }) => Ok(None),
+        Err(error) => Err(error.into_failure()),
+    }
+}
+
+/// Adds to a failed start what the gateway itself wrote about it.
+fn not_started(error: ServiceError, home: &Home, log_before: u64) -> Failure {
+    if let ServiceError::NotStarted { .. } = error
+        && let Some(reason) = logging::last_error(&home.gateway_log(), log_before, LOG_BYTES)
+    {
+        return failure("the service is installed and its gateway does not start")
+            .because(anyhow::anyhow!("{reason}"))
+            .hint("it tries again every two seconds; to take it away: moltis gateway uninstall");
+    }
+    failed(error, GATEWAY)
+}
+
+fn log_length(home: &Home) -> u64 {
+    std::fs::metadata(home.gateway_log()).map_or(0, |meta| meta.len())
+}

@@ -1,0 +1,19 @@
+//! The gateway itself: what it is and where it listens.
+
+use serde::{Deserialize, Serialize};
+
+use super::Timestamp;
+
+/// Answer of `GET gateway`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gateway {
+    /// Its version.
+    pub version: String,
+    /// `SHA256:…` of its key.
+    pub fingerprint: String,
+    /// Addresses and ports that it listens on, as `127.0.0.1:9090`; none while it serves only its
+    /// Unix socket.
+    pub addresses: Vec<String>,
+    /// Since when it runs.
+    pub started_at: Timestamp,
+}
