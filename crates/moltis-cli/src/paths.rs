@@ -4,6 +4,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Access;
+
 use crate::failure::{Failure, OrFail as _, failure};
 use crate::settings::Settings;
 
@@ -77,8 +79,15 @@ impl Home {
             std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o700))
                 .or_fail(|| format!("cannot set the mode of `{shown}` to 0700"))?;
         }
-        let writable = rustix::fs::access(&self.dir, rustix::fs::Access::WRITE_OK);
-        writable.map_err(io::Error::from).map_err(|error| {
+        let wanted = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+        let usable = rustix::fs::access(&self.dir, wanted);
+        usable.map_err(io::Error::from).map_err(|error| {
+            if mode & 0o700 != 0o700 {
+                return failure(format!(
+                    "cannot write to the home directory `{shown}`: its mode is {mode:04o}, expected 0700"
+                ))
+                .hint(format!("chmod 700 {shown}"));
+            }
             failure(format!("cannot write to the home directory `{shown}`"))
                 .because(error)
                 .hint("set MOLTIS_HOME to a directory that you may write to")

@@ -21,7 +21,8 @@ struct Document<'a> {
 
 /// `moltis node policy …`.
 pub(super) fn run(context: &Context, args: PolicyCommand) -> anyhow::Result<Exit> {
-    let file = ConfigFile::new(context.home()?.node_config());
+    let home = context.home()?;
+    let file = ConfigFile::new(home.node_config());
     let mut config = file.load().map_err(config_failure)?;
     let json = match args.policy {
         None => Some(args.format.json),
@@ -54,6 +55,7 @@ pub(super) fn run(context: &Context, args: PolicyCommand) -> anyhow::Result<Exit
         })?,
         Some(false) => output.text(&words(&config.policy))?,
         None => {
+            home.prepare()?;
             file.save(&config).map_err(config_failure)?;
             output.note(&format!("may run here: {}", words(&config.policy)));
             if config.policy.mode != PolicyMode::AllowList && !config.policy.allow.is_empty() {

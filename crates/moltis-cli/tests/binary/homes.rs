@@ -1,9 +1,11 @@
 //! Homes, files and ports that are not as they should be: a clear error, and nothing is harmed.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use crate::harness::{Done, Home, meddle, run};
+use crate::harness::{Done, Home, meddle, not_tested, run};
 
 fn fails(home: &Home, args: &[&str], wanted: &[&str]) -> Done {
     let done = home.run(args);
@@ -54,6 +56,122 @@ fn a_home_that_cannot_be_made_is_told() {
     assert!(
         done.stderr.contains("cannot make the home directory"),
         "{done:?}"
+    );
+}
+
+/// The user and group `nobody` of Linux, who owns nothing of anybody's.
+const NOBODY: u32 = 65_534;
+
+/// The binary as a user whom permissions hold back: nobody where we are root, who passes them all.
+/// `None` where that cannot be.
+fn held_back(home: &Home, args: &[&str]) -> Option<Command> {
+    if !rustix::process::geteuid().is_root() {
+        return Some(home.command(args));
+    }
+    // The binary may lie where nobody but root may go.
+    let copy = home.user().join("moltis");
+    if !copy.exists() {
+        fs::copy(env!("CARGO_BIN_EXE_moltis"), &copy).unwrap();
+    }
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+        .env_clear()
+        .envs(home.environment())
+        .current_dir("/")
+        .stdin(Stdio::null());
+    let known = Command::new("setpriv").arg("--version").output();
+    command.arg(copy).args(args);
+    known.is_ok().then_some(command)
+}
+
+/// Gives a directory and what is in it to whom [`held_back`] runs as, with this mode.
+fn give(dir: &Path, mode: u32) {
+    if rustix::process::geteuid().is_root() {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            chown(entry.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Names and contents below a directory.
+fn everything_in(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = fs::read_dir(dir).unwrap().flatten();
+    let mut all: Vec<_> = entries
+        .map(|entry| (entry.path(), fs::read(entry.path()).unwrap_or_default()))
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_home_that_may_not_be_written_is_told_and_left_alone() {
+    let home = Home::new();
+    let above = home.user().parent().unwrap().to_owned();
+    fs::set_permissions(&above, fs::Permissions::from_mode(0o755)).unwrap();
+    home.ok(["node", "fingerprint"]);
+    home.write(
+        "node.json",
+        r#"{"gateway_url": "ws://127.0.0.1:1/ws", "name": "box", "working_dir": "/", "path": "/bin"}"#,
+    );
+    give(&home.path(), 0o500);
+    let before = everything_in(&home.path());
+    let closed = above.join("closed");
+    fs::create_dir(&closed).unwrap();
+    give(&closed, 0o500);
+    let below = closed.join("m");
+    let join = [
+        "node",
+        "add",
+        "--foreground",
+        "--host",
+        "ws://127.0.0.1:1/ws",
+    ];
+    let all: [&[&str]; 5] = [
+        &["gateway", "--listen", "127.0.0.1:0"],
+        &join,
+        &["node", "fingerprint"],
+        &["node", "run"],
+        &["node", "policy", "off"],
+    ];
+    for args in all {
+        let Some(command) = held_back(&home, args) else {
+            return not_tested("a home that may not be written", "there is no setpriv");
+        };
+        let done = run(command);
+        let (path, said) = (home.path(), &done.stderr);
+        let path = path.display();
+        assert_eq!(done.code, 1, "{args:?}: {done:?}");
+        assert!(
+            said.contains(&format!(
+                "cannot write to the home directory `{path}`: its mode is 0500"
+            )) && said.contains(&format!("hint: chmod 700 {path}")),
+            "{args:?}: {said}"
+        );
+        assert!(before == everything_in(&home.path()), "{args:?}");
+    }
+    for args in &all[..3] {
+        let mut command = held_back(&home, args).unwrap();
+        command.env("MOLTIS_HOME", &below);
+        let done = run(command);
+        let said = &done.stderr;
+        assert_eq!(done.code, 1, "{args:?}: {done:?}");
+        assert!(
+            said.contains(&format!(
+                "cannot make the home directory `{}`",
+                below.display()
+            )) && said.contains("hint: set MOLTIS_HOME to a directory that you may write to"),
+            "{args:?}: {said}"
+        );
+        assert!(everything_in(&closed).is_empty(), "{args:?}");
+    }
+    give(&home.path(), 0o700);
+    let fingerprint = run(held_back(&home, &["node", "fingerprint"]).unwrap());
+    assert_eq!(
+        fingerprint.code, 0,
+        "the home is as good as before: {fingerprint:?}"
     );
 }
 
