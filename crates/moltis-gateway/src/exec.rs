@@ -38,6 +38,7 @@ pub(crate) use unclaimed::Unknown;
 
 use crate::audit::Actor;
 use crate::local::Local;
+use crate::output::OutputTrouble;
 use crate::principal::Principal;
 use crate::session::seat::{Command, Ready, Seat};
 use crate::store::{
@@ -110,6 +111,8 @@ pub struct RunStatus {
     pub last_heard_at: Option<Timestamp>,
     /// How much it has written, as far as is known.
     pub totals: Totals,
+    /// Why its output comes no further, where that is the gateway's disk.
+    pub output_waits: Option<OutputTrouble>,
 }
 
 impl Runs {
@@ -160,15 +163,18 @@ impl Runs {
             let device = device_of(&record.target)?;
             self.shared.roster.get(device)?.last_seen()
         });
-        let totals = match self.shared.table.get(record.id) {
-            Some(run) if record.stage != RunStage::Ended => run.output.totals(),
-            _ => record.totals,
-        };
+        let live = self.shared.table.get(record.id);
+        let live = live.filter(|_| record.stage != RunStage::Ended);
+        let totals = live
+            .as_ref()
+            .map_or(record.totals, |run| run.output.totals());
+        let output_waits = live.and_then(|run| run.output.waits_for());
         RunStatus {
             record,
             reachable,
             last_heard_at,
             totals,
+            output_waits,
         }
     }
 

@@ -68,6 +68,16 @@ pub const SPOOL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes kept of the beginning of a stream whose spool is full.
 pub const SPOOL_HEAD_BYTES: u64 = 1024 * 1024;
 
+/// Returns how many bytes output leaves free on a file system of this size: for the gateway's store
+/// and a keeper's journal, so that the run which fills a disk can be cancelled, and what frees it
+/// can be run. An eighth, at most 64 MiB: a `-wal` file of 16 MiB, what its checkpoint adds, and
+/// thousands of runs. Past it output counts as meeting a full disk.
+pub const fn disk_reserve_bytes(disk_bytes: u64) -> u64 {
+    const MAX: u64 = 64 * 1024 * 1024;
+    let part = disk_bytes / 8;
+    if part < MAX { part } else { MAX }
+}
+
 /// A reader that finds the memory of its outbox full waits this long for room before it spools.
 pub const SPOOL_AFTER: Duration = Duration::from_millis(250);
 

@@ -162,6 +162,9 @@ fn print(context: &Context, run: &Run, json: bool) -> anyhow::Result<()> {
     if let (true, Some(then)) = (run.state != State::Ended, run.last_heard_at) {
         fields.push(("Last heard of", ago(then, now)));
     }
+    if let Some(words) = &run.output_waits {
+        fields.push(("Output waits", words.clone()));
+    }
     if let Some(then) = run.cancel_requested_at {
         fields.push(("Cancel asked", ago(then, now)));
     }

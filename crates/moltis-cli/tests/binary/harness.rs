@@ -22,6 +22,8 @@ pub(crate) struct Home {
     dir: tempfile::TempDir,
     moltis_name: &'static str,
     user_name: &'static str,
+    /// What holds a disk of its own under the home.
+    disk: Option<Process>,
 }
 
 /// What a command left behind.
@@ -49,7 +51,39 @@ impl Home {
             dir,
             moltis_name,
             user_name,
+            disk: None,
         }
+    }
+
+    /// A home that is a file system of so many MiB, which its own processes alone see; `None` where
+    /// none may be mounted.
+    pub(crate) fn on_a_disk(mib: u32) -> Option<Self> {
+        let mut home = Self::new();
+        fs::create_dir(home.path()).unwrap();
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--mount", "sh", "-c"]).arg(format!(
+            "mount -t tmpfs -o size={mib}m,mode=0700 tmpfs {} && echo mounted && exec cat",
+            home.path().display()
+        ));
+        unshare.stdin(Stdio::piped());
+        let mut holder = Process::start_if_there(unshare)?;
+        holder.stdout.wait_for_line_or_end();
+        if !holder.stdout.text().contains("mounted") {
+            holder.wait();
+            return None;
+        }
+        home.disk = Some(holder);
+        Some(home)
+    }
+
+    /// The home as this process can look at it.
+    pub(crate) fn seen(&self) -> PathBuf {
+        let path = self.path();
+        let Some(holder) = &self.disk else {
+            return path;
+        };
+        let root = format!("/proc/{}/root", holder.pid().as_raw_pid());
+        Path::new(&root).join(path.strip_prefix("/").unwrap())
     }
 
     /// The directory that `MOLTIS_HOME` names; it does not exist before a command makes it.
@@ -85,7 +119,16 @@ impl Home {
 
     /// The binary with these arguments, in an environment that holds nothing of ours.
     pub(crate) fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_moltis"));
+        let binary = env!("CARGO_BIN_EXE_moltis");
+        let mut command = match &self.disk {
+            None => Command::new(binary),
+            Some(holder) => {
+                let mut command = Command::new("nsenter");
+                let namespace = format!("--mount=/proc/{}/ns/mnt", holder.pid().as_raw_pid());
+                command.args([&namespace, "--", binary]);
+                command
+            }
+        };
         command
             .args(args)
             .env_clear()
@@ -263,19 +306,27 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn start(mut command: Command) -> Self {
+    pub(crate) fn start(command: Command) -> Self {
+        Self::spawn(command).unwrap()
+    }
+
+    /// Starts a program that this machine may not have.
+    pub(crate) fn start_if_there(command: Command) -> Option<Self> {
+        Self::spawn(command).ok()
+    }
+
+    fn spawn(mut command: Command) -> std::io::Result<Self> {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .spawn()?;
         let stdout = Printed::of(child.stdout.take().unwrap());
         let stderr = Printed::of(child.stderr.take().unwrap());
-        Self {
+        Ok(Self {
             child,
             stdout,
             stderr,
-        }
+        })
     }
 
     /// Starts a command whose outputs go elsewhere.
@@ -394,6 +445,14 @@ impl Printed {
                 .find(wanted)
                 .is_some_and(|at| printed[at..].contains('\n'))
         })
+    }
+
+    /// Waits until a line was printed, or nothing will be.
+    pub(crate) fn wait_for_line_or_end(&self) {
+        eventually("a line, or the end", || {
+            let text = self.lock();
+            (text.ended || text.bytes.contains(&b'\n')).then_some(())
+        });
     }
 
     fn wait_for_end(&self) {

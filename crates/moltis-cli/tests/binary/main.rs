@@ -12,6 +12,7 @@
 mod harness;
 
 mod crash;
+mod disks;
 mod exec;
 mod homes;
 mod input;

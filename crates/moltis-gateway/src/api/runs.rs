@@ -219,6 +219,9 @@ pub struct Run {
     pub reachable: bool,
     /// When that machine was last heard of.
     pub last_heard_at: Option<Timestamp>,
+    /// Why its output comes no further, where that is the gateway's disk: the command waits with it.
+    #[serde(default)]
+    pub output_waits: Option<String>,
     /// The node brought it and no row was known: `POST runs/{id}/claim` takes it.
     pub unclaimed: bool,
 }

@@ -101,6 +101,7 @@ impl Disk {
         from: u64,
         mut pieces: Vec<Bytes>,
     ) -> Result<Wrote, OutputError> {
+        self.keep_what_fits(stream, from, &mut pieces)?;
         let segment = self.segment(stream, from)?;
         let file = Arc::clone(&segment.file);
         let mut left: &mut [Bytes] = &mut pieces;
@@ -136,6 +137,27 @@ impl Disk {
         let path = segment.path.clone();
         self.note_unsynced(path, &file);
         Ok(wrote)
+    }
+
+    /// Cuts pieces to the room that there is.
+    fn keep_what_fits(
+        &self,
+        stream: Stream,
+        from: u64,
+        pieces: &mut Vec<Bytes>,
+    ) -> Result<(), OutputError> {
+        let outputs = self.dir.parent().unwrap_or(&self.dir);
+        let room = files::room(outputs).map_err(|error| {
+            let path = files::segment(&self.dir, stream, from);
+            OutputError::file("write to", &path, error)
+        })?;
+        let mut room = usize::try_from(room).unwrap_or(usize::MAX);
+        for piece in &mut *pieces {
+            piece.truncate(room);
+            room -= piece.len();
+        }
+        pieces.retain(|piece| !piece.is_empty());
+        Ok(())
     }
 
     /// Writes a gap down. The next bytes go into a segment of their own.

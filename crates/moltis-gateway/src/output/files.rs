@@ -16,6 +16,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use moltis_proto::limits::disk_reserve_bytes;
 use moltis_proto::run::{GapReason, Stream};
 use moltis_proto::{BootId, RunId};
 use sha2::{Digest as _, Sha256};
@@ -36,6 +37,26 @@ pub(super) fn make_dir(dir: &Path) -> Result<(), OutputError> {
         .mode(0o700)
         .create(dir)
         .map_err(|error| OutputError::file("make", dir, error))
+}
+
+/// Returns how many bytes of output the disk below `dir` takes, at least one; what output leaves to
+/// the store is not counted.
+pub(super) fn room(dir: &Path) -> io::Result<u64> {
+    let Ok(disk) = rustix::fs::statvfs(dir) else {
+        return Ok(u64::MAX); // the write itself will tell
+    };
+    let size = disk.f_blocks.saturating_mul(disk.f_frsize);
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if size == 0 {
+        return Ok(u64::MAX); // a file system that does not count
+    }
+    match free.saturating_sub(disk_reserve_bytes(size)) {
+        0 => Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            format!("{free} bytes are free, and output leaves those to the store"),
+        )),
+        room => Ok(room),
+    }
 }
 
 /// Opens a file for appending, making it with mode 0600.

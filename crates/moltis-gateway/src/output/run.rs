@@ -19,7 +19,8 @@ use super::memory::{Extent, Found, Memory, OnDisk, ToWrite};
 use super::sync::Syncing;
 use super::writer::{Wait, Writing};
 use super::{
-    EndedOutput, Inner, LiveCount, OutputError, OutputLimits, OutputRead, Progress, Space, files,
+    EndedOutput, Inner, LiveCount, OutputError, OutputLimits, OutputRead, OutputTrouble, Progress,
+    Space, files,
 };
 use crate::store::Heads;
 
@@ -263,6 +264,15 @@ impl RunOutput {
     /// Tells how far both streams have come, whenever that changes.
     pub fn subscribe(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
+    }
+
+    /// Returns why bytes that came are not stored; `None` while nothing stands in their way.
+    pub fn waits_for(&self) -> Option<OutputTrouble> {
+        let is_stored = |memory: &Memory| memory.stored() == memory.end();
+        if self.memory().iter().all(is_stored) {
+            return None;
+        }
+        self.writing.trouble().borrow().clone()
     }
 
     /// Has this bell rung whenever the writing thread has stored something, instead of the one

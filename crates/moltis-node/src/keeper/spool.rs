@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use moltis_proto::RunId;
+use moltis_proto::limits::disk_reserve_bytes;
 use moltis_proto::run::outbox::{SpoolDone, SpoolHeader, SpoolOp};
 use moltis_proto::run::{GapReason, Stream};
 
@@ -99,6 +100,10 @@ impl Spool {
         after: &SpoolHeader,
     ) -> io::Result<SpoolDone> {
         let file = self.file()?;
+        let ends = parts
+            .iter()
+            .map(|(position, part)| HEADER_BYTES + position + part.len() as u64);
+        check_room(file, ends.max().unwrap_or_default())?;
         if let Some(before) = &before {
             write_header(file, before)?;
         }
@@ -133,6 +138,21 @@ impl Spool {
             .as_ref()
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+}
+
+/// Checks that a file which grows to this length leaves to the journal what is its own.
+fn check_room(file: &File, length: u64) -> io::Result<()> {
+    let growth = length.saturating_sub(file.metadata()?.len());
+    let Ok(disk) = rustix::fs::fstatvfs(file) else {
+        return Ok(()); // the write itself will tell
+    };
+    let size = disk.f_blocks.saturating_mul(disk.f_frsize);
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    // A file system without a size does not count.
+    if growth > 0 && size > 0 && free < disk_reserve_bytes(size).saturating_add(growth) {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    Ok(())
 }
 
 fn write_header(file: &File, header: &SpoolHeader) -> io::Result<()> {

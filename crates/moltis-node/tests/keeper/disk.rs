@@ -61,11 +61,15 @@ async fn a_full_disk_leaves_a_marked_gap_and_a_keeper_that_works_again() {
     drop(client);
     ended(async || keeper.attach().await.1.runs[0].state.clone()).await;
 
-    // Nothing can be taken while there is no room for the journal.
+    // Output has left room for the journal: what would free the disk can be run.
     let (mut client, _) = keeper.attach().await;
+    let longer_than_a_page = format!("true {}", "x".repeat(10_000));
+    let run = client.run(id(4), shell(&longer_than_a_page)).await;
+    assert_eq!(run.ending().outcome, Outcome::Exited);
+
+    // Nothing can be taken while there is none.
     let filler = dir.path().join("filler");
     fill(&filler);
-    let longer_than_a_page = format!("true {}", "x".repeat(10_000));
     let refused = client.run(id(2), shell(&longer_than_a_page)).await.refused;
     assert_eq!(refused, Some(RunRefusal::JournalFailed));
 

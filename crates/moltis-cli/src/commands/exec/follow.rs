@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::Method;
+use moltis_gateway::api::problem::Code;
 use moltis_gateway::api::runs::{Cancel, Resize, Run, State, Stream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -124,8 +125,12 @@ struct Follower {
     /// The writer has failed; what comes is thrown away while the run ends.
     unwritable: bool,
     said_cut: bool,
+    said_waits: bool,
     looks: mpsc::Receiver<Run>,
     look: mpsc::Sender<Run>,
+    /// Why the gateway does not take our cancel.
+    refusals: mpsc::Receiver<ApiError>,
+    refusal: mpsc::Sender<ApiError>,
 }
 
 enum Step {
@@ -134,6 +139,7 @@ enum Step {
     Unwritable,
     Input(stdin::Event),
     Look(Box<Run>),
+    Refused(ApiError),
     Event(Option<reader::Event>),
 }
 
@@ -176,6 +182,7 @@ impl Follower {
             Some(Streams::start(output, escapes)?)
         };
         let (look, looks) = mpsc::channel(1);
+        let (refusal, refusals) = mpsc::channel(1);
         Ok(Self {
             context: context.clone(),
             events: reader::start(Rc::clone(&client), run.run_id.clone(), run.pieces),
@@ -197,8 +204,11 @@ impl Follower {
             cancelling: None,
             unwritable: false,
             said_cut: false,
+            said_waits: false,
             looks,
             look,
+            refusals,
+            refusal,
         })
     }
 
@@ -211,6 +221,7 @@ impl Follower {
                 () = writer_failed(self.streams.as_ref()), if !self.unwritable => Step::Unwritable,
                 Some(event) = next_input(self.input.as_mut()) => Step::Input(event),
                 Some(run) = self.looks.recv() => Step::Look(Box::new(run)),
+                Some(error) = self.refusals.recv() => Step::Refused(error),
                 Some(permit) = room(self.streams.as_ref()), if self.held.is_some() => {
                     if let Some(piece) = self.held.take() {
                         permit.send(piece);
@@ -253,6 +264,9 @@ impl Follower {
                 self.input = None;
             }
             Step::Look(run) => self.looked(&run),
+            Step::Refused(error) => self.say(&format!(
+                "the cancel cannot be taken: {error}; it is asked for again until it is taken"
+            )),
             Step::Event(None) => {
                 return Some(End::Failed(ApiError::Cut("the reader ended".to_owned())));
             }
@@ -316,11 +330,18 @@ impl Follower {
         self.ended_by = Some(because);
         let client = Rc::clone(&self.client);
         let path = format!("runs/{}/cancel", self.run_id);
+        let refusal = self.refusal.clone();
         self.cancelling = Some(tokio::task::spawn_local(async move {
-            // Any other answer means that it is heard, or that the ending is on its way.
-            while let Err(error) = client.tell(Method::POST, &path, &Cancel::default()).await
-                && error.passes()
-            {
+            let mut refusal = Some(refusal);
+            while let Err(error) = client.tell(Method::POST, &path, &Cancel::default()).await {
+                let is_unwritable = error.code() == Some(Code::StoreReadOnly);
+                // Any other answer means that it is heard, or that the ending is on its way.
+                if !is_unwritable && !error.passes() {
+                    return;
+                }
+                if let Some(refusal) = refusal.take_if(|_| is_unwritable) {
+                    refusal.send(error).await.ok(); // the follower has ended
+                }
                 sleep(CANCEL_PAUSE).await;
             }
         }));
@@ -354,6 +375,11 @@ impl Follower {
         let said = self.run_away;
         self.run_away = run.state != State::Ended && !run.reachable;
         self.note_away();
+        if let Some(words) = &run.output_waits
+            && !std::mem::replace(&mut self.said_waits, true)
+        {
+            self.say(&format!("{words}; the command waits with it"));
+        }
         if self.run_away && !said {
             let (node, run) = (&run.node_name, short(&self.run_id));
             self.say_away(&format!(

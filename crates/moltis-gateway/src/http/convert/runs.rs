@@ -54,6 +54,7 @@ impl Run {
             stderr_bytes: status.totals.stderr,
             reachable: status.reachable,
             last_heard_at: status.last_heard_at,
+            output_waits: status.output_waits.map(|trouble| trouble.to_string()),
             unclaimed: record.unclaimed,
         }
     }
