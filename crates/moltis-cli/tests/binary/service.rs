@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::harness::{Done, Gateway, Home, Process, code_of, eventually};
 use crate::systemd::UserManager;
+use crate::terminal::OnTerminal;
 
 const NODE: &str = "moltis-node.service";
 
@@ -434,6 +435,50 @@ fn whoever_does_not_wait_leaves_a_service_that_does() {
     // It asks once: a gateway that forgets this node is not asked again by a service.
     let config = fs::read_to_string(machine.path().join("node.json")).unwrap();
     assert!(!config.contains("\"pair\""), "{config}");
+}
+
+#[test]
+fn ctrl_c_while_it_waits_asks_whether_a_service_shall() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    home.ok(["node", "pairing", "enable"]);
+    let Some(manager) = UserManager::start(&machine) else {
+        return;
+    };
+    let ws = gateway.ws();
+    let line = ["node", "add", "--host", &ws, "--name", "box"];
+    let asked = |answer: &str| {
+        let mut on = OnTerminal::of(&manager.moltis(line));
+        on.screen.wait_for("Waiting for approval");
+        on.type_in("\x03");
+        on.screen.wait_until("the question", |shown| {
+            shown.contains("wait for the answer? [y/N]")
+        });
+        on.type_in(answer);
+        on.wait()
+    };
+    assert_eq!(asked("n\r"), 130);
+    assert_eq!(asked("\x03"), 130);
+    assert_eq!(status(&manager)["service"], "not_installed");
+    assert!(!machine.path().join("node.json").exists());
+    assert_eq!(asked("y\r"), 0);
+    let code = status(&manager)["connection_code"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    home.ok(["node", "approve", &gateway.request_with(&code), "--yes"]);
+    wait_until_connected(&manager);
+    echo(&home);
+
+    // Where nobody can be asked, nothing is left behind, and the flag is named.
+    manager.ok(["node", "remove", "--delete-key"]);
+    let mut add = manager.start_moltis(line);
+    add.stderr.wait_for("Waiting for approval");
+    manager.shell("pkill -INT -f 'moltis node add'");
+    let done = add.wait();
+    assert_eq!(done.code, 130, "{done:?}");
+    assert!(done.stderr.contains("--no-wait"), "{done:?}");
+    assert_eq!(status(&manager)["service"], "not_installed");
 }
 
 #[test]

@@ -9,30 +9,48 @@ use rustix::termios::{LocalModes, tcgetattr};
 
 use crate::harness::{Home, Printed, eventually};
 
-/// The binary on a terminal of its own.
-struct OnTerminal {
+/// A program on a terminal of its own.
+pub(crate) struct OnTerminal {
     child: Child,
     pty: Pty,
-    screen: Printed,
+    pub(crate) screen: Printed,
 }
 
 impl OnTerminal {
+    /// Starts a command. Ctrl+C is heard only by a program in it that asks to hear it.
+    pub(crate) fn of(command: &std::process::Command) -> Self {
+        let deaf = "trap '' INT; exec \"$0\" \"$@\"";
+        let set = |(name, value): (&std::ffi::OsStr, Option<&std::ffi::OsStr>)| {
+            Some((name.to_owned(), value?.to_owned()))
+        };
+        let command = Command::new("/bin/sh")
+            .args(["-c", deaf])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .env_clear()
+            .envs(command.get_envs().filter_map(set));
+        Self::spawn(command)
+    }
+
     fn start(home: &Home, args: &[&str]) -> Self {
         Self::start_with(home, args, &[])
     }
 
     fn start_with(home: &Home, args: &[&str], env: &[(&str, &str)]) -> Self {
-        let (pty, pts) = open().unwrap();
-        pty.resize(pty_process::Size::new(33, 111)).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_moltis"))
+        let command = Command::new(env!("CARGO_BIN_EXE_moltis"))
             .args(args)
             .env_clear()
             .envs(home.environment())
             .env("TERM", "xterm-256color")
             .envs(env.iter().copied())
-            .current_dir(home.user())
-            .spawn(pts)
-            .unwrap();
+            .current_dir(home.user());
+        Self::spawn(command)
+    }
+
+    fn spawn(command: Command) -> Self {
+        let (pty, pts) = open().unwrap();
+        pty.resize(pty_process::Size::new(33, 111)).unwrap();
+        let child = command.spawn(pts).unwrap();
         let reader = rustix::io::dup(&pty).unwrap();
         Self {
             child,
@@ -41,7 +59,7 @@ impl OnTerminal {
         }
     }
 
-    fn type_in(&mut self, text: &str) {
+    pub(crate) fn type_in(&mut self, text: &str) {
         self.pty.write_all(text.as_bytes()).unwrap();
     }
 
@@ -52,7 +70,7 @@ impl OnTerminal {
             .contains(LocalModes::ICANON)
     }
 
-    fn wait(&mut self) -> i32 {
+    pub(crate) fn wait(&mut self) -> i32 {
         let status = eventually("the end of a command on a terminal", || {
             self.child.try_wait().unwrap()
         });
