@@ -7,6 +7,7 @@
 //!
 //! Here is no handler, no status line and no route.
 
+pub mod doctor;
 pub mod follow;
 pub mod gateway;
 pub mod nodes;

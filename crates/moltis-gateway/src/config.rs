@@ -1,10 +1,10 @@
 //! Every knob of a gateway: what it is, its unit, its default.
 //!
 //! Whoever embeds a gateway fills a [`GatewayConfig`]; the command line makes it from flags and
-//! `moltis.toml`. Nothing here reads a file or the environment.
+//! `moltis.toml`. Nothing here reads a file's content or the environment.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use moltis_proto::handshake::SessionLimits;
 use moltis_proto::limits;
@@ -24,6 +24,9 @@ pub struct GatewayConfig {
     pub hosts: Vec<String>,
     /// Serve everything, not nodes alone, without TLS on addresses that are not loopback.
     pub insecure_http: bool,
+    /// The file that these settings were read from, so that the doctor can say when it has changed;
+    /// `None` where there is none.
+    pub settings_file: Option<SettingsFile>,
     /// Runs and their output.
     pub runs: RunsConfig,
     /// Strangers at the door.
@@ -34,6 +37,15 @@ pub struct GatewayConfig {
     pub session: SessionLimits,
     /// How long [`Gateway::shutdown`](crate::Gateway::shutdown) may take: 10 s.
     pub shutdown_grace: Duration,
+}
+
+/// A file of settings, as it was when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingsFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// When it was last written; `None` where there was none.
+    pub modified: Option<SystemTime>,
 }
 
 /// Runs and their output.
@@ -58,11 +70,24 @@ impl GatewayConfig {
             dir: dir.into(),
             hosts: Vec::new(),
             insecure_http: false,
+            settings_file: None,
             runs: RunsConfig::default(),
             admission: AdmissionConfig::default(),
             windows: STANDARD_WINDOWS,
             session: SessionLimits::STANDARD,
             shutdown_grace: Duration::from_secs(10),
+        }
+    }
+}
+
+impl SettingsFile {
+    /// Notes how the file is now. Ask before it is read, so that no change is overlooked.
+    pub fn stamp(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        let found = std::fs::metadata(&path).ok();
+        Self {
+            modified: found.and_then(|file| file.modified().ok()),
+            path,
         }
     }
 }

@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::config::GatewayConfig;
+use crate::doctor::Finding;
+use crate::doctor::gather::Doctor;
 use crate::error::BuildError;
 use crate::events::Events;
 use crate::exec::{Runs, Shared};
@@ -162,6 +164,7 @@ impl GatewayBuilder {
         shared
             .tasks
             .spawn(retention::keep_up(Arc::clone(&shared), keep));
+        let has_local = local.is_some();
         let runs = Runs::new(
             Arc::clone(&shared),
             local,
@@ -175,6 +178,19 @@ impl GatewayBuilder {
             config.windows,
             config.session,
         );
+        let doctor = Doctor {
+            dir: config.dir.clone(),
+            settings: config.settings_file.clone(),
+            insecure_http: config.insecure_http,
+            default_route: config.runs.default_route.clone(),
+            has_local,
+            store: shared.store.clone(),
+            outputs: shared.outputs.clone(),
+            roster: shared.roster.clone(),
+            pairing: shared.desk.clone(),
+            clock: shared.clock.clone(),
+            last: tokio::sync::Mutex::default(),
+        };
         let rooms = Rooms {
             door: door_config(&config, hosts),
             store: shared.store.clone(),
@@ -184,6 +200,7 @@ impl GatewayBuilder {
             roster: shared.roster.clone(),
             pairing: shared.desk.clone(),
             fingerprint: identity.fingerprint(),
+            doctor,
             stop: shared.tasks.stop().clone(),
         };
         let api = ApiState::new(rooms, u64::from_be_bytes(random::bytes()));
@@ -282,6 +299,12 @@ impl Gateway {
         since: Timestamp,
     ) -> Result<Vec<Point>, StoreError> {
         self.0.shared.history_of(device, since).await
+    }
+
+    /// Looks for what is wrong: a finding for every check, also where all is well. Reads much of the
+    /// home, and the database for some seconds at most.
+    pub async fn doctor(&self) -> Vec<Finding> {
+        self.0.api.findings().await
     }
 
     /// Returns the bell.

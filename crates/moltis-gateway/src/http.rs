@@ -11,6 +11,7 @@
 mod auth;
 mod caller;
 mod convert;
+mod doctor;
 mod envelope;
 mod error;
 mod extract;
@@ -47,8 +48,10 @@ use jiff::Timestamp;
 use moltis_identity::Fingerprint;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::doctor::Finding;
 use crate::api::runs::Run;
 use crate::clock::Clock;
+use crate::doctor::gather::Doctor;
 use crate::exec::{RunStatus, Runs};
 use crate::output::Outputs;
 use crate::pairing::PairingDesk;
@@ -75,7 +78,7 @@ struct Route {
 /// Every route there is.
 #[rustfmt::skip]
 fn table() -> Vec<Route> {
-    use Action::{AdminNodes, AdminTokens, Public, ReadNodes, ReadRuns, WriteRuns};
+    use Action::{AdminNodes, AdminTokens, Diagnose, Public, ReadNodes, ReadRuns, WriteRuns};
     use Method as M;
     vec![
         Route::new(M::GET, "/", Public, health::front_page),
@@ -111,6 +114,8 @@ fn table() -> Vec<Route> {
         Route::new(M::GET, "/api/v1/tokens", AdminTokens, tokens::list),
         Route::new(M::POST, "/api/v1/tokens", AdminTokens, tokens::create),
         Route::new(M::DELETE, "/api/v1/tokens/{id}", AdminTokens, tokens::revoke),
+
+        Route::new(M::GET, "/api/v1/doctor", Diagnose, doctor::findings),
     ]
 }
 
@@ -175,6 +180,8 @@ pub(crate) struct Rooms {
     pub(crate) pairing: PairingDesk,
     /// The gateway's own key.
     pub(crate) fingerprint: Fingerprint,
+    /// Who says what is wrong.
+    pub(crate) doctor: Doctor,
     /// The end of followed answers.
     pub(crate) stop: CancellationToken,
 }
@@ -275,6 +282,11 @@ impl ApiState {
             state: self.clone(),
             address,
         }
+    }
+
+    /// Returns what is wrong here, and what is not.
+    pub(crate) async fn findings(&self) -> Vec<Finding> {
+        self.0.rooms.doctor.findings(self.addresses()).await
     }
 
     fn stop(&self) -> &CancellationToken {

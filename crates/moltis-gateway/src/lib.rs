@@ -5,6 +5,7 @@ pub mod api;
 pub mod audit;
 pub mod clock;
 pub mod config;
+pub mod doctor;
 pub mod error;
 pub mod events;
 pub mod exec;

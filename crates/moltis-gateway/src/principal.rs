@@ -41,6 +41,8 @@ pub enum Action {
     RunHere,
     /// See, make and revoke tokens.
     AdminTokens,
+    /// See how the gateway's machine stands: paths, addresses, disks.
+    Diagnose,
 }
 
 /// Why somebody may not do something.
@@ -54,7 +56,7 @@ pub enum Denied {
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Public,
         Self::ReadNodes,
         Self::AdminNodes,
@@ -62,6 +64,7 @@ impl Action {
         Self::WriteRuns,
         Self::RunHere,
         Self::AdminTokens,
+        Self::Diagnose,
     ];
 
     /// Returns the scope that a token needs for it; `None` where nobody needs one.
@@ -72,7 +75,7 @@ impl Action {
             Self::AdminNodes => Some(Scope::NodesAdmin),
             Self::ReadRuns => Some(Scope::RunsRead),
             Self::WriteRuns => Some(Scope::RunsWrite),
-            Self::RunHere => Some(Scope::Admin),
+            Self::RunHere | Self::Diagnose => Some(Scope::Admin),
             Self::AdminTokens => Some(Scope::TokensAdmin),
         }
     }

@@ -11,6 +11,7 @@
 mod audit;
 mod checkpoint;
 mod error;
+mod inspect;
 mod nodes;
 mod open;
 pub(crate) mod pairings;
@@ -40,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::audit::Verdict as AuditVerdict;
 use self::checkpoint::Checkpoints;
 pub use self::error::StoreError;
+pub(crate) use self::inspect::{Inspected, inspect};
 pub use self::nodes::{Claims, NodeRecord, Sighting};
 use self::open::Files;
 pub use self::pairings::{Answer, KeyMismatch, PairingRequest};
@@ -188,15 +190,6 @@ impl Store {
         if self.0.jobs.send(Job::Close(told)).await.is_ok() {
             done.await.ok(); // the writer has ended already
         }
-    }
-
-    /// Reads every page and index of the database.
-    ///
-    /// # Errors
-    /// [`StoreError::Corrupt`] with what was found first.
-    pub async fn check(&self) -> Result<(), StoreError> {
-        let mut reader = self.reader().await?;
-        open::check_whole(&mut reader, &self.0.path).await
     }
 
     /// Returns whether a row can be written and read, as far as the last write tells. Where that
@@ -605,7 +598,8 @@ mod tests {
             }
         }
         store.synced(latest).await.unwrap();
-        store.check().await.unwrap();
+        let inspected = inspect(store.dir.path(), Duration::from_mins(1)).await;
+        assert_eq!(inspected.unwrap(), Inspected::Whole);
         store.ready().await.unwrap();
         assert_eq!(store.verify_audit().await.unwrap().entries, 2000);
     }

@@ -174,7 +174,10 @@ fn migrator() -> Migrator {
     Migrator::with_migrations(migrations.collect())
 }
 
-async fn check_owner(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
+pub(super) async fn check_owner(
+    connection: &mut SqliteConnection,
+    path: &Path,
+) -> Result<(), StoreError> {
     let ask = async {
         let row = sqlx::query(
             "SELECT (SELECT application_id FROM pragma_application_id()), count(*) FROM sqlite_schema",
@@ -195,7 +198,10 @@ async fn check_owner(connection: &mut SqliteConnection, path: &Path) -> Result<(
     })
 }
 
-async fn check_version(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
+pub(super) async fn check_version(
+    connection: &mut SqliteConnection,
+    path: &Path,
+) -> Result<(), StoreError> {
     let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
     let ask = async {
         let row = sqlx::query(
@@ -273,7 +279,8 @@ fn check_first_bytes(path: &Path, file: &mut File) -> Result<(), StoreError> {
     })
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+/// Returns the path of a file that SQLite keeps beside a database.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()

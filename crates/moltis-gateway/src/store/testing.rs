@@ -35,23 +35,29 @@ pub(crate) async fn store() -> TestStore {
 
 /// Fills the disk, as far as the store can tell: the next page is one too many.
 pub(crate) async fn fill(store: &Store) {
-    grant_pages(store, "PRAGMA max_page_count = 1").await;
+    execute(store, "PRAGMA max_page_count = 1").await;
 }
 
 /// Makes room again.
 pub(crate) async fn unfill(store: &Store) {
-    grant_pages(store, "PRAGMA max_page_count = 100000").await;
+    execute(store, "PRAGMA max_page_count = 100000").await;
 }
 
-async fn grant_pages(store: &Store, pragma: &'static str) {
-    let granted = store.transact(move |tx| {
+/// Makes the database 4 MiB long.
+pub(crate) async fn grow(store: &Store) {
+    let row = "INSERT INTO settings (name, value) VALUES ('long', hex(zeroblob(2097152)))";
+    execute(store, row).await;
+}
+
+async fn execute(store: &Store, sql: &'static str) {
+    let executed = store.transact(move |tx| {
         Box::pin(async move {
-            let set = sqlx::query(pragma).execute(&mut *tx.connection).await;
-            set.unwrap();
+            let done = sqlx::query(sql).execute(&mut *tx.connection).await;
+            done.unwrap();
             Ok(())
         })
     });
-    granted.await.unwrap();
+    executed.await.unwrap();
 }
 
 pub(crate) fn at(seconds: i64) -> Timestamp {

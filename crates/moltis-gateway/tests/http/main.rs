@@ -10,6 +10,7 @@
 mod bad_input;
 mod bodies;
 mod client;
+mod doctor;
 #[path = "../session/gateway.rs"]
 #[expect(
     dead_code,
