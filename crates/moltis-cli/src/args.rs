@@ -3,6 +3,7 @@
 //! Values are parsed here into types that cannot be wrong ([`values`]); what needs a look at the
 //! machine or the gateway is checked by the command itself. Secrets are never arguments.
 
+pub(crate) mod doctor;
 pub(crate) mod node;
 pub(crate) mod runs;
 pub(crate) mod token;
@@ -56,6 +57,8 @@ pub(crate) enum Command {
     /// API tokens
     #[command(subcommand)]
     Token(token::Token),
+    /// Say what is wrong here and at the gateway, and what to type next
+    Doctor(doctor::Doctor),
     /// Own the runs of one directory (started by the gateway and by nodes)
     #[command(hide = true)]
     Keeper(Keeper),
@@ -175,7 +178,6 @@ const LATER: &[&str] = &[
     "backup",
     "chat",
     "completions",
-    "doctor",
     "man",
     "mcp",
     "models",

@@ -1,5 +1,6 @@
 //! One arm per command: which room does it, on which runtime.
 
+mod doctor;
 mod exec;
 mod gateway;
 mod join;
@@ -59,6 +60,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Keeper(args) => on_one_thread(keeper::run(context, args)),
         Command::Node(command) => node(command, context),
         Command::Runs(command) => on_one_thread(runs::run(context, command)),
+        Command::Doctor(args) => on_one_thread(doctor::run(context, args)),
         Command::Token(command) => on_one_thread(token::run(context, command)),
     }
 }

@@ -11,6 +11,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use anyhow::Context as _;
 use comfy_table::{Table, presets};
+use moltis_gateway::api::doctor::{Finding, Level};
 use serde::Serialize;
 
 use crate::exit::Exit;
@@ -112,6 +113,35 @@ impl Output {
             }
         }
         self.text(text.trim_end_matches('\n'))
+    }
+
+    /// Prints a line for each finding, and below it what to do.
+    #[expect(
+        clippy::unused_self,
+        reason = "what may print is what has an `Output`; anstream looks for the terminal itself"
+    )]
+    pub(crate) fn findings(self, findings: &[Finding]) -> anyhow::Result<()> {
+        let width = findings.iter().map(|found| found.check.len()).max();
+        let width = width.unwrap_or(0) + 2;
+        let mut text = String::new();
+        for found in findings {
+            let (level, check) = (found.level.as_str(), inline(&found.check));
+            let colour = match found.level {
+                Level::Ok => 32,
+                Level::Warning => 33,
+                Level::Error => 31,
+            };
+            let message = inline(&found.message);
+            writeln!(
+                text,
+                "\x1b[1;{colour}m{level:9}\x1b[0m{check:width$}{message}"
+            )?;
+            if let Some(hint) = &found.hint {
+                writeln!(text, "{:9}\x1b[1;36mhint:\x1b[0m {}", "", inline(hint))?;
+            }
+        }
+        let mut out = anstream::stdout().lock();
+        stdout_result(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
     }
 
     /// Says something beside the data.

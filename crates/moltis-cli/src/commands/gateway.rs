@@ -8,6 +8,7 @@ pub(super) mod service;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use moltis_gateway::config::SettingsFile;
 use moltis_gateway::http::listen::{ListenError, Listener};
 use moltis_gateway::local::{Connecting, KeeperStream};
 use moltis_gateway::{Gateway, GatewayConfig};
@@ -33,6 +34,7 @@ const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALH
 pub(super) async fn run(context: &Context, args: args::Listen) -> anyhow::Result<Exit> {
     let home = context.home()?;
     home.prepare()?;
+    let settings_file = SettingsFile::stamp(home.config());
     let file = config_file::load(&home.config(), &home.show(&home.config()))?;
     let target = if context.settings.is_service {
         Target::File(home.gateway_log())
@@ -46,7 +48,7 @@ pub(super) async fn run(context: &Context, args: args::Listen) -> anyhow::Result
         file.log_format.unwrap_or_default(),
         target,
     )?;
-    let ended = serve(context, &home, args, file).await;
+    let ended = serve(context, &home, args, file, settings_file).await;
     if context.settings.is_service
         && let Err(error) = &ended
     {
@@ -61,6 +63,7 @@ async fn serve(
     home: &Home,
     args: args::Listen,
     file: ConfigFile,
+    settings_file: SettingsFile,
 ) -> anyhow::Result<Exit> {
     let stop = stop_on_signal()?;
     // The socket comes first: it says whether a gateway runs here already.
@@ -81,7 +84,7 @@ async fn serve(
             Ok(streams.collect())
         })
     };
-    let gateway = Gateway::builder(config(home, file))
+    let gateway = Gateway::builder(config(home, file, settings_file))
         .keeper(connector)
         .boot_id(moltis_telemetry::boot_id()?)
         .build()
@@ -108,8 +111,9 @@ fn addresses(args: args::Listen, file: &ConfigFile) -> Vec<SocketAddr> {
     file.listen.clone().unwrap_or_else(|| vec![LISTEN])
 }
 
-fn config(home: &Home, file: ConfigFile) -> GatewayConfig {
+fn config(home: &Home, file: ConfigFile, settings_file: SettingsFile) -> GatewayConfig {
     let mut config = GatewayConfig::new(home.dir());
+    config.settings_file = Some(settings_file);
     config.hosts = file.hosts.unwrap_or_default();
     if let Some(days) = file.keep_days {
         config.runs.keep_days = u32::try_from(days).unwrap_or(u32::MAX);

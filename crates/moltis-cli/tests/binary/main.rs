@@ -13,6 +13,7 @@ mod harness;
 
 mod crash;
 mod disks;
+mod doctor;
 mod exec;
 mod homes;
 mod input;

@@ -328,3 +328,18 @@ fn a_terminal_that_is_not_heard_any_more_is_given_back() {
     assert_eq!(on.wait(), 255);
     assert!(!on.is_raw(), "the terminal is as it was");
 }
+
+#[test]
+fn the_doctor_is_coloured_on_a_terminal_only() {
+    let home = Home::new();
+    let coloured = |env: &[(&str, &str)]| {
+        let mut doctor = OnTerminal::start_with(&home, &["doctor"], env);
+        assert_eq!(doctor.wait(), 1);
+        let screen = doctor.screen.wait_for("exec_route");
+        assert!(screen.contains("error"), "{screen:?}");
+        screen.contains("\x1b[1;31merror    \x1b[0mgateway")
+    };
+    assert!(coloured(&[("NO_COLOR", "")]));
+    assert!(!coloured(&[]));
+    assert!(!home.run(["doctor"]).stdout.contains('\x1b'));
+}
