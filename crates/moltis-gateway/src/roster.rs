@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use moltis_proto::code::CloseCode;
 use moltis_proto::handshake::{Epoch, Introduction};
 use moltis_proto::telemetry::Sample;
@@ -83,6 +83,9 @@ pub struct Presence {
     pub remote: Option<IpAddr>,
     /// When its last frame arrived.
     pub heard_at: Timestamp,
+    /// How far its clock is ahead of the gateway's, less the time that its word was on the way;
+    /// `None` before it has told it.
+    pub clock_ahead: Option<SignedDuration>,
     /// What the node says of itself.
     pub introduction: Option<Arc<Introduction>>,
 }
@@ -167,6 +170,7 @@ impl Roster {
                 since: seat.sitter.since,
                 remote: seat.sitter.remote,
                 heard_at: seat.heard_at(),
+                clock_ahead: seat.clock_ahead(),
                 introduction: seat.sitter.introduction.clone(),
             });
         NodeView {

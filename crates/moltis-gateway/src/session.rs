@@ -330,6 +330,12 @@ impl Session {
                 tracing::info!(device.id = %self.device, ?reason, back_in_ms, "a node goes away for a while");
             }
             ToGateway::Close { code } => return Err(End::ClosedByNode(code)),
+            ToGateway::Clock { unix_ms } => {
+                self.charge()?;
+                let now = self.shared.clock.now().as_millisecond();
+                let told = i64::try_from(unix_ms).unwrap_or(i64::MAX);
+                self.seat.note_clock(told.saturating_sub(now));
+            }
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use moltis_proto::handshake::{
 use moltis_proto::message::Windows;
 use moltis_proto::subprotocol::{Cipher, Negotiated};
 use moltis_proto::telemetry::Platform;
-use moltis_proto::version::LedgerRange;
+use moltis_proto::version::{Ledger, LedgerRange};
 use moltis_proto::{
     BootId, Codec, DeviceId, InstanceId, Labels, NodeId, NodeName, Nonce, PublicKey, RequestId,
     Signature,
@@ -25,6 +25,12 @@ use serde::Serialize;
 
 use crate::noise::{self, Opener, Sealer};
 use crate::{Fingerprint, SecretKey, StrictVerifier, hex, verify};
+
+/// What both ends speak here. The vectors stay as they are while the ledger grows.
+const LEDGERS: LedgerRange = LedgerRange {
+    min: Ledger(1),
+    max: Ledger(1),
+};
 
 #[derive(Serialize)]
 struct Vectors {
@@ -138,7 +144,7 @@ fn handshake(name: &'static str, offered: &str, intent: Intent) -> Handshake {
         gateway.binding,
         &gateway_key,
         &StrictVerifier,
-        LedgerRange::CURRENT,
+        LEDGERS,
         nonce_g,
         code_secret,
     );
@@ -219,7 +225,7 @@ fn claim(intent: Intent) -> NodeClaim {
         instance_id: InstanceId::from_bytes([0xaa; 16]),
         boot_id: BootId::from_bytes([0xbb; 16]),
         intent,
-        ledgers: LedgerRange::CURRENT,
+        ledgers: LEDGERS,
     }
 }
 

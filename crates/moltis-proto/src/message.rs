@@ -78,6 +78,11 @@ pub enum ToGateway {
         /// Why.
         code: CloseCode,
     },
+    /// What this machine's clock says, as near to the wire as can be. From ledger 2 on.
+    Clock {
+        /// Milliseconds since 1970 in UTC, leap seconds not counted; 0 before that.
+        unix_ms: u64,
+    },
 }
 
 /// Run messages towards the child process.

@@ -3,6 +3,7 @@
 //! | ledger | added |
 //! |---|---|
 //! | 1 | runs, telemetry, pairing |
+//! | 2 | the node's clock |
 //!
 //! A struct that has been on the wire never changes. What is new is a new variant at the end of an
 //! enum, with the next number here, and is sent only when both sides speak that number.
@@ -15,6 +16,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Ledger(pub u16);
+
+impl Ledger {
+    /// From here on a node says what its clock says.
+    pub const CLOCK: Self = Self(2);
+}
 
 /// The ledger numbers that one side speaks, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +35,7 @@ impl LedgerRange {
     /// What this build speaks.
     pub const CURRENT: Self = Self {
         min: Ledger(1),
-        max: Ledger(1),
+        max: Ledger(2),
     };
 
     /// Returns the highest number that both ranges hold; `None` where they do not meet.

@@ -137,7 +137,7 @@ fn node(view: &NodeView) -> Node {
         name: view.record.name.to_string(),
         online: view.presence.is_some(),
         last_seen: view.last_seen(),
-        clock_ahead: None,
+        clock_ahead: view.presence.as_ref().and_then(|here| here.clock_ahead),
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use moltis_proto::code::CloseCode;
 use moltis_proto::handshake::{Epoch, Introduction};
 use moltis_proto::{BootId, Codec, InstanceId, JournalId, RunId};
@@ -20,6 +20,9 @@ use crate::store::Target;
 
 /// Commands that wait for one peer, at most. One more waits at the mailbox.
 pub(crate) const MAILBOX_MAX: usize = 64;
+
+/// Stands for a clock that was not told: no two clocks are so far apart.
+const CLOCK_UNKNOWN: i64 = i64::MIN;
 
 /// Something to do on a connection.
 #[derive(Debug)]
@@ -66,6 +69,8 @@ pub(crate) struct Seat {
     gone: CancellationToken,
     ready: watch::Sender<Option<Ready>>,
     heard_ms: AtomicI64,
+    /// See [`Seat::clock_ahead`]; [`CLOCK_UNKNOWN`] before anything was told.
+    clock_ahead_ms: AtomicI64,
 }
 
 /// The peer is not there any more.
@@ -85,6 +90,7 @@ impl Seat {
             gone: CancellationToken::new(),
             ready: watch::Sender::new(None),
             heard_ms,
+            clock_ahead_ms: AtomicI64::new(CLOCK_UNKNOWN),
         };
         (Arc::new(seat), commands)
     }
@@ -159,6 +165,20 @@ impl Seat {
     pub(crate) fn heard_at(&self) -> Timestamp {
         Timestamp::from_millisecond(self.heard_ms.load(Ordering::Relaxed))
             .unwrap_or(self.sitter.since)
+    }
+
+    /// Notes by how many milliseconds the peer's clock was ahead of ours when it told it.
+    pub(crate) fn note_clock(&self, ahead_ms: i64) {
+        self.clock_ahead_ms.store(ahead_ms, Ordering::Relaxed);
+    }
+
+    /// Returns by how much the peer's clock was ahead of ours, less the time that its word was on
+    /// the way; `None` before it has told it.
+    pub(crate) fn clock_ahead(&self) -> Option<SignedDuration> {
+        match self.clock_ahead_ms.load(Ordering::Relaxed) {
+            CLOCK_UNKNOWN => None,
+            ahead_ms => Some(SignedDuration::from_millis(ahead_ms)),
+        }
     }
 
     /// Returns whether the connection is still wanted.

@@ -5,7 +5,7 @@ use moltis_gateway::api::doctor::{Finding, Level};
 use serde_json::Value;
 
 use crate::client::Client;
-use crate::gateway::TestGateway;
+use crate::gateway::{TestGateway, until};
 
 async fn findings(client: &Client) -> Vec<Finding> {
     let answer = client.get("doctor").await;
@@ -64,8 +64,15 @@ async fn a_node_that_goes_and_a_window_that_is_open_are_warnings() {
     let mut node = gateway.node("box").await;
     let all = findings(&client).await;
     assert_eq!(found(&all, "nodes").message, "1 of 1 connected: box");
-    assert_eq!(found(&all, "pairing_window").level, Level::Warning);
     let device = gateway.device("box");
+    until("the node to tell its clock", || {
+        gateway.gateway.roster().get(device)?.presence?.clock_ahead
+    })
+    .await;
+    let clock = found(&findings(&client).await, "clock").clone();
+    assert_eq!(clock.level, Level::Ok, "{clock:?}");
+    assert!(clock.message.contains("all 1 connected nodes agree"));
+    assert_eq!(found(&all, "pairing_window").level, Level::Warning);
     node.hang_up().await;
     gateway.offline(device).await;
     let all = findings(&client).await;

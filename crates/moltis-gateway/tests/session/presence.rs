@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use moltis_gateway::api::doctor::Level;
 use moltis_gateway::events::Event;
 use moltis_proto::ToGateway;
 use moltis_proto::code::CloseCode;
@@ -144,4 +145,42 @@ async fn a_sample_that_is_too_long_closes() {
     );
     let kept = gateway.gateway.roster().get(device.id()).unwrap().sample;
     assert!(kept.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_wrong_is_told_and_believed_when_it_is_put_right() {
+    let gateway = TestGateway::start().await;
+    let device = Device::new("box");
+    device.pair(&gateway).await;
+    let mut node = device.ready(&gateway).await;
+    let look = async || {
+        let all = gateway.gateway.doctor().await;
+        all.into_iter()
+            .find(|found| found.check == "clock")
+            .unwrap()
+    };
+    let untold = look().await;
+    assert_eq!(untold.level, Level::Ok);
+    assert!(untold.message.starts_with("0 of 1"), "{untold:?}");
+    let now = || u64::try_from(Timestamp::now().as_millisecond()).unwrap();
+    for (unix_ms, level, words) in [
+        (
+            now() + 7_200_500,
+            Level::Warning,
+            "`box` is 2 h 0 min ahead of",
+        ),
+        (now() - 60_000, Level::Warning, "`box` is 1 min 0 s behind"),
+        (0, Level::Warning, "behind"),
+        (u64::MAX, Level::Warning, "ahead of"),
+        (now(), Level::Ok, "all 1 connected nodes agree"),
+    ] {
+        node.send(&ToGateway::Clock { unix_ms }).await;
+        // Its answer comes behind what was said before.
+        node.send(&ToGateway::Ping { number: unix_ms }).await;
+        let answer = ToNode::Pong { number: unix_ms };
+        while node.hear().await.unwrap() != answer {}
+        let found = look().await;
+        assert_eq!(found.level, level, "{found:?}");
+        assert!(found.message.contains(words), "{found:?}");
+    }
 }

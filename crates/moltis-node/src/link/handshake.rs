@@ -19,6 +19,7 @@ use moltis_proto::limits::{HANDSHAKE_FRAME_BYTES_MAX, HANDSHAKE_TIME_MAX};
 use moltis_proto::liveness::Liveness;
 use moltis_proto::message::Windows;
 use moltis_proto::subprotocol::Negotiated;
+use moltis_proto::version::Ledger;
 use moltis_proto::{Codec, Nonce, PublicKey, RequestId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -70,6 +71,7 @@ pub(super) struct Accepted {
     pub(super) epoch: Epoch,
     pub(super) windows: Windows,
     pub(super) limits: SessionLimits,
+    pub(super) ledger: Ledger,
     pub(super) approved: bool,
 }
 
@@ -112,13 +114,14 @@ pub(super) async fn run(
             epoch,
             windows,
             limits,
-            ledger: _,
+            ledger,
         } => Ok(Accepted {
             opened: conversation.opened,
             gateway_key,
             epoch,
             windows,
             limits,
+            ledger,
             approved,
         }),
         Decision::Refused(Refusal::Version) => Err(LinkError::Version(None)),

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::future::{Future as _, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::SinkExt as _;
@@ -57,6 +57,8 @@ pub(super) struct Outgoing {
     pages: VecDeque<ToGateway>,
     pong: Option<u64>,
     ping: Option<u64>,
+    /// The time of day is to be told.
+    clock: bool,
     sample: Option<Box<Sample>>,
     plain: Vec<u8>,
     /// Output that was too long for a slow road, cut.
@@ -84,6 +86,7 @@ impl Outgoing {
             pages,
             pong: None,
             ping: None,
+            clock: false,
             sample: None,
             plain: Vec::new(),
             pieces: VecDeque::new(),
@@ -109,6 +112,11 @@ impl Outgoing {
     /// Asks for a sign of life.
     pub(super) fn ping(&mut self, number: u64) {
         self.ping = Some(number);
+    }
+
+    /// Tells the time of day, as it is when it goes out.
+    pub(super) fn clock(&mut self) {
+        self.clock = true;
     }
 
     /// Sends a sample. One that still waits is replaced.
@@ -232,6 +240,10 @@ impl Outgoing {
         if let Some(page) = self.pages.pop_front() {
             return Some(page);
         }
+        if std::mem::take(&mut self.clock) {
+            let unix_ms = unix_ms(SystemTime::now());
+            return Some(ToGateway::Clock { unix_ms });
+        }
         self.sample.take().map(ToGateway::Telemetry)
     }
 
@@ -294,6 +306,11 @@ impl Outgoing {
         };
         timeout(FAREWELL_TIME, goodbye).await.ok(); // Best effort: the gateway sees the end anyway.
     }
+}
+
+fn unix_ms(now: SystemTime) -> u64 {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Cuts output into pieces of at most so many bytes; anything else is one piece.

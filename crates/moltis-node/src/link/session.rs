@@ -15,6 +15,7 @@ use moltis_proto::code::{CloseCode, GoodbyeReason};
 use moltis_proto::handshake::SessionLimits;
 use moltis_proto::liveness::Liveness;
 use moltis_proto::telemetry::Sample;
+use moltis_proto::version::Ledger;
 use moltis_proto::{Codec, ToGateway, ToKeeper, ToNode};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_tungstenite::tungstenite::Message;
@@ -79,6 +80,7 @@ pub(super) async fn run(
         outgoing: Outgoing::new(sink, accepted.opened.sealer, codec, pages),
         liveness: Liveness::new(&accepted.limits, around.clock.now()),
         clock: around.clock,
+        tells_clock: accepted.ledger >= Ledger::CLOCK,
         sample_asked: false,
     };
     let ended = session.work(keepers, &accepted.limits, around).await;
@@ -94,6 +96,8 @@ struct Session<'a> {
     outgoing: Outgoing,
     liveness: Liveness,
     clock: &'a Clock,
+    /// The gateway understands what our time of day is.
+    tells_clock: bool,
     sample_asked: bool,
 }
 
@@ -129,7 +133,12 @@ impl Session<'_> {
                     sampling = None;
                     self.outgoing.sample(sample);
                 }
-                _ = telemetry_due.tick() => self.sample_asked = true,
+                _ = telemetry_due.tick() => {
+                    self.sample_asked = true;
+                    if self.tells_clock {
+                        self.outgoing.clock();
+                    }
+                }
                 _ = settings_due.tick() => {
                     if around.settings.has_changed() {
                         return Err(LinkError::SettingsChanged);

@@ -11,7 +11,7 @@ use moltis_proto::handshake::{Binding, Epoch, Introduction, NodeProof, SessionLi
 use moltis_proto::limits::{CONNECTION_WINDOW_BYTES, RUN_WINDOW_BYTES, STDIN_WINDOW_BYTES};
 use moltis_proto::message::Windows;
 use moltis_proto::subprotocol::Negotiated;
-use moltis_proto::version::{Ledger, LedgerRange};
+use moltis_proto::version::LedgerRange;
 use moltis_proto::{Codec, Nonce, RequestId, ToGateway, ToNode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -120,7 +120,7 @@ pub(crate) fn accepted_with(codec: Codec, limits: SessionLimits) -> Verdict {
             chunk_bytes_max: u32::try_from(chunk).unwrap(),
         },
         limits,
-        ledger: Ledger(1),
+        ledger: LedgerRange::CURRENT.max,
     }
 }
 
@@ -193,11 +193,11 @@ impl Peer {
         next_binary(&mut self.socket).await.unwrap()
     }
 
-    /// Returns the next message that is no telemetry.
+    /// Returns the next message that is no telemetry and tells no time.
     pub(crate) async fn hear(&mut self) -> ToGateway {
         loop {
             match self.receive().await {
-                ToGateway::Telemetry(_) => {}
+                ToGateway::Telemetry(_) | ToGateway::Clock { .. } => {}
                 message => return message,
             }
         }

@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use moltis_node::{GiveUp, LinkError, LinkEvent};
 use moltis_proto::code::{CloseCode, GoodbyeReason};
-use moltis_proto::handshake::SessionLimits;
+use moltis_proto::handshake::{SessionLimits, Verdict};
 use moltis_proto::liveness::Lifeless;
+use moltis_proto::telemetry::Sample;
+use moltis_proto::version::{Ledger, LedgerRange};
 use moltis_proto::{ToGateway, ToNode};
 use moltis_telemetry::{Collector, CollectorConfig};
 use tokio::time::Instant;
 
-use crate::gateway::{TestGateway, accepted_with, pending};
+use crate::gateway::{Peer, TestGateway, accepted_with, pending};
 use crate::node::{TestNode, config};
 use crate::session::{CHUNK, output, start};
 
@@ -181,15 +183,25 @@ async fn telemetry_comes_at_once_when_asked_and_in_its_interval() {
         matches!(peer.receive().await, ToGateway::Run(_)),
         "the list of runs is first"
     );
-    let ToGateway::Telemetry(first) = peer.receive().await else {
-        panic!("no sample at once");
-    };
+    let first = sample(&mut peer).await;
     assert!(first.cpu_count > 0);
     let begun = Instant::now();
-    assert!(matches!(peer.receive().await, ToGateway::Telemetry(_)));
+    sample(&mut peer).await;
     assert!(begun.elapsed() > Duration::from_millis(500));
     peer.say(ToNode::Sample).await;
-    assert!(matches!(peer.receive().await, ToGateway::Telemetry(_)));
+    sample(&mut peer).await;
+}
+
+/// Returns the next sample; only the time may be told before.
+async fn sample(peer: &mut Peer) -> Box<Sample> {
+    let message = match peer.receive().await {
+        ToGateway::Clock { .. } => peer.receive().await,
+        message => message,
+    };
+    let ToGateway::Telemetry(sample) = message else {
+        unreachable!("no sample, but {message:?}");
+    };
+    sample
 }
 
 #[tokio::test]
@@ -240,4 +252,52 @@ async fn a_gateway_that_falls_silent_while_a_person_decides_is_left() {
     tokio::time::resume();
     let (mut peer, _keeper) = tokio::join!(gateway.admit(), node.idle_keeper());
     peer.hear().await;
+}
+
+#[tokio::test]
+async fn a_node_tells_its_clock_at_once_to_a_gateway_that_understands_it() {
+    let gateway = TestGateway::bind().await;
+    let mut node = TestNode::run(config(gateway.url()));
+    let before = unix_ms();
+    let (mut peer, _keeper) = tokio::join!(gateway.admit(), node.idle_keeper());
+    let told = loop {
+        if let ToGateway::Clock { unix_ms } = peer.receive().await {
+            break unix_ms;
+        }
+    };
+    assert!((before..=unix_ms()).contains(&told), "{before} {told}");
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_older_is_not_told_the_clock() {
+    let mut gateway = TestGateway::bind().await;
+    gateway.ledgers = LedgerRange {
+        min: Ledger(1),
+        max: Ledger(1),
+    };
+    let mut node = TestNode::run(config(gateway.url()));
+    let limits = SessionLimits {
+        telemetry_interval_ms: 1000,
+        ..SessionLimits::STANDARD
+    };
+    let (mut peer, verified) = gateway.prove().await;
+    let Verdict::Accepted { epoch, windows, .. } = accepted_with(peer.codec, limits) else {
+        panic!("it is accepted");
+    };
+    peer.send(&verified.accepted(epoch, windows, limits)).await;
+    let _keeper = node.idle_keeper().await;
+    tokio::time::pause();
+    loop {
+        match peer.receive().await {
+            // Many times over the clock would have been told by then.
+            ToGateway::Ping { .. } => break,
+            ToGateway::Clock { .. } => panic!("an older gateway closes on it"),
+            _ => {}
+        }
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    since.as_millis().try_into().unwrap()
 }

@@ -464,6 +464,10 @@ fn to_gateway(all: &mut Samples) {
         let close = Message::ToGateway(ToGateway::Close { code });
         add(all, format!("close from the node, {code:?}"), close);
     }
+    for (name, unix_ms) in [("an early clock", 0), ("a clock", 1_767_323_045_006)] {
+        let clock = Message::ToGateway(ToGateway::Clock { unix_ms });
+        add(all, name, clock);
+    }
 }
 
 /// Numbers with a fraction that both ends write alike: halves and quarters.

@@ -119,6 +119,7 @@ mod tests {
             since: at(0),
             remote: None,
             heard_at: at(0),
+            clock_ahead: None,
             introduction: None,
         };
         let stale = |view: &NodeView, seconds| Node::of(view, at(seconds)).telemetry.unwrap().stale;
