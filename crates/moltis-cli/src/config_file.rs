@@ -3,6 +3,7 @@
 //! An unknown key is refused with file, line, key and the nearest known key; a wrong value with
 //! what is allowed. One table, [`KEYS`], names every key and reads its value.
 
+use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -25,10 +26,36 @@ pub(crate) struct ConfigFile {
     pub(crate) keep_bytes: Option<u64>,
     /// `runs.output_bytes_max`
     pub(crate) output_bytes_max: Option<u64>,
+    /// `tools.exec.host`
+    pub(crate) exec_host: Option<ExecHost>,
+    /// `tools.exec.node`
+    pub(crate) exec_node: Option<String>,
     /// `log.filter`
     pub(crate) log_filter: Option<String>,
     /// `log.format`
     pub(crate) log_format: Option<LogFormat>,
+}
+
+/// Where a command goes that names no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExecHost {
+    /// The gateway's own machine.
+    Local,
+    /// The node that `tools.exec.node` names.
+    Node,
+}
+
+impl ConfigFile {
+    /// Returns the route of a command that names no place, as a request would name it.
+    pub(crate) fn default_route(&self) -> String {
+        match self.exec_host {
+            None | Some(ExecHost::Local) => "local".to_owned(),
+            Some(ExecHost::Node) => {
+                let node = self.exec_node.as_deref().unwrap_or_default();
+                format!("node:{node}")
+            }
+        }
+    }
 }
 
 struct Key {
@@ -83,6 +110,28 @@ const KEYS: &[Key] = &[
         },
     },
     Key {
+        table: "tools.exec",
+        name: "host",
+        read: |value, file| {
+            file.exec_host = Some(match value.as_str() {
+                Some("local") => ExecHost::Local,
+                Some("node") => ExecHost::Node,
+                _ => return Err("\"local\" or \"node\""),
+            });
+            Ok(())
+        },
+    },
+    Key {
+        table: "tools.exec",
+        name: "node",
+        read: |value, file| {
+            let name = value.as_str().filter(|name| !name.trim().is_empty());
+            let name = name.ok_or("the name or id of a node, as \"Build Server\"")?;
+            file.exec_node = Some(name.to_owned());
+            Ok(())
+        },
+    },
+    Key {
         table: "log",
         name: "filter",
         read: |value, file| {
@@ -132,24 +181,25 @@ fn parse(text: &str, shown: &str) -> Result<ConfigFile, Failure> {
         failure(format!("{}: {}", at(start), error.message().trim()))
     })?;
     let mut file = ConfigFile::default();
-    for (name, value) in root.get_ref() {
-        let table_name = name.get_ref().as_ref();
-        let table = match (is_table(table_name), value.get_ref()) {
-            (true, DeValue::Table(table)) => table,
-            (true, other) => {
-                return Err(failure(format!(
-                    "{}: `{table_name}` is of type {}: expected a table, as [{table_name}]",
-                    at(value.span().start),
-                    other.type_str()
-                )));
-            }
-            (false, _) => return Err(unknown(&at(name.span().start), table_name)),
-        };
+    // Each table with what stands before the names of its keys.
+    let mut tables = VecDeque::from([(String::new(), root.get_ref())]);
+    while let Some((before, table)) = tables.pop_front() {
         for (name, value) in table {
-            let full = format!("{table_name}.{}", name.get_ref());
+            let full = format!("{before}{}", name.get_ref());
+            if is_table(&full) {
+                let DeValue::Table(below) = value.get_ref() else {
+                    return Err(failure(format!(
+                        "{}: `{full}` is of type {}: expected a table, as [{full}]",
+                        at(value.span().start),
+                        value.get_ref().type_str()
+                    )));
+                };
+                tables.push_back((full + ".", below));
+                continue;
+            }
             let key = KEYS
                 .iter()
-                .find(|key| key.table == table_name && key.name == name.get_ref().as_ref())
+                .find(|key| key.is(&full))
                 .ok_or_else(|| unknown(&at(name.span().start), &full))?;
             (key.read)(value.get_ref(), &mut file).map_err(|allowed| {
                 let found = &text[value.span()];
@@ -164,8 +214,22 @@ fn parse(text: &str, shown: &str) -> Result<ConfigFile, Failure> {
     Ok(file)
 }
 
+impl Key {
+    fn is(&self, full: &str) -> bool {
+        full.strip_prefix(self.table)
+            .and_then(|rest| rest.strip_prefix('.'))
+            == Some(self.name)
+    }
+}
+
+/// Returns whether keys, or other tables, stand below this name.
 fn is_table(name: &str) -> bool {
-    KEYS.iter().any(|key| key.table == name)
+    let below = |table: &str| {
+        table
+            .strip_prefix(name)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    KEYS.iter().any(|key| below(key.table))
 }
 
 fn unknown(at: &str, found: &str) -> Failure {
@@ -264,6 +328,9 @@ mod tests {
             keep_days = 7
             keep_bytes = 10_000_000
             output_bytes_max = 0x100000
+            [tools.exec]
+            host = "node"
+            node = "Build Server"
             [log]
             filter = "moltis_gateway=debug"
             format = "json"
@@ -271,6 +338,7 @@ mod tests {
             "moltis.toml",
         )
         .unwrap();
+        assert_eq!(file.default_route(), "node:Build Server");
         assert_eq!(file.listen.unwrap().len(), 2);
         assert_eq!(file.hosts.unwrap(), ["gateway.lan"]);
         assert_eq!(file.keep_days, Some(7));
@@ -284,6 +352,24 @@ mod tests {
     fn a_missing_file_is_the_default() {
         let missing = Path::new("/nonexistent/moltis.toml");
         assert_eq!(load(missing, "moltis.toml").unwrap(), ConfigFile::default());
+    }
+
+    #[test]
+    fn the_default_route_is_local_unless_a_node_is_meant() {
+        for (text, expected) in [
+            ("", "local"),
+            ("[tools]\n", "local"),
+            ("[tools.exec]\nnode = \"box\"\n", "local"),
+            ("tools.exec.host = \"local\"\n", "local"),
+            (
+                "[tools]\nexec = { host = \"node\", node = \"box\" }\n",
+                "node:box",
+            ),
+            ("[tools.exec]\nhost = \"node\"\n", "node:"),
+        ] {
+            let file = parse(text, "moltis.toml").unwrap();
+            assert_eq!(file.default_route(), expected, "{text}");
+        }
     }
 
     #[test]
@@ -301,6 +387,11 @@ mod tests {
             "[runs]\nkeep_bytes = \"1 GiB\"\n",
             "[log]\nfilter = \"moltis=verbose=\"\n",
             "[log]\nformat = \"xml\"\n",
+            "[tools.exec]\nhost = \"box\"\n",
+            "[tools.exec]\nnode = \" \"\n",
+            "[tools.exec]\nhots = \"node\"\n",
+            "[tools]\nexec = 7\n",
+            "[tools.exek]\nhost = \"node\"\n",
             "[gateway\n",
             "[gateway]\nhosts = [\"a\"\n",
             "\u{0}\u{1}",

@@ -114,6 +114,7 @@ fn addresses(args: args::Listen, file: &ConfigFile) -> Vec<SocketAddr> {
 fn config(home: &Home, file: ConfigFile, settings_file: SettingsFile) -> GatewayConfig {
     let mut config = GatewayConfig::new(home.dir());
     config.settings_file = Some(settings_file);
+    config.runs.default_route = file.default_route();
     config.hosts = file.hosts.unwrap_or_default();
     if let Some(days) = file.keep_days {
         config.runs.keep_days = u32::try_from(days).unwrap_or(u32::MAX);

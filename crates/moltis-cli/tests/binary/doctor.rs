@@ -235,6 +235,33 @@ fn a_configuration_that_is_wrong_or_was_changed_is_told() {
 }
 
 #[test]
+fn a_configured_route_is_looked_up() {
+    let home = Home::new();
+    home.write(
+        "moltis.toml",
+        "[tools.exec]\nhost = \"node\"\nnode = \"box\"\n",
+    );
+    let machine = Home::new();
+    let gateway = home.gateway();
+    let visit = Visit::at(&home);
+    visit.says(
+        "exec_route",
+        "error",
+        "no node is called `box`",
+        "node list",
+    );
+    let mut node = gateway.join(&machine, "box");
+    Visit::at(&home).says("exec_route", "ok", "runs on the node `box`", "");
+    node.signal(rustix::process::Signal::TERM);
+    node.wait();
+    let visit = eventually("the node to be gone", || {
+        let visit = Visit::at(&home);
+        (visit.level("nodes") == "warning").then_some(visit)
+    });
+    visit.says("exec_route", "error", "which is offline", "moltis doctor");
+}
+
+#[test]
 fn settings_of_a_node_that_cannot_be_read_are_told() {
     let home = Home::new();
     home.write("node.json", "{ \"gateway_url\": 7 }");

@@ -91,6 +91,12 @@ impl Doctor {
     }
 
     fn default_route(&self) -> DefaultRoute {
+        if self.default_route == "node:" {
+            return DefaultRoute::Nowhere {
+                route: self.default_route.clone(),
+                why: "it names no node".to_owned(),
+            };
+        }
         match self.roster.route(&self.default_route) {
             Ok(Route::Local) if self.has_local => DefaultRoute::Local,
             Ok(Route::Local) => DefaultRoute::LocalWithoutKeeper,

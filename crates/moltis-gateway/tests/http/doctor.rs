@@ -121,3 +121,15 @@ async fn many_who_ask_at_once_are_all_answered() {
         assert_eq!(asked.await.unwrap(), 9);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_default_route_without_a_node_is_told() {
+    let gateway = TestGateway::start_with(|config| {
+        config.runs.default_route = "node:".to_owned();
+    })
+    .await;
+    let client = Client::of(&gateway).await;
+    let route = found(&findings(&client).await, "exec_route").clone();
+    assert_eq!(route.level, Level::Error);
+    assert!(route.message.contains("it names no node"), "{route:?}");
+}
