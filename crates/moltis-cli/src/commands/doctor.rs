@@ -4,6 +4,7 @@
 //! What was seen of this machine is judged in [`checks`]. Nothing is changed.
 
 mod checks;
+mod services;
 
 use jiff::Timestamp;
 use moltis_gateway::api::doctor::{Finding, Level};
@@ -12,7 +13,7 @@ use moltis_gateway::doctor::{checks_of_a_running_gateway, examine_home};
 use moltis_identity::{KeyFileError, NodeIdentity};
 use moltis_node::state::{self, Report};
 
-use self::checks::{Facts, GatewayFacts, NodeFacts, Presence, Process, Services, Start, Told};
+use self::checks::{Facts, GatewayFacts, NodeFacts, Presence, Process, Told};
 use super::{Context, node};
 use crate::api::ApiError;
 use crate::args::doctor::Doctor;
@@ -63,7 +64,7 @@ pub(super) async fn run(context: &Context, args: Doctor) -> anyhow::Result<Exit>
         config: (home.show(&home.config()), config(&home)),
         gateway,
         node: node_facts(&home),
-        services: services(),
+        services: services::look(&home, &context.settings).await,
     };
     let mut seen_here = checks::examine(&facts);
     seen_here.extend(of_home);
@@ -187,13 +188,5 @@ fn process(home: &Home) -> Process {
         ),
         (None, Some(code)) => Process::Waiting { code },
         (None, None) => Process::Apart(last_error),
-    }
-}
-
-/// Nothing can be installed as a service yet.
-fn services() -> Services {
-    Services {
-        installed: Vec::new(),
-        start: Start::AtBoot,
     }
 }

@@ -104,10 +104,6 @@ pub(super) struct ServiceFacts {
 
 /// How a service stands.
 #[derive(Debug, Clone)]
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "nothing can be installed as a service yet")
-)]
 pub(super) enum ServiceState {
     Running,
     Starting {
@@ -123,10 +119,6 @@ pub(super) enum ServiceState {
 
 /// When the services of this user start.
 #[derive(Debug, Clone)]
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "nothing can be installed as a service yet")
-)]
 pub(super) enum Start {
     AtBoot,
     /// When the user logs in; what changes that.
@@ -292,7 +284,7 @@ fn service(services: &Services) -> Diagnosis {
     }
     match all.into_iter().reduce(joined) {
         None => Diagnosis::ok(
-            "nothing of Moltis is installed as a service of this user: it runs while its terminal does",
+            "nothing is installed as a service of this home: what runs, runs while its terminal does",
         ),
         Some(Finding {
             level,
@@ -622,7 +614,7 @@ mod tests {
     fn two_services_share_a_line_and_none_needs_no_lingering() {
         let mut services = facts().services;
         let none = service(&services).of("service");
-        assert!(none.message.contains("nothing of Moltis"), "{none:?}");
+        assert!(none.message.contains("nothing is installed"), "{none:?}");
         let unneeded = "not needed: nothing is installed as a service";
         says(lingering(&services), Level::Ok, unneeded, None);
         let gateway = ServiceFacts {
