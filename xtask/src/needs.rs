@@ -60,6 +60,11 @@ const NEEDS: &[Need] = &[
         why: "its parser of property lists is not ours",
     },
     Need {
+        program: "faketime",
+        package: "faketime",
+        why: "the clock of a gateway and of a node is made to jump",
+    },
+    Need {
         program: "git",
         package: "git",
         why: "cargo-deny fetches its advisories with it",

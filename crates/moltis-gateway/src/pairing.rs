@@ -258,16 +258,17 @@ impl PairingDesk {
 
     /// Returns when the window closes; `None` while it is closed.
     pub fn window(&self) -> Option<Timestamp> {
-        self.shared.book().window(Instant::now())
+        let wall = self.shared.clock.now();
+        self.shared.book().window(wall, Instant::now())
     }
 
     /// Returns the requests that wait, oldest first.
     pub fn pending(&self) -> Vec<Pending> {
         let book = self.shared.book();
-        let now = Instant::now();
+        let (wall, now) = (self.shared.clock.now(), Instant::now());
         book.waiting(now)
             .map(|waiting| Pending {
-                expires_at: waiting.expires_at(),
+                expires_at: waiting.expires_at(wall, now),
                 warnings: rules::warnings(&book, &waiting.request),
                 request: waiting.request.clone(),
             })

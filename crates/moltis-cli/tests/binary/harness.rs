@@ -184,18 +184,7 @@ impl Home {
 
     pub(crate) fn gateway_with(&self, args: &[&str]) -> Gateway<'_> {
         let process = self.start(["gateway"].iter().chain(args));
-        let line = process.stdout.wait_for("listening on http://");
-        let address = line
-            .lines()
-            .find_map(|line| line.strip_prefix("listening on http://"))
-            .unwrap()
-            .trim()
-            .to_owned();
-        Gateway {
-            home: self,
-            process,
-            address,
-        }
+        Gateway::ready(self, process)
     }
 }
 
@@ -233,6 +222,22 @@ pub(crate) struct Gateway<'a> {
 }
 
 impl<'a> Gateway<'a> {
+    /// Waits until a process that was started as a gateway of this home is ready.
+    pub(crate) fn ready(home: &'a Home, process: Process) -> Self {
+        let line = process.stdout.wait_for("listening on http://");
+        let address = line
+            .lines()
+            .find_map(|line| line.strip_prefix("listening on http://"))
+            .unwrap()
+            .trim()
+            .to_owned();
+        Self {
+            home,
+            process,
+            address,
+        }
+    }
+
     /// Where nodes dial.
     pub(crate) fn ws(&self) -> String {
         format!("ws://{}/ws", self.address)

@@ -11,6 +11,7 @@
 
 mod harness;
 
+mod clock;
 mod crash;
 mod disks;
 mod doctor;

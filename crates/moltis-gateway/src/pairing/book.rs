@@ -52,13 +52,27 @@ impl Waiting {
         }
     }
 
-    /// Returns when it expires, by the wall clock that stamped it.
-    pub(super) fn expires_at(&self) -> Timestamp {
-        self.request
-            .first_seen_at
-            .saturating_add(jiff::SignedDuration::try_from(PENDING_TIME).unwrap_or_default())
-            .unwrap_or(Timestamp::MAX)
+    /// Returns when it expires, by the wall clock.
+    pub(super) fn expires_at(&self, wall: Timestamp, now: Instant) -> Timestamp {
+        let stamped = behind(self.request.first_seen_at, PENDING_TIME);
+        shown_end(stamped, self.deadline, wall, now)
     }
+}
+
+/// Returns what the wall clock will say at a deadline: what was stamped, as long as the clock has
+/// not been turned since.
+fn shown_end(stamped: Timestamp, deadline: Instant, wall: Timestamp, now: Instant) -> Timestamp {
+    const SLACK: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
+    let end = behind(wall, deadline.saturating_duration_since(now));
+    if end.duration_since(stamped).abs() <= SLACK {
+        return stamped;
+    }
+    end
+}
+
+fn behind(at: Timestamp, time: Duration) -> Timestamp {
+    at.saturating_add(jiff::SignedDuration::try_from(time).unwrap_or_default())
+        .unwrap_or(Timestamp::MAX)
 }
 
 impl Book {
@@ -180,11 +194,16 @@ impl Book {
         waiting
     }
 
-    /// Returns when the window closes; `None` while it is closed.
-    pub(super) fn window(&self, now: Instant) -> Option<Timestamp> {
+    /// Returns whether the window is open.
+    pub(super) fn is_open(&self, now: Instant) -> bool {
+        self.window.is_some_and(|window| now < window.closes)
+    }
+
+    /// Returns when the window closes, by the wall clock; `None` while it is closed.
+    pub(super) fn window(&self, wall: Timestamp, now: Instant) -> Option<Timestamp> {
         self.window
             .filter(|window| now < window.closes)
-            .map(|window| window.shown)
+            .map(|window| shown_end(window.shown, window.closes, wall, now))
     }
 
     /// Opens the window.
@@ -194,9 +213,7 @@ impl Book {
         wall: Timestamp,
         now: Instant,
     ) -> Timestamp {
-        let shown = wall
-            .saturating_add(jiff::SignedDuration::try_from(time).unwrap_or_default())
-            .unwrap_or(Timestamp::MAX);
+        let shown = behind(wall, time);
         self.window = Some(Window {
             closes: now + time,
             shown,

@@ -148,7 +148,7 @@ fn stranger(book: &Book, knock: &Knock, now: Instant) -> Ruling {
     if let Some(refusal) = told_before(book, knock, now) {
         return Ruling::Refuse(refusal);
     }
-    if book.window(now).is_none() {
+    if !book.is_open(now) {
         return Ruling::Refuse(Refusal::PairingOff);
     }
     if book.holder_of(&knock.introduction.node_id).is_some() {
