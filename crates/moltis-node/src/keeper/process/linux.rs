@@ -5,6 +5,7 @@
 //! and every run carries a mark that all its descendants inherit.
 
 use std::fs;
+use std::path::Path;
 
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, WaitId, WaitIdOptions, getpgid, getpid, getrlimit,
@@ -12,6 +13,9 @@ use rustix::process::{
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// Where the kernel tells of processes.
+const PROC: &str = "/proc";
 
 /// The mark of one run: a soft `RLIMIT_RTTIME` that no process can reach (73,000 years of real-time
 /// computing at the least). Limits are inherited across fork(2), exec(2) and setsid(2), and
@@ -122,11 +126,7 @@ pub(in crate::keeper) fn escaped(
 /// ones that live on; `None` where the system does not tell who our children are.
 pub(in crate::keeper) fn orphans(is_ours: impl Fn(Pid) -> bool) -> Option<Vec<Pid>> {
     let mut living = Vec::new();
-    // A kernel may be built without these lists (CONFIG_PROC_CHILDREN).
-    if fs::metadata("/proc/thread-self/children").is_err() {
-        return None;
-    }
-    for pid in children_of(getpid()) {
+    for pid in children_in(Path::new(PROC), getpid())? {
         if is_ours(pid) {
             continue;
         }
@@ -138,20 +138,44 @@ pub(in crate::keeper) fn orphans(is_ours: impl Fn(Pid) -> bool) -> Option<Vec<Pi
     Some(living)
 }
 
-/// Returns the children of a process, as the kernel lists them for each of its threads.
+/// Returns the children of a process.
 fn children_of(pid: Pid) -> Vec<Pid> {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
-        return Vec::new();
+    children_in(Path::new(PROC), pid).unwrap_or_default()
+}
+
+/// Returns the children of a process, as the kernel lists them for each of its threads. A kernel
+/// may be built without these lists (`CONFIG_PROC_CHILDREN`): then every process is asked for its
+/// parent. `None` where /proc does not tell.
+fn children_in(proc: &Path, pid: Pid) -> Option<Vec<Pid>> {
+    let Ok(threads) = fs::read_dir(proc.join(format!("{pid}/task"))) else {
+        return proc.join("self").exists().then(Vec::new);
     };
     let mut children = Vec::new();
     for thread in threads.flatten() {
-        let Ok(list) = fs::read_to_string(thread.path().join("children")) else {
-            continue;
+        let list = match fs::read_to_string(thread.path().join("children")) {
+            Ok(list) => list,
+            // The thread has ended, or no thread has a list.
+            Err(_) if !thread.path().exists() => continue,
+            Err(_) => return children_by_parent(proc, pid),
         };
         let pids = list.split_ascii_whitespace().flat_map(str::parse);
         children.extend(pids.filter_map(Pid::from_raw));
     }
-    children
+    Some(children)
+}
+
+/// As [`children_in`], from what each process says of its parent.
+fn children_by_parent(proc: &Path, parent: Pid) -> Option<Vec<Pid>> {
+    let is_child = |pid: &Pid| {
+        let stat = fs::read_to_string(proc.join(format!("{pid}/stat"))).unwrap_or_default();
+        // `pid (name) state parent …`, where the name may hold anything, parentheses too.
+        let rest = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        let found = rest.and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
+        found == Some(parent.as_raw_pid())
+    };
+    let entries = fs::read_dir(proc).ok()?.flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Some(pids.filter_map(Pid::from_raw).filter(is_child).collect())
 }
 
 /// Returns the mark that a process carries.
@@ -171,4 +195,80 @@ fn is_zombie(pid: Pid) -> bool {
     // `pid (name) state …`, where the name may hold anything, parentheses too.
     let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes());
     matches!(state, Some([b'Z' | b'X', ..]) | None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pid(number: i32) -> Pid {
+        Pid::from_raw(number).unwrap()
+    }
+
+    /// A /proc of these processes: number, name, parent, and what the kernel lists as its children.
+    fn proc(all: &[(i32, &str, i32, Option<&str>)]) -> tempfile::TempDir {
+        let proc = tempfile::tempdir().unwrap();
+        fs::create_dir(proc.path().join("self")).unwrap();
+        for (number, name, parent, children) in all {
+            let task = proc.path().join(format!("{number}/task/{number}"));
+            fs::create_dir_all(&task).unwrap();
+            let stat = format!("{number} ({name}) S {parent} {number} 0 -1\n");
+            fs::write(proc.path().join(format!("{number}/stat")), stat).unwrap();
+            if let Some(children) = children {
+                fs::write(task.join("children"), children).unwrap();
+            }
+        }
+        proc
+    }
+
+    fn children(proc: &tempfile::TempDir, number: i32) -> Option<Vec<i32>> {
+        let mut found: Vec<_> = children_in(proc.path(), pid(number))?
+            .into_iter()
+            .map(Pid::as_raw_pid)
+            .collect();
+        found.sort_unstable();
+        Some(found)
+    }
+
+    #[test]
+    fn a_kernel_with_lists_of_children_is_believed() {
+        let proc = proc(&[(7, "keeper", 1, Some("8 9 ")), (8, "sh", 7, Some(""))]);
+        assert_eq!(children(&proc, 7), Some(vec![8, 9]));
+        assert_eq!(children(&proc, 8), Some(vec![]));
+    }
+
+    #[test]
+    fn without_those_lists_each_process_is_asked_for_its_parent() {
+        let proc = proc(&[
+            (1, "init", 0, None),
+            (7, "keeper", 1, None),
+            (8, "a) S 1 (b", 7, None),
+            (9, "sh", 8, None),
+            (10, "sleep", 7, None),
+        ]);
+        assert_eq!(children(&proc, 7), Some(vec![8, 10]));
+        assert_eq!(children(&proc, 9), Some(vec![]));
+        assert_eq!(children(&proc, 99), Some(vec![]), "it is gone");
+    }
+
+    #[test]
+    fn where_no_process_is_told_of_nothing_is_known() {
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!(children(&empty, 7), None);
+    }
+
+    #[test]
+    fn both_ways_find_a_real_child() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let wanted = Pid::from_child(&child);
+        let by_parent = children_by_parent(Path::new(PROC), getpid()).unwrap();
+        let listed = children_of(getpid());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(by_parent.contains(&wanted), "{by_parent:?}");
+        assert!(listed.contains(&wanted), "{listed:?}");
+    }
 }
