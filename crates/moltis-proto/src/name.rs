@@ -142,15 +142,15 @@ impl Labels {
             });
         }
         for (key, value) in &labels {
-            check_length("label", key, 63)?;
+            check_length("label's key", key, 63)?;
             if let Some(c) = key
                 .chars()
                 .find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/')))
             {
                 return Err(NameError::Character {
-                    what: "label",
+                    what: "label's key",
                     found: escaped(c),
-                    allowed: "letters, digits, `.`, `_`, `-` and `/`",
+                    allowed: "it is made of letters, digits, `.`, `_`, `-` and `/`",
                 });
             }
             if value.chars().count() > 63 {
@@ -234,7 +234,11 @@ fn check_visible(what: &'static str, text: &str) -> Result<(), NameError> {
 }
 
 fn escaped(c: char) -> String {
-    format!("`{}`", c.escape_unicode())
+    match c {
+        ' ' => "a space".to_owned(),
+        c if c.is_ascii_graphic() => format!("`{c}`"),
+        c => format!("`{}`", c.escape_unicode()),
+    }
 }
 
 macro_rules! text_conversions {

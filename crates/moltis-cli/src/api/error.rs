@@ -147,8 +147,11 @@ impl ApiError {
 }
 
 fn of_problem(problem: Problem) -> Failure {
+    // Most details name the candidates.
+    let is_said = |id: &String| problem.detail.contains(id.as_str());
+    let all_are_said = problem.candidates.iter().all(|one| is_said(&one.id));
     let mut said = failure(problem.detail);
-    if !problem.candidates.is_empty() {
+    if !all_are_said {
         let candidates: Vec<_> = problem
             .candidates
             .iter()

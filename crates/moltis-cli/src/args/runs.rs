@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Format, Remote};
+use super::{Format, Remote, values};
 
 /// Commands that run or ran, with their output
 #[derive(Debug, Subcommand)]
@@ -68,6 +68,7 @@ Example:
   moltis runs show 7d0a --json")]
 pub(crate) struct Show {
     /// Id of the run, or a unique prefix of it
+    #[arg(value_parser = values::run)]
     pub(crate) run: String,
     #[command(flatten)]
     pub(crate) format: Format,
@@ -85,6 +86,7 @@ Example:
   moltis runs attach 7d0a")]
 pub(crate) struct Attach {
     /// Id of the run, or a unique prefix of it
+    #[arg(value_parser = values::run)]
     pub(crate) run: String,
     #[command(flatten)]
     pub(crate) remote: Remote,
@@ -99,6 +101,7 @@ Example:
   moltis runs cancel 7d0a")]
 pub(crate) struct Cancel {
     /// Id of the run, or a unique prefix of it
+    #[arg(value_parser = values::run)]
     pub(crate) run: String,
     #[command(flatten)]
     pub(crate) format: Format,
@@ -114,6 +117,7 @@ Example:
   moltis runs output 7d0a --stream stderr --follow")]
 pub(crate) struct Output {
     /// Id of the run, or a unique prefix of it
+    #[arg(value_parser = values::run)]
     pub(crate) run: String,
     /// Which of the two outputs
     #[arg(long, value_enum, default_value = "stdout")]
@@ -147,6 +151,7 @@ Example:
   moltis runs claim 7d0a")]
 pub(crate) struct Claim {
     /// Id of the run, or a unique prefix of it
+    #[arg(value_parser = values::run)]
     pub(crate) run: String,
     #[command(flatten)]
     pub(crate) format: Format,

@@ -88,6 +88,15 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Parses what names a run: its id, or the beginning of it. What a shell makes of an unset variable
+/// names none.
+pub(crate) fn run(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("expected the id of a run, or the beginning of it".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// A change of one label: `key=value` sets, `key-` takes away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LabelChange {

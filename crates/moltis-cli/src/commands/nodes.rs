@@ -295,16 +295,21 @@ async fn patch(client: &Client, node: &str, change: &PatchNode) -> anyhow::Resul
 /// `moltis node revoke`.
 pub(super) async fn revoke(context: &Context, args: Revoke) -> anyhow::Result<Exit> {
     let client = context.client(&args.remote)?;
-    let path = format!("nodes/{}/revoke", escape(&args.node));
+    let path = format!("nodes/{}", escape(&args.node));
+    let before: NodeDetail = client.get(&path).await.map_err(ApiError::into_failure)?;
+    // By its id: a name may be another node's in the next moment.
+    let path = format!("nodes/{}/revoke", escape(&before.node.id));
     let revoked = client.send(Method::POST, &path, &Empty {}).await;
     let node: NodeDetail = revoked.map_err(ApiError::into_failure)?;
     let output = context.output;
-    output.note(&format!(
-        "revoked {} ({}): its key {} is refused from now on",
-        node.node.name,
-        short(&node.node.id),
-        node.node.fingerprint
-    ));
+    let (name, id) = (&node.node.name, short(&node.node.id));
+    let key = &node.node.fingerprint;
+    output.note(&match before.node.state {
+        NodeState::Revoked => {
+            format!("{name} ({id}) was revoked already: its key {key} stays refused")
+        }
+        _ => format!("revoked {name} ({id}): its key {key} is refused from now on"),
+    });
     output.hint(&format!(
         "to let this key ask again: moltis node forget {}",
         short(&node.node.id)

@@ -214,6 +214,12 @@ async fn cancel(context: &Context, args: Cancel) -> anyhow::Result<Exit> {
     let run: Run = cancelled.map_err(ApiError::into_failure)?;
     if args.format.json {
         context.output.json(&run)?;
+    } else if run.state == State::Ended {
+        context.output.note(&format!(
+            "{} has ended already: {}",
+            short(&run.id),
+            state_of(&run)
+        ));
     } else {
         context.output.note(&format!(
             "asked {} to end: {}",

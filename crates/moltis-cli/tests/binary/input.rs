@@ -180,7 +180,11 @@ fn names_ids_and_labels_of_a_node_are_checked() {
         ("--node-id", "a b", "must not hold"),
         ("--node-id", "a/b", "must not hold"),
         ("--label", "gpu", "key=value"),
-        ("--label", "g u=1", "must not hold"),
+        (
+            "--label",
+            "g u=1",
+            "a label's key must not hold a space: it is made of letters",
+        ),
         ("--gateway-key", "MD5:aa", "is not a fingerprint"),
     ] {
         says(

@@ -127,7 +127,10 @@ fn the_owner_of_a_machine_says_what_may_run_on_it() {
         home.run(args).code
     };
     machine.ok(["node", "policy", "off"]);
-    assert_eq!(runs(&["/bin/true"]), 125);
+    let done = home.run(["node", "exec", "box", "--", "/bin/true"]);
+    assert_eq!(done.code, 125, "{done:?}");
+    assert!(done.stderr.contains("hint: what may run there"), "{done:?}");
+    assert!(done.stderr.contains("moltis node policy"), "{done:?}");
     for program in ["./echo", "bin/echo"] {
         let done = machine.run(["node", "policy", "allow", "--", program, "..."]);
         assert_eq!(done.code, 2, "{done:?}");

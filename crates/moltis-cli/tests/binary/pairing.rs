@@ -270,6 +270,9 @@ fn a_revoked_node_is_cut_off_and_comes_back_only_after_forget() {
     assert_eq!(done.code, 1, "{done:?}");
     assert!(done.stderr.contains("revoked"), "{done:?}");
     assert!(done.stderr.contains("moltis node forget"), "{done:?}");
+    let twice = home.run(["node", "revoke", "box"]);
+    assert_eq!(twice.code, 0, "{twice:?}");
+    assert!(twice.stderr.contains("was revoked already"), "{twice:?}");
     assert_eq!(home.json(["node", "list", "--json"]), serde_json::json!([]));
     let all = home.json(["node", "list", "--all", "--json"]);
     assert_eq!(all[0]["state"], "revoked");
@@ -327,8 +330,8 @@ fn an_ambiguous_name_is_refused_with_the_candidates() {
     let done = home.run(["node", "exec", "twin", "--", "true"]);
     assert_eq!(done.code, 125, "{done:?}");
     assert!(
-        done.stderr.contains("first") && done.stderr.contains("second"),
-        "{done:?}"
+        done.stderr.matches("first").count() == 1 && done.stderr.matches("second").count() == 1,
+        "each is named, once: {done:?}"
     );
     assert_eq!(home.run(["node", "exec", "first", "--", "true"]).code, 0);
     assert_eq!(home.run(["node", "exec", "sec", "--", "true"]).code, 0);
@@ -471,6 +474,31 @@ impl WebServer {
     fn ws(&self) -> String {
         format!("ws://{}/ws", self.0)
     }
+}
+
+#[test]
+fn a_key_is_said_to_be_pinned_only_where_a_request_is_heard_and_one_that_is_left_is_told() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let ws = gateway.ws();
+    let words = ["node", "add", "--foreground", "--host", &ws];
+    let off = machine.run(words);
+    assert_eq!(off.code, 1, "{off:?}");
+    assert!(off.stdout.contains("(not pinned: "), "{off:?}");
+    assert!(!off.stdout.contains("(pinned"), "{off:?}");
+    assert!(!machine.path().join("node.json").exists());
+
+    home.ok(["node", "pairing", "enable"]);
+    let mut node = machine.start(words);
+    let code = code_of(&node.stdout.wait_for("Connection code"));
+    let request = gateway.request_with(&code);
+    node.signal(Signal::INT);
+    let left = node.wait();
+    assert_eq!(left.code, 130, "{left:?}");
+    assert!(left.stdout.contains("(pinned on this first"), "{left:?}");
+    let again = machine.start(words);
+    let code = code_of(&again.stdout.wait_for("Connection code"));
+    assert_eq!(gateway.request_with(&code), request, "the same request");
 }
 
 #[test]

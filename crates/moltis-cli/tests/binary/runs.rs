@@ -60,6 +60,29 @@ fn a_run_is_cancelled_from_elsewhere() {
 }
 
 #[test]
+fn a_run_that_has_ended_is_not_said_to_be_cancelled() {
+    let home = Home::new();
+    let _gateway = home.gateway();
+    assert_eq!(
+        home.run(["node", "exec", "local", "--shell", "exit 3"])
+            .code,
+        3
+    );
+    let run = home.json(["runs", "list", "--json"])[0]["id"].clone();
+    let done = home.run(["runs", "cancel", run.as_str().unwrap()]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(
+        done.stderr.contains("has ended already: exited 3"),
+        "{done:?}"
+    );
+    for command in ["show", "attach", "cancel", "output", "claim"] {
+        let done = home.run(["runs", command, ""]);
+        assert_eq!(done.code, 2, "{command}: {done:?}");
+        assert!(done.stderr.contains("<RUN>"), "{command}: {done:?}");
+    }
+}
+
+#[test]
 fn what_is_not_there_is_told() {
     let home = Home::new();
     let _gateway = home.gateway();

@@ -1,7 +1,7 @@
 //! What the end of a followed run means: the words for stderr, the object of `--json`, the code.
 
 use moltis_gateway::api::problem::Code;
-use moltis_gateway::api::runs::{Outcome, Run, RunResult};
+use moltis_gateway::api::runs::{Outcome, OutcomeReason, Run, RunResult};
 
 use super::super::Context;
 use super::super::runs::state_of;
@@ -49,6 +49,11 @@ pub(super) fn finish(
                 context
                     .output
                     .note(&format!("run {}: {words}", short(&run.id)));
+            }
+            if run.outcome_reason == Some(OutcomeReason::Policy) {
+                context.output.hint(
+                    "what may run there, and how to change it: moltis node policy, on that machine",
+                );
             }
             Ok(code(&run, ended_by))
         }

@@ -14,6 +14,9 @@ use crate::output::Output;
 use crate::paths::Home;
 use crate::units::span;
 
+/// What is said of the key of a gateway that has not heard this node's request.
+const NOT_PINNED: &str = "not pinned: it has not taken this node's request";
+
 /// Tells a person at a terminal how the joining goes.
 pub(super) struct Person<'a> {
     output: Output,
@@ -24,6 +27,7 @@ pub(super) struct Person<'a> {
     node_id: String,
     until: Until,
     enough: CancellationToken,
+    untold_key: Option<Fingerprint>,
     shown_code: Option<String>,
     waited: bool,
     told: Told,
@@ -61,6 +65,7 @@ impl<'a> Person<'a> {
             node_id: joined.identity.node_id.as_str().to_owned(),
             until,
             enough,
+            untold_key: None,
             shown_code: None,
             waited: false,
             told: Told::default(),
@@ -82,10 +87,18 @@ impl<'a> Person<'a> {
                 self.enough.cancel();
             }
         }
+        self.tell_new_key(NOT_PINNED).ok(); // where nobody reads, nobody asks
         self.told
     }
 
     fn tell_one(&mut self, event: LinkEvent) -> anyhow::Result<()> {
+        match &event {
+            LinkEvent::Pending { .. } | LinkEvent::Accepted { .. } => {
+                self.tell_new_key("pinned on this first connection")?;
+            }
+            LinkEvent::Disconnected { .. } => self.tell_new_key(NOT_PINNED)?,
+            _ => {}
+        }
         match event {
             LinkEvent::GatewayKey { fingerprint, trust } => self.keys(fingerprint, trust),
             LinkEvent::Pending {
@@ -167,10 +180,25 @@ impl<'a> Person<'a> {
         if self.told.gateway.replace(fingerprint) == Some(fingerprint) {
             return Ok(());
         }
-        let how = match trust {
-            Trust::FirstUse => "pinned on this first connection",
-            Trust::Pinned => "as pinned",
-        };
+        match trust {
+            // Whether it is kept is seen by what comes next.
+            Trust::FirstUse => {
+                self.untold_key = Some(fingerprint);
+                Ok(())
+            }
+            Trust::Pinned => self.tell_keys(fingerprint, "as pinned"),
+        }
+    }
+
+    /// Tells the key that was seen for the first time, where it was not told yet.
+    fn tell_new_key(&mut self, how: &str) -> anyhow::Result<()> {
+        match self.untold_key.take() {
+            Some(fingerprint) => self.tell_keys(fingerprint, how),
+            None => Ok(()),
+        }
+    }
+
+    fn tell_keys(&self, fingerprint: Fingerprint, how: &str) -> anyhow::Result<()> {
         self.output.text(&format!(
             "Gateway key      {fingerprint}    ({how})\nThis node's key  {}",
             self.own_key
