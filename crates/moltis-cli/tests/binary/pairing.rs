@@ -496,6 +496,7 @@ fn a_key_is_said_to_be_pinned_only_where_a_request_is_heard_and_one_that_is_left
     let left = node.wait();
     assert_eq!(left.code, 130, "{left:?}");
     assert!(left.stdout.contains("(pinned on this first"), "{left:?}");
+    assert!(left.stderr.contains("takes it up again"), "{left:?}");
     let again = machine.start(words);
     let code = code_of(&again.stdout.wait_for("Connection code"));
     assert_eq!(gateway.request_with(&code), request, "the same request");

@@ -88,6 +88,12 @@ impl<'a> Person<'a> {
             }
         }
         self.tell_new_key(NOT_PINNED).ok(); // where nobody reads, nobody asks
+        let was_left = self.until == Until::Stopped && self.enough.is_cancelled();
+        if was_left && self.told.waiting {
+            self.output.note(
+                "the request waits on the gateway until its time is over; the same `moltis node add` takes it up again",
+            );
+        }
         self.told
     }
 
