@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -12,10 +12,13 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
-use crate::failure::{Failure, failure, usage};
+use crate::failure::{Failure, failure, report, usage};
 
 /// Bytes of a log file; then it becomes `….1`, and so on.
 const FILE_BYTES_MAX: u64 = 10 * 1024 * 1024;
+
+/// Bytes that go into a full file before a new one is tried again that could not be made.
+const GO_ON_BYTES: u64 = 1024 * 1024;
 
 /// Files of one log: the one that is written to, and older ones.
 const FILES: u32 = 5;
@@ -42,7 +45,7 @@ pub(crate) enum Target {
 /// Installs the subscriber of this process.
 ///
 /// # Errors
-/// `MOLTIS_LOG` is no filter, or the file cannot be opened.
+/// `MOLTIS_LOG` is no filter.
 pub(crate) fn install(
     environment: Option<&str>,
     file: Option<&str>,
@@ -51,9 +54,17 @@ pub(crate) fn install(
     target: Target,
 ) -> Result<(), Failure> {
     let filter = filter(environment, file.unwrap_or(default))?;
+    let mut unopened = None;
     let writer = match target {
         Target::Stderr => BoxMakeWriter::new(io::stderr),
-        Target::File(path) => BoxMakeWriter::new(Rotating::open(path)?),
+        Target::File(path) => match Rotating::open(path) {
+            Ok(file) => BoxMakeWriter::new(file),
+            // A service works without its file: stderr is the journal.
+            Err(failure) => {
+                unopened = Some(failure);
+                BoxMakeWriter::new(io::stderr)
+            }
+        },
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -66,7 +77,12 @@ pub(crate) fn install(
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
-    installed.map_err(|error| failure(format!("cannot start the log: {error}")))
+    installed.map_err(|error| failure(format!("cannot start the log: {error}")))?;
+    if let Some(failure) = unopened {
+        let error = report(&failure.into()).line();
+        tracing::error!(error, "the log goes to stderr");
+    }
+    Ok(())
 }
 
 /// Returns whether a text is a filter.
@@ -104,6 +120,14 @@ impl Rotating {
     }
 }
 
+/// Returns whether a path still leads to an open file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+    let here = file.metadata().map(identity);
+    let there = std::fs::symlink_metadata(path).map(identity);
+    matches!((here, there), (Ok(here), Ok(there)) if here == there)
+}
+
 /// Returns the file of a log of this age: 0 is the one that is written to.
 pub(crate) fn older(path: &Path, age: u32) -> PathBuf {
     if age == 0 {
@@ -119,22 +143,40 @@ pub(crate) fn files(path: &Path) -> impl Iterator<Item = PathBuf> {
     (0..FILES).map(|age| older(path, age))
 }
 
-/// Returns the last error that a log holds behind `from`; `None` where there is none in the bytes
-/// that are looked at.
-pub(crate) fn last_error(path: &Path, from: u64, bytes_max: usize) -> Option<String> {
+/// Returns the last error that a log holds behind `from`; `None` where there is none in the last
+/// bytes, which are all that is looked at.
+pub(crate) fn last_error(path: &Path, from: u64, bytes_max: u64) -> Option<String> {
     let mut file = File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    let from = from.max(length.saturating_sub(bytes_max));
     file.seek(SeekFrom::Start(from)).ok()?;
     let mut bytes = Vec::new();
-    file.take(bytes_max as u64).read_to_end(&mut bytes).ok()?;
+    file.take(bytes_max).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let (_, line) = text
-        .lines()
-        .rev()
-        .find_map(|line| line.split_once(" ERROR "))?;
-    // `module: message error="…"`: the reason, where the line has one.
-    let reason = line.split_once("error=").map(|(_, reason)| reason);
-    let quoted = reason.and_then(|reason| serde_json::from_str(reason).ok());
-    Some(quoted.unwrap_or_else(|| reason.unwrap_or(line).to_owned()))
+    text.lines().rev().find_map(error_of)
+}
+
+/// Returns the reason that a line of a log gives, in either format; `None` where it tells no error.
+fn error_of(line: &str) -> Option<String> {
+    if let Ok(line) = serde_json::from_str::<serde_json::Value>(line) {
+        let fields = line.get("fields").filter(|_| line["level"] == "ERROR")?;
+        let reason = fields.get("error").or_else(|| fields.get("message"));
+        return reason?.as_str().map(str::to_owned);
+    }
+    let (_, told) = line.split_once(" ERROR ")?;
+    let Some((_, reason)) = told.split_once("error=") else {
+        return Some(told.to_owned());
+    };
+    Some(serde_json::from_str(reason).unwrap_or_else(|_| reason.to_owned()))
+}
+
+/// Writes why a service ends that could not get as far as its log.
+pub(crate) fn last_words(path: &Path, words: &str) {
+    let Ok((mut file, _)) = open(path) else {
+        return; // stderr has it too
+    };
+    let now = jiff::Timestamp::now();
+    writeln!(file, "{now} ERROR moltis: it ends error={words:?}").ok(); // as above
 }
 
 fn open(path: &Path) -> io::Result<(File, u64)> {
@@ -162,12 +204,22 @@ impl Write for &Rotating {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         let (file, length) = &mut *guard;
+        if !is_at(file, &self.path) {
+            // Somebody has moved or deleted it. What cannot be made anew goes where it went.
+            if let Ok(new) = open(&self.path) {
+                (*file, *length) = new;
+            }
+        }
         if *length > 0 && *length + line.len() as u64 > FILE_BYTES_MAX {
             for age in (1..FILES).rev() {
                 // A file that is not there yet is none to be moved.
                 std::fs::rename(older(&self.path, age - 1), older(&self.path, age)).ok();
             }
-            (*file, *length) = open(&self.path)?;
+            match open(&self.path) {
+                Ok(new) => (*file, *length) = new,
+                // Without a descriptor for a new file the old one goes on for a while.
+                Err(_) => *length = FILE_BYTES_MAX - GO_ON_BYTES,
+            }
         }
         file.write_all(line)?;
         *length += line.len() as u64;
@@ -198,5 +250,49 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 5);
         let old = std::fs::metadata(older(&path, 4)).unwrap();
         assert_eq!(old.len(), FILE_BYTES_MAX);
+    }
+
+    #[test]
+    fn the_reason_of_an_end_is_found_in_either_format() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gateway.log");
+        let check = |text: &str, expected: Option<&str>| {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(last_error(&path, 0, 1000).as_deref(), expected, "{text}");
+        };
+        check("2026-01-01T00:00:00Z  INFO moltis: fine\n", None);
+        check(
+            "2026-01-01T00:00:00Z ERROR moltis::commands::gateway: the gateway ends error=\"a \\\"b\\\"\"\n2026 INFO x: y\n",
+            Some("a \"b\""),
+        );
+        check(
+            "{\"level\":\"ERROR\",\"fields\":{\"message\":\"m\",\"error\":\"e\"}}\n{\"level\":\"INFO\"}\n",
+            Some("e"),
+        );
+        std::fs::remove_file(&path).unwrap();
+        last_words(&path, "no \"home\"");
+        assert_eq!(last_error(&path, 0, 1000).as_deref(), Some("no \"home\""));
+        let far = format!("2026 ERROR m: old error=\"old\"\n{}\n", "x".repeat(2000));
+        check(&far, None);
+    }
+
+    #[test]
+    fn a_log_that_somebody_took_away_is_made_anew_or_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.log");
+        let log = Rotating::open(path.clone()).unwrap();
+        (&log).write_all(b"one\n").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        (&log).write_all(b"two\n").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two\n");
+        // A directory in its place: no new file can be made, and the old one takes the lines.
+        let moved = dir.path().join("moved");
+        std::fs::rename(&path, &moved).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let line = vec![b'x'; 1024 * 1024];
+        for _ in 0..12 {
+            (&log).write_all(&line).unwrap();
+        }
+        assert!(std::fs::metadata(&moved).unwrap().len() > 12 * 1024 * 1024);
     }
 }

@@ -27,7 +27,10 @@ fn find(called: &OsStr, search: Option<&str>, own: &Path) -> Option<PathBuf> {
     let leads_here = |path: &PathBuf| std::fs::canonicalize(path).is_ok_and(|to| to == own);
     let called = Path::new(called);
     if called.components().count() > 1 {
-        return std::path::absolute(called).ok().filter(leads_here);
+        // The directory is the real one, without `..`; only the last name is as it was called.
+        let dir = std::fs::canonicalize(called.parent()?).or_else(|_| std::fs::canonicalize("."));
+        let path = dir.ok()?.join(called.file_name()?);
+        return Some(path).filter(leads_here);
     }
     std::env::split_paths(search?)
         .filter(|dir| dir.is_absolute())

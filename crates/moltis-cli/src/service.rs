@@ -2,6 +2,7 @@
 //! words. The manager itself is the service crate's.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use moltis_service::{Begin, Installation, Installed, Manager, Name, Service, ServiceError};
 use moltis_service::{State, Status, User};
@@ -12,6 +13,7 @@ use crate::output::Output;
 use crate::paths::Home;
 use crate::program;
 use crate::settings::{SERVICE_VARIABLE, Settings};
+use crate::visible::quoted;
 
 /// The node's service.
 pub(crate) const NODE: Name = Name::new("moltis-node", "org.moltis.node");
@@ -72,70 +74,114 @@ fn on(home: &Home, service: Service) -> Service {
         .variable(SERVICE_VARIABLE, "1")
 }
 
+/// A service of this user, seen from one home.
+#[derive(Debug)]
+pub(crate) enum Owned {
+    /// There is none.
+    Nobodys,
+    /// It works on this home, or does not say on which.
+    Ours(Installed),
+    /// It works on another home: what this says.
+    Anothers(Failure),
+}
+
+/// Reads the file of a service and tells whose it is.
+///
+/// # Errors
+/// It is there and cannot be read.
+pub(crate) fn owned(manager: &Manager, name: Name, home: &Home) -> Result<Owned, Failure> {
+    let installed = manager.installed(name);
+    let Some(installed) = installed.map_err(|error| failed(error, name))? else {
+        return Ok(Owned::Nobodys);
+    };
+    let dir = installed.variable(HOME_VARIABLE);
+    let Some(other) = dir.filter(|dir| !is_same(Path::new(dir), home.dir())) else {
+        return Ok(Owned::Ours(installed));
+    };
+    let failure = failure(format!(
+        "the service {} belongs to the home `{other}`, and this one is `{}`",
+        name.unit(),
+        home.dir().display()
+    ));
+    Ok(Owned::Anothers(failure.hint(format!(
+        "one user has one such service; to take it away there: MOLTIS_HOME={} {}",
+        quoted(other),
+        words_for(name).remove
+    ))))
+}
+
 /// Returns the file of a service of this home; `None` where there is none.
 ///
 /// # Errors
-/// The service that is installed works on another home.
+/// The service that is installed works on another home, or its file cannot be read.
 pub(crate) fn of_home(
     manager: &Manager,
     name: Name,
     home: &Home,
 ) -> Result<Option<Installed>, Failure> {
-    let installed = manager
-        .installed(name)
-        .map_err(|error| failed(error, name))?;
-    let other = installed
-        .as_ref()
-        .and_then(|installed| installed.variable(HOME_VARIABLE))
-        .filter(|dir| *dir != home.dir().to_string_lossy());
-    match (other, name == NODE) {
-        (None, _) => Ok(installed),
-        (Some(other), is_node) => {
-            let remove = if is_node {
-                "moltis node remove"
-            } else {
-                "moltis gateway uninstall"
-            };
-            Err(failure(format!(
-                "the service {} works on the home `{other}`, and this one is `{}`",
-                name.unit(),
-                home.dir().display()
-            ))
-            .hint(format!(
-                "one user has one such service; to take it away there: MOLTIS_HOME={} {remove}",
-                crate::visible::quoted(other)
-            )))
+    match owned(manager, name, home)? {
+        Owned::Nobodys => Ok(None),
+        Owned::Ours(installed) => Ok(Some(installed)),
+        Owned::Anothers(failure) => Err(failure),
+    }
+}
+
+/// Returns whether two paths lead to one directory.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let whole = |path: &Path| std::fs::canonicalize(path).ok();
+    one == other || whole(one).is_some_and(|one| Some(one) == whole(other))
+}
+
+/// What a person types about a service.
+struct Words {
+    remove: &'static str,
+    logs: &'static str,
+    instead: &'static str,
+}
+
+fn words_for(name: Name) -> &'static Words {
+    if name == NODE {
+        &Words {
+            remove: "moltis node remove",
+            logs: "moltis node logs -f",
+            instead: "stay in this terminal instead: the same line with --foreground",
+        }
+    } else {
+        &Words {
+            remove: "moltis gateway uninstall",
+            logs: "moltis gateway logs -f",
+            instead: "run it in this terminal instead: moltis gateway",
         }
     }
 }
 
 /// Turns an error of the manager into words for a person, with what to type next.
 pub(crate) fn failed(error: ServiceError, name: Name) -> Failure {
-    let hint = match (&error, name == NODE) {
-        (ServiceError::NoManager { .. }, true) => {
-            Some("stay in this terminal instead: the same line with --foreground".to_owned())
+    let words = words_for(name);
+    let hints = match &error {
+        ServiceError::NoManager { .. } => vec![
+            words.instead.to_owned(),
+            "a service belongs to the user who types this: not by sudo or su, but logged in as that user"
+                .to_owned(),
+        ],
+        ServiceError::Masked { unit } => {
+            vec![format!("if it shall start again: systemctl --user unmask {unit}")]
         }
-        (ServiceError::NoManager { .. }, false) => {
-            Some("run it in this terminal instead: moltis gateway".to_owned())
-        }
-        (ServiceError::Masked { unit }, _) => Some(format!(
-            "if it shall start again: systemctl --user unmask {unit}"
-        )),
-        (ServiceError::Busy, _) => Some("wait until it is done, then again".to_owned()),
-        (ServiceError::NotStarted { .. }, true) => Some("see why: moltis node logs -f".to_owned()),
-        (ServiceError::NotStarted { .. }, false) => {
-            Some("see why: moltis gateway logs -f".to_owned())
-        }
-        _ => None,
+        ServiceError::Busy => vec!["wait until it is done, then again".to_owned()],
+        ServiceError::NotStarted { unit, .. } => vec![format!(
+            "see why: {}; or journalctl --user -u {unit}",
+            words.logs
+        )],
+        ServiceError::NotRead { .. } => vec![
+            "is XDG_CONFIG_HOME set for the service manager? moltis writes to ~/.config".to_owned(),
+        ],
+        _ => Vec::new(),
     };
     let failure = match std::error::Error::source(&error) {
         Some(_) => failure("the service cannot be managed").because(error),
         None => failure(error.to_string()),
     };
-    match hint {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+    hints.into_iter().fold(failure, Failure::hint)
 }
 
 /// Stops a service and takes it away; returns whether there was anything to take.
@@ -146,7 +192,9 @@ pub(crate) async fn remove(output: Output, manager: &Manager, name: Name) -> Res
         Ok(was_there) => Ok(was_there),
         Err(error @ ServiceError::NoManager { .. }) => {
             output.warn(&format!(
-                "the service's file is removed; whether it still runs could not be asked: {error}"
+                "the service's file is removed; whether it still runs could not be asked: {error}; \
+                 where a manager is: systemctl --user stop {}",
+                name.unit()
             ));
             Ok(true)
         }
@@ -172,7 +220,10 @@ pub(crate) async fn tell_beside(
             name.unit()
         ));
     }
-    if let Begin::AtLogin { command } = manager.begin_at_boot().await {
+    let is_new = installation.before.is_none();
+    if let Begin::AtLogin { command } = manager.begin_at_boot().await
+        && is_new
+    {
         let when = "the service starts when you log in and ends when you log out";
         match command {
             Some(command) => {
@@ -184,6 +235,9 @@ pub(crate) async fn tell_beside(
     }
 }
 
+/// What [`Standing::word`] is where there is no service.
+pub(crate) const NOT_INSTALLED: &str = "not_installed";
+
 /// How a service stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Standing {
@@ -193,6 +247,25 @@ pub(crate) struct Standing {
     pub(crate) words: String,
     /// Its process, while it runs.
     pub(crate) pid: Option<u32>,
+    /// It runs, or its manager is about to start it.
+    pub(crate) is_wanted: bool,
+}
+
+/// Asks how the service of a home stands; that of another home is none of this one's.
+pub(crate) async fn standing_of(
+    manager: &Manager,
+    name: Name,
+    home: &Home,
+) -> Result<Standing, Failure> {
+    match owned(manager, name, home)? {
+        Owned::Nobodys | Owned::Ours(_) => standing(manager, name).await,
+        Owned::Anothers(other) => Ok(Standing {
+            word: NOT_INSTALLED,
+            words: format!("not installed: {other}"),
+            pid: None,
+            is_wanted: false,
+        }),
+    }
 }
 
 /// Asks how a service stands. Where no manager answers, its file tells what can be told.
@@ -203,14 +276,18 @@ pub(crate) async fn standing(manager: &Manager, name: Name) -> Result<Standing, 
             let installed = manager.installed(name);
             let installed = installed.map_err(|error| failed(error, name))?;
             let (word, words) = match installed {
-                None => ("not_installed", "not installed".to_owned()),
+                None => (NOT_INSTALLED, "not installed".to_owned()),
                 Some(_) => (
                     "stopped",
                     format!("installed, but no service manager of this user answers: {said}"),
                 ),
             };
-            let pid = None;
-            Ok(Standing { word, words, pid })
+            Ok(Standing {
+                word,
+                words,
+                pid: None,
+                is_wanted: false,
+            })
         }
         Err(error) => Err(failed(error, name)),
     }
@@ -222,10 +299,10 @@ fn stands(status: &Status) -> Standing {
         Some(because) => format!("{words}: {because}"),
     };
     let (word, mut words) = match &status.state {
-        State::NotInstalled => ("not_installed", "not installed".to_owned()),
-        State::Masked => ("not_installed", "masked: it may not start".to_owned()),
+        State::NotInstalled => (NOT_INSTALLED, "not installed".to_owned()),
+        State::Masked => (NOT_INSTALLED, "masked: it may not start".to_owned()),
         State::Stopped { because: why } => ("stopped", because("stopped", why)),
-        State::Starting { because: why } => ("stopped", because("about to start again", why)),
+        State::Starting { because: why } => ("stopped", because("about to start", why)),
         State::Running { pid } => ("running", format!("running (process {pid})")),
     };
     match (&status.state, status.restarts) {
@@ -251,6 +328,7 @@ fn stands(status: &Status) -> Standing {
         word,
         words,
         pid: status.pid(),
+        is_wanted: matches!(status.state, State::Running { .. } | State::Starting { .. }),
     }
 }
 
@@ -263,7 +341,6 @@ mod tests {
             state,
             enabled: true,
             restarts: Some(0),
-            text: None,
             is_outdated: false,
         }
     }

@@ -45,8 +45,8 @@ pub struct NodeConfig {
         with = "words::fingerprint"
     )]
     pub gateway_key: Option<Fingerprint>,
-    /// A gateway that does not know this node is asked to pair, until one has taken it: what
-    /// `node add` leaves that did not wait for the answer.
+    /// No gateway has taken this node yet. The one whose key stands here is asked to pair until it
+    /// does; without a key only `node add` asks, in front of a person.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pair: bool,
     /// The name that this machine asks for.
@@ -119,6 +119,11 @@ impl NodeConfig {
             api_key_variables: Vec::new(),
             ollama_host: None,
         }
+    }
+
+    /// Returns whether a gateway has taken this node.
+    pub fn is_joined(&self) -> bool {
+        self.gateway_key.is_some() && !self.pair
     }
 
     /// Checks what the types do not: bounds, absolute paths, names of variables.

@@ -49,6 +49,12 @@ impl Step {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
+    /// The settings name no gateway's key, and nobody looks who could trust one on first use.
+    #[error("no gateway's key is pinned: {url} would have to be taken at its word")]
+    NotPinned {
+        /// The address that is not dialled.
+        url: GatewayUrl,
+    },
     /// The host's name has no address.
     #[error("the host `{host}` cannot be found")]
     Resolve {
@@ -258,6 +264,7 @@ impl LinkError {
             | Self::Closed(CloseCode::Revoked)
             | Self::Config(_)
             | Self::Machine(_)
+            | Self::NotPinned { .. }
             | Self::Introduction(_) => Outlook::NeedsPerson,
             Self::Resolve { .. }
             | Self::ConnectionRefused { .. }
@@ -280,6 +287,9 @@ impl LinkError {
     /// Returns what to type or to look at next, where that is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
+            Self::NotPinned { url } => {
+                format!("join in front of a screen, where the key is shown: {NODE_ADD} --host {url}")
+            }
             Self::Resolve { .. } => "check the host's name, or use its IP address".to_owned(),
             Self::ConnectionRefused { url } => format!(
                 "is the gateway running, and does it listen on an address that this machine reaches? there: moltis gateway --listen 0.0.0.0:{}",

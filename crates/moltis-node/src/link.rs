@@ -52,6 +52,8 @@ pub(crate) struct Link {
     keepers: Arc<dyn Keepers>,
     settings: Watched,
     give_up: GiveUp,
+    leaves_once_accepted: bool,
+    trusts_first_use: bool,
     user: String,
     version: String,
     offers: Vec<Subprotocol>,
@@ -76,6 +78,8 @@ impl Link {
             keepers: setup.keepers,
             settings: Watched::new(setup.settings),
             give_up: setup.give_up,
+            leaves_once_accepted: setup.leaves_once_accepted,
+            trusts_first_use: setup.trusts_first_use,
             user: setup.user,
             version: setup.version,
             offers: setup.offers.unwrap_or_else(noise::preferred_offers),
@@ -127,6 +131,9 @@ impl Link {
             () = stop.cancelled() => return Ok(Stopped),
             accepted = Box::pin(self.connect(boot_id)) => accepted?,
         };
+        if self.leaves_once_accepted {
+            return Ok(Stopped);
+        }
         let around = Surroundings {
             keepers: &*self.keepers,
             telemetry: self.telemetry.as_ref(),
@@ -140,6 +147,11 @@ impl Link {
     /// From the settings to an accepted connection.
     async fn connect(&mut self, boot_id: BootId) -> Result<Accepted, LinkError> {
         let config = self.settings.load().map_err(LinkError::Config)?;
+        if config.gateway_key.is_none() && !self.trusts_first_use {
+            return Err(LinkError::NotPinned {
+                url: config.gateway_url,
+            });
+        }
         self.attempts = self.attempts.saturating_add(1);
         self.tell.dialing(&config, self.attempts);
         let introduction = self.introduction(&config);
@@ -151,11 +163,7 @@ impl Link {
                 device_id: self.identity.device_id,
                 instance_id: self.instance_id,
                 boot_id,
-                intent: if config.pair {
-                    Intent::Pair
-                } else {
-                    self.intent
-                },
+                intent: self.intent_by(&config),
                 ledgers: LedgerRange::CURRENT,
             },
             pin: self.pin(&config),
@@ -201,6 +209,16 @@ impl Link {
         self.backoff.handle_connected(self.clock.now().monotonic);
         self.tell.accepted(accepted, chosen);
         Ok(())
+    }
+
+    /// Settings let a node ask to pair only with the gateway whose key they hold: trust on first use
+    /// needs a person who looks.
+    fn intent_by(&self, config: &NodeConfig) -> Intent {
+        if config.pair && config.gateway_key.is_some() {
+            Intent::Pair
+        } else {
+            self.intent
+        }
     }
 
     fn pin(&self, config: &NodeConfig) -> Pin {

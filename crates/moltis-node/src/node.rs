@@ -60,6 +60,8 @@ pub struct NodeBuilder {
     pub(crate) keepers: Arc<dyn Keepers>,
     pub(crate) intent: Intent,
     pub(crate) give_up: GiveUp,
+    pub(crate) leaves_once_accepted: bool,
+    pub(crate) trusts_first_use: bool,
     pub(crate) collector: Option<Collector>,
     pub(crate) user: String,
     pub(crate) version: String,
@@ -80,15 +82,30 @@ impl fmt::Debug for NodeBuilder {
 }
 
 impl NodeBuilder {
-    /// Asks to pair where the gateway does not know this node. Left out, a stranger is turned away.
+    /// Asks to pair where the gateway does not know this node, and trusts on first use where no
+    /// gateway's key is pinned. Left out, a stranger is turned away.
     pub fn pair(mut self) -> Self {
         self.intent = Intent::Pair;
+        self.trust_first_use()
+    }
+
+    /// Takes the first gateway that answers at its word where no key is pinned, and pins its key when
+    /// it accepts this node. Left out, an unpinned gateway is not dialled: somebody has to look.
+    pub fn trust_first_use(mut self) -> Self {
+        self.trusts_first_use = true;
         self
     }
 
     /// When to stop without being told. Default: never.
     pub fn give_up(mut self, give_up: GiveUp) -> Self {
         self.give_up = give_up;
+        self
+    }
+
+    /// Ends well as soon as the gateway has taken this node, before any keeper is asked: another
+    /// process does the work.
+    pub fn leave_once_accepted(mut self) -> Self {
+        self.leaves_once_accepted = true;
         self
     }
 
@@ -164,6 +181,8 @@ impl Node {
             keepers: Arc::new(keepers),
             intent: Intent::Connect,
             give_up: GiveUp::default(),
+            leaves_once_accepted: false,
+            trusts_first_use: false,
             collector: None,
             user: String::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

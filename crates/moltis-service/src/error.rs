@@ -20,10 +20,10 @@ pub enum ServiceError {
         /// The unit.
         unit: String,
     },
-    /// The manager does not read the directory in which the file lies.
+    /// The manager does not read the directory in which the file would lie.
     #[error("the service manager does not read `{}`; it reads {found}", .path.display())]
     NotRead {
-        /// The file that was written.
+        /// The directory.
         path: PathBuf,
         /// Where it looks.
         found: String,

@@ -5,6 +5,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use crate::error::ServiceError;
 
@@ -17,7 +20,7 @@ pub struct Installed {
     pub(crate) path: PathBuf,
     pub(crate) text: String,
     pub(crate) is_edited: bool,
-    pub(crate) program: Option<String>,
+    pub(crate) command: Vec<String>,
     pub(crate) variables: Vec<(String, String)>,
 }
 
@@ -34,7 +37,12 @@ impl Installed {
 
     /// Returns the program that it starts; `None` where that cannot be told.
     pub fn program(&self) -> Option<&str> {
-        self.program.as_deref()
+        self.command.first().map(String::as_str)
+    }
+
+    /// Returns what it starts its program with.
+    pub fn arguments(&self) -> &[String] {
+        self.command.get(1..).unwrap_or_default()
     }
 
     /// Returns what it sets a variable to.
@@ -44,24 +52,47 @@ impl Installed {
     }
 }
 
+/// Files that a person has changed and that are kept, at the most.
+const KEPT_MAX: u32 = 100;
+
+/// How long somebody else may take to change services.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often their lock is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Returns the mark of a text: what tells a file that we wrote from one that was changed.
 pub(crate) fn mark(text: &str) -> String {
     format!("{:08x}", crc32fast::hash(text.as_bytes()))
 }
 
-/// Keeps a file that a person has changed beside its old place, before `text` comes there; returns
+/// Moves a file that a person has changed beside its place, where no manager reads it; returns
 /// where it is.
-pub(crate) fn keep_edited(
-    found: Option<Installed>,
-    text: &str,
-) -> Result<Option<PathBuf>, ServiceError> {
-    let Some(found) = found.filter(|found| found.is_edited && found.text != text) else {
+pub(crate) fn keep_edited(found: Option<&Installed>) -> Result<Option<PathBuf>, ServiceError> {
+    let Some(found) = found.filter(|found| found.is_edited) else {
         return Ok(None);
     };
-    let mut kept = found.path.into_os_string();
-    kept.push(".kept");
-    let kept = PathBuf::from(kept);
-    write(&kept, &found.text)?;
+    let kept = |number: u32| {
+        let mut path = found.path.clone().into_os_string();
+        path.push(".kept");
+        if number > 1 {
+            path.push(format!(".{number}"));
+        }
+        PathBuf::from(path)
+    };
+    let kept = (1..=KEPT_MAX).map(kept).find(|path| !path.exists());
+    let Some(kept) = kept else {
+        return Err(ServiceError::Io {
+            path: found.path.clone(),
+            verb: "kept: there are so many kept ones already",
+            source: io::ErrorKind::AlreadyExists.into(),
+        });
+    };
+    fs::rename(&found.path, &kept).map_err(|source| ServiceError::Io {
+        path: found.path.clone(),
+        verb: "moved",
+        source,
+    })?;
     Ok(Some(kept))
 }
 
@@ -72,18 +103,29 @@ pub(crate) fn read(path: &Path) -> Result<Option<String>, ServiceError> {
         verb: "read",
         source,
     };
-    let file = match File::open(path) {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(path);
+    let file = match opened {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(io(source)),
     };
+    // A pipe would wait for a writer, and a directory has no text.
+    if !file.metadata().map_err(io)?.is_file() {
+        return Err(io(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is no ordinary file",
+        )));
+    }
     let mut bytes = Vec::new();
     let mut limited = io::Read::take(file, FILE_BYTES_MAX);
     io::Read::read_to_end(&mut limited, &mut bytes).map_err(io)?;
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// Writes a file anew, as a whole or not at all, and its directory where that is missing.
+/// Writes a file anew, as a whole or not at all.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), ServiceError> {
     let io = |path: &Path, verb| {
         let path = path.to_owned();
@@ -133,9 +175,9 @@ pub(crate) fn prepare(dir: &Path) -> Result<(), ServiceError> {
         }
     };
     fs::create_dir_all(dir).map_err(io("made"))?;
-    let probe = dir.join(".moltis-probe");
-    File::create(&probe).map_err(io("written to"))?;
-    fs::remove_file(&probe).map_err(io("written to"))
+    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK)
+        .map_err(io::Error::from)
+        .map_err(io("written to"))
 }
 
 /// The right to change the services in one directory, held by one process at a time.
@@ -143,8 +185,18 @@ pub(crate) fn prepare(dir: &Path) -> Result<(), ServiceError> {
 pub(crate) struct Lock(#[expect(dead_code, reason = "the lock lies on the open directory")] File);
 
 impl Lock {
-    /// Takes the right, or says that somebody else has it.
-    pub(crate) fn take(dir: &Path) -> Result<Self, ServiceError> {
+    /// Takes the right, waits for it for a while, and then says that somebody else has it.
+    pub(crate) async fn take(dir: &Path) -> Result<Self, ServiceError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match Self::try_take(dir) {
+                Err(ServiceError::Busy) if Instant::now() < deadline => sleep(LOOK).await,
+                taken => return taken,
+            }
+        }
+    }
+
+    fn try_take(dir: &Path) -> Result<Self, ServiceError> {
         let io = |source| ServiceError::Io {
             path: dir.to_owned(),
             verb: "locked",
@@ -184,9 +236,42 @@ mod tests {
     #[test]
     fn two_who_change_services_at_once_are_told() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Lock::take(dir.path()).unwrap();
-        assert!(matches!(Lock::take(dir.path()), Err(ServiceError::Busy)));
+        let first = Lock::try_take(dir.path()).unwrap();
+        let busy = Lock::try_take(dir.path());
+        assert!(matches!(busy, Err(ServiceError::Busy)));
         drop(first);
-        Lock::take(dir.path()).unwrap();
+        Lock::try_take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_file_is_told_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(read(dir.path()).is_err());
+        let pipe = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        assert!(read(&pipe).is_err());
+    }
+
+    #[test]
+    fn every_file_that_a_person_changed_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.service");
+        let found = |is_edited| Installed {
+            path: path.clone(),
+            text: String::new(),
+            is_edited,
+            command: Vec::new(),
+            variables: Vec::new(),
+        };
+        for (number, name) in [(1, "a.service.kept"), (2, "a.service.kept.2")] {
+            fs::write(&path, [b'0' + number, 0xff]).unwrap();
+            let kept = keep_edited(Some(&found(true))).unwrap().unwrap();
+            assert_eq!(kept, dir.path().join(name));
+            assert_eq!(fs::read(kept).unwrap(), [b'0' + number, 0xff]);
+        }
+        fs::write(&path, "ours").unwrap();
+        assert_eq!(keep_edited(Some(&found(false))).unwrap(), None);
+        assert!(path.exists());
     }
 }

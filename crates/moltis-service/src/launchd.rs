@@ -3,6 +3,9 @@
 mod agent;
 
 use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
 
 pub use self::agent::agent;
 use crate::error::ServiceError;
@@ -15,6 +18,12 @@ use crate::user::User;
 
 /// What launchctl says, as an exit code, of a service that it does not know.
 const NO_SUCH_SERVICE: i32 = 113;
+
+/// How long launchd may take to let a service go, or to start its process.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often it is asked.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// launchd's domain of one user.
 #[derive(Debug, Clone)]
@@ -70,54 +79,81 @@ impl Launchd {
     }
 
     pub(crate) async fn status(&self, name: Name) -> Result<Status, ServiceError> {
-        let target = self.target(name);
-        let has_file = self.file(name).exists();
-        match tool::ask(&self.user, "launchctl", &["print", &target], QUESTION).await {
-            Ok(answer) if answer.is_success() => Ok(agent::status(&answer.stdout)),
-            Ok(answer) if answer.code == Some(NO_SUCH_SERVICE) => Ok(Status {
-                state: if has_file {
-                    State::Stopped { because: None }
-                } else {
-                    State::NotInstalled
-                },
-                enabled: has_file,
-                restarts: None,
-                text: None,
-                is_outdated: false,
-            }),
-            Ok(answer) => Err(ServiceError::NoManager {
-                said: answer.said(),
-            }),
-            Err(no_answer) => Err(ServiceError::NoManager {
-                said: format!("launchctl: {no_answer}"),
-            }),
+        if let Some(printed) = self.print(name).await? {
+            return Ok(agent::status(&printed));
         }
+        let has_file = self.file(name).exists();
+        Ok(Status {
+            state: if has_file {
+                State::Stopped { because: None }
+            } else {
+                State::NotInstalled
+            },
+            enabled: has_file,
+            restarts: None,
+            is_outdated: false,
+        })
+    }
+
+    /// Returns what launchd says of a service; `None` where it knows none of that label.
+    async fn print(&self, name: Name) -> Result<Option<String>, ServiceError> {
+        let words = ["print", &self.target(name)];
+        let said = match tool::ask(&self.user, "launchctl", &words, QUESTION).await {
+            Ok(answer) if answer.is_success() => return Ok(Some(answer.stdout)),
+            Ok(answer) if answer.code == Some(NO_SUCH_SERVICE) => return Ok(None),
+            Ok(answer) => answer.said(),
+            Err(no_answer) => format!("launchctl: {no_answer}"),
+        };
+        Err(ServiceError::NoManager { said })
     }
 
     pub(crate) async fn install(&self, service: &Service) -> Result<Installation, ServiceError> {
         let name = service.name;
         let text = agent(service)?;
         self.check().await?;
-        let _lock = Lock::take(&self.dir())?;
+        let _lock = Lock::take(&self.dir()).await?;
         let path = self.file(name);
-        let kept = files::keep_edited(self.installed(name)?, &text)?;
-        self.boot_out(name).await?;
+        let before = self.installed(name)?;
+        let differs = before.as_ref().is_some_and(|before| before.text != text);
+        let kept = files::keep_edited(before.as_ref().filter(|_| differs))?;
         files::write(&path, &text)?;
-        let shown = path.to_string_lossy();
         // A person may have disabled it; adding it is their word that it shall run.
         self.must(&["enable", &self.target(name)]).await?;
-        let started = self.must(&["bootstrap", &self.domain(), &shown]).await;
-        started.map_err(|error| match error {
+        Ok(Installation { path, before, kept })
+    }
+
+    pub(crate) async fn put_back(&self, before: &Installed) -> Result<(), ServiceError> {
+        let _lock = Lock::take(&self.dir()).await?;
+        files::write(&before.path, &before.text)
+    }
+
+    pub(crate) async fn restart(&self, name: Name) -> Result<(), ServiceError> {
+        self.boot_out(name).await?;
+        self.start(name).await.map_err(|error| match error {
             ServiceError::Tool { said, .. } => ServiceError::NotStarted {
                 unit: name.label().to_owned(),
                 said,
             },
             other => other,
         })?;
-        Ok(Installation { path, kept })
+        let has_process = async {
+            while self.status(name).await?.pid().is_none() {
+                sleep(LOOK).await;
+            }
+            Ok(())
+        };
+        timeout(PATIENCE, has_process).await.unwrap_or_else(|_| {
+            Err(ServiceError::NotStarted {
+                unit: name.label().to_owned(),
+                said: "launchd has not started its process".to_owned(),
+            })
+        })
     }
 
     pub(crate) async fn start(&self, name: Name) -> Result<(), ServiceError> {
+        if self.print(name).await?.is_some() {
+            return Ok(());
+        }
         let path = self.file(name);
         self.must(&["bootstrap", &self.domain(), &path.to_string_lossy()])
             .await
@@ -128,8 +164,15 @@ impl Launchd {
     }
 
     pub(crate) async fn uninstall(&self, name: Name) -> Result<bool, ServiceError> {
+        let _lock = if self.dir().exists() {
+            Some(Lock::take(&self.dir()).await?)
+        } else {
+            None
+        };
         let stopped = self.boot_out(name).await;
-        let removed = files::remove(&self.file(name))?;
+        let found = self.installed(name)?;
+        let kept = files::keep_edited(found.as_ref())?.is_some();
+        let removed = files::remove(&self.file(name))? || kept;
         match stopped {
             Ok(was_there) => Ok(was_there || removed),
             Err(error) if removed => Err(error),
@@ -138,15 +181,25 @@ impl Launchd {
     }
 
     /// Ends the service and makes launchd forget it; returns whether launchd knew it.
+    ///
+    /// launchctl answers before launchd has let the label go, and until then takes no other service
+    /// of that label: what counts is that it is not known any more.
     async fn boot_out(&self, name: Name) -> Result<bool, ServiceError> {
-        if matches!(
-            self.status(name).await?.state,
-            State::NotInstalled | State::Stopped { because: None }
-        ) {
+        if self.print(name).await?.is_none() {
             return Ok(false);
         }
-        self.must(&["bootout", &self.target(name)]).await?;
-        Ok(true)
+        let asked = self.must(&["bootout", &self.target(name)]).await;
+        let forgotten = async {
+            while self.print(name).await?.is_some() {
+                sleep(LOOK).await;
+            }
+            Ok(true)
+        };
+        match timeout(PATIENCE, forgotten).await {
+            Ok(forgotten) => forgotten,
+            // Whatever it said to the request was right then.
+            Err(_) => asked.map(|()| true),
+        }
     }
 
     async fn must(&self, words: &[&str]) -> Result<(), ServiceError> {

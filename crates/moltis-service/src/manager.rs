@@ -27,6 +27,8 @@ enum Kind {
 pub struct Installation {
     /// The file, which is there now.
     pub path: PathBuf,
+    /// The file that was there before.
+    pub before: Option<Installed>,
     /// Where the file went that a person had changed.
     pub kept: Option<PathBuf>,
 }
@@ -111,13 +113,13 @@ impl Manager {
         }
     }
 
-    /// Writes the file of a service, makes it start by itself, and starts it, or starts it again
-    /// where it runs. Returns when it has said that it is ready.
+    /// Writes the file of a service and makes the service start by itself; it is not started yet,
+    /// and one that runs goes on as it was.
     ///
     /// A file that a person has changed is kept beside, under the name that is returned.
     ///
     /// # Errors
-    /// [`ServiceError::NotStarted`] where it is installed and does not come up.
+    /// [`ServiceError::Busy`] after a while, [`ServiceError::NotRead`], or what could not be written.
     pub async fn install(&self, service: &Service) -> Result<Installation, ServiceError> {
         match &self.kind {
             Kind::Systemd(systemd) => systemd.install(service).await,
@@ -125,10 +127,36 @@ impl Manager {
         }
     }
 
-    /// Starts a service that is installed. Returns when it has said that it is ready.
+    /// Puts back the file that an installation has replaced.
     ///
     /// # Errors
-    /// The manager does not start it.
+    /// It cannot be written.
+    pub async fn put_back(&self, before: &Installed) -> Result<(), ServiceError> {
+        match &self.kind {
+            Kind::Systemd(systemd) => systemd.put_back(before).await,
+            Kind::Launchd(launchd) => launchd.put_back(before).await,
+        }
+    }
+
+    /// Starts a service that is installed, or starts it again where it runs. Returns under systemd
+    /// when it has said that it is ready, under launchd when it has a process.
+    ///
+    /// # Errors
+    /// [`ServiceError::NotStarted`]; the manager goes on trying.
+    ///
+    /// # Cancel safety
+    /// The manager does it all the same.
+    pub async fn restart(&self, name: Name) -> Result<(), ServiceError> {
+        match &self.kind {
+            Kind::Systemd(systemd) => systemd.restart(name).await,
+            Kind::Launchd(launchd) => launchd.restart(name).await,
+        }
+    }
+
+    /// Has a service started that is installed, where it does not run; does not wait for it.
+    ///
+    /// # Errors
+    /// The manager does not take the request.
     pub async fn start(&self, name: Name) -> Result<(), ServiceError> {
         match &self.kind {
             Kind::Systemd(systemd) => systemd.start(name).await,

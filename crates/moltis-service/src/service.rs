@@ -68,6 +68,11 @@ impl Service {
         self
     }
 
+    /// Returns what the program is started with.
+    pub fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+
     /// Returns the program's path as text, after a look at every value.
     ///
     /// # Errors

@@ -10,8 +10,6 @@ pub struct Status {
     /// How often the manager has started it again since it was last started by hand; `None` where
     /// the manager does not count.
     pub restarts: Option<u32>,
-    /// What the program last told its manager of itself.
-    pub text: Option<String>,
     /// The file was changed since the manager read it.
     pub is_outdated: bool,
 }

@@ -28,8 +28,8 @@ impl Systemd {
         Self { user }
     }
 
-    /// `~/.config/systemd/user`: systemd reads it wherever else it looks, and it is the same in
-    /// every shell, which `XDG_CONFIG_HOME` is not.
+    /// `~/.config/systemd/user`: where systemd looks unless its own `XDG_CONFIG_HOME` says otherwise,
+    /// and the same in every shell, whatever that has in its variable.
     fn dir(&self) -> PathBuf {
         self.user.home.join(".config/systemd/user")
     }
@@ -42,6 +42,14 @@ impl Systemd {
         let status = self.status(name).await?;
         if status.state == State::Masked {
             return Err(ServiceError::Masked { unit: name.unit() });
+        }
+        let asked = ["show", "--property", "UnitPath", "--value"];
+        let read = self.ask(&asked).await?.stdout;
+        if !names(&read, &self.dir()) {
+            return Err(ServiceError::NotRead {
+                path: self.dir(),
+                found: read.trim().to_owned(),
+            });
         }
         files::prepare(&self.dir())
     }
@@ -76,38 +84,36 @@ impl Systemd {
         let name = service.name;
         let text = unit(service)?;
         self.check(name).await?;
-        let _lock = Lock::take(&self.dir())?;
+        let _lock = Lock::take(&self.dir()).await?;
         let path = self.file(name);
-        let kept = files::keep_edited(self.installed(name)?, &text)?;
+        let before = self.installed(name)?;
+        let differs = before.as_ref().is_some_and(|before| before.text != text);
+        let kept = files::keep_edited(before.as_ref().filter(|_| differs))?;
         files::write(&path, &text)?;
         self.must(&["daemon-reload"], QUESTION).await?;
-        self.see_that_it_is_read(name, &path).await?;
-        let unit = name.unit();
-        self.must(&["enable", "--", &unit], QUESTION).await?;
-        let started = self.must(&["restart", "--", &unit], CHANGE).await;
-        started.map_err(|error| match error {
-            ServiceError::Tool { said, .. } => ServiceError::NotStarted {
-                unit: unit.clone(),
-                said,
-            },
-            other => other,
-        })?;
-        Ok(Installation { path, kept })
+        self.must(&["enable", "--", &name.unit()], QUESTION).await?;
+        Ok(Installation { path, before, kept })
     }
 
-    async fn see_that_it_is_read(&self, name: Name, path: &Path) -> Result<(), ServiceError> {
-        if self.status(name).await?.state != State::NotInstalled {
-            return Ok(());
-        }
-        let asked = ["show", "--property", "UnitPath", "--value"];
-        Err(ServiceError::NotRead {
-            path: path.to_owned(),
-            found: self.ask(&asked).await?.stdout.trim().to_owned(),
+    pub(crate) async fn put_back(&self, before: &Installed) -> Result<(), ServiceError> {
+        let _lock = Lock::take(&self.dir()).await?;
+        files::write(&before.path, &before.text)?;
+        self.must(&["daemon-reload"], QUESTION).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn restart(&self, name: Name) -> Result<(), ServiceError> {
+        let unit = name.unit();
+        let started = self.must(&["restart", "--", &unit], CHANGE).await;
+        started.map(drop).map_err(|error| match error {
+            ServiceError::Tool { said, .. } => ServiceError::NotStarted { unit, said },
+            other => other,
         })
     }
 
     pub(crate) async fn start(&self, name: Name) -> Result<(), ServiceError> {
-        self.must(&["start", "--", &name.unit()], CHANGE).await?;
+        let words = ["start", "--no-block", "--", &name.unit()];
+        self.must(&words, QUESTION).await?;
         Ok(())
     }
 
@@ -120,7 +126,7 @@ impl Systemd {
         let path = self.file(name);
         // What is half installed may have no directory; then nobody else is at work in it either.
         let _lock = if self.dir().exists() {
-            Some(Lock::take(&self.dir())?)
+            Some(Lock::take(&self.dir()).await?)
         } else {
             None
         };
@@ -137,6 +143,9 @@ impl Systemd {
             disabled.ok();
         }
         if !is_mask(&path) {
+            // What cannot be read is nothing that we wrote: it is somebody's to look at.
+            let found = self.installed(name)?;
+            was_there |= files::keep_edited(found.as_ref())?.is_some();
             was_there |= files::remove(&path)?;
         }
         let wanted = self.dir().join("default.target.wants").join(name.unit());
@@ -160,7 +169,11 @@ impl Systemd {
             return Begin::AtBoot;
         }
         Begin::AtLogin {
-            command: Some(format!("sudo loginctl enable-linger {}", self.user.name)),
+            command: Some(format!(
+                "{}loginctl enable-linger {}",
+                if self.user.id == 0 { "" } else { "sudo " },
+                shell_word(&self.user.name)
+            )),
         }
     }
 
@@ -196,11 +209,35 @@ impl Systemd {
     }
 }
 
+/// Quotes a name where a shell would need it, as that of a directory service does.
+fn shell_word(name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
+    if name.chars().all(is_plain) {
+        name.to_owned()
+    } else {
+        format!("'{}'", name.replace('\'', r"'\''"))
+    }
+}
+
+/// Returns whether a directory is in a list that systemctl prints, in which it quotes as a shell does.
+fn names(list: &str, dir: &Path) -> bool {
+    let plain = dir.to_string_lossy();
+    let mut escaped = String::new();
+    for character in plain.chars() {
+        if "\"\\`$".contains(character) {
+            escaped.push('\\');
+        }
+        escaped.push(character);
+    }
+    list.contains(&*plain) || list.contains(&escaped)
+}
+
 /// Returns whether two paths lead to one file, also where the manager knows the home directory by
 /// another name.
 fn is_same(one: &Path, other: &Path) -> bool {
-    let whole = |path: &Path| std::fs::canonicalize(path).ok();
-    one == other || whole(one).is_some_and(|one| Some(one) == whole(other))
+    let whole = |path: &Path| std::fs::canonicalize(path.parent()?).ok();
+    let is_one_dir = || whole(one).is_some_and(|one| Some(one) == whole(other));
+    one == other || (one.file_name() == other.file_name() && is_one_dir())
 }
 
 /// Returns whether a file is how systemd writes down that a unit must not start.

@@ -17,12 +17,13 @@ const OUTPUT_BYTES_MAX: u64 = 64 * 1024;
 /// How long a question may take. A manager that does not answer in this time does not answer.
 pub(crate) const QUESTION: Duration = Duration::from_secs(15);
 
-/// How long starting or stopping may take: longer than the managers' own patience of 90 s.
-pub(crate) const CHANGE: Duration = Duration::from_mins(2);
+/// How long a restart may take: longer than the managers' own patience, 90 s for each half of it.
+pub(crate) const CHANGE: Duration = Duration::from_secs(200);
 
 /// What a tool said and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Answer {
+    /// Absent where a signal ended it.
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
@@ -44,7 +45,12 @@ impl Answer {
     /// Returns what was said, on one line.
     pub(crate) fn said(&self) -> String {
         let text = match (self.stderr.trim(), self.stdout.trim()) {
-            ("", "") => return format!("exit code {}", self.code.unwrap_or(-1)),
+            ("", "") => {
+                return self.code.map_or_else(
+                    || "it was ended by a signal".to_owned(),
+                    |code| format!("exit code {code}"),
+                );
+            }
             ("", out) => out,
             (err, _) => err,
         };
@@ -87,6 +93,8 @@ pub(crate) async fn ask(
                 .iter()
                 .map(|address| ("DBUS_SESSION_BUS_ADDRESS", address)),
         )
+        // Ctrl+C is for us to hear; a tool that is half done is not ended by it.
+        .process_group(0)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

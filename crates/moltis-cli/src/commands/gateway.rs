@@ -33,6 +33,21 @@ const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALH
 /// `moltis gateway`.
 pub(super) async fn run(context: &Context, args: args::Listen) -> anyhow::Result<Exit> {
     let home = context.home()?;
+    let ended = match prepare(context, &home) {
+        Ok((file, stamp)) => serve(context, &home, args, file, stamp).await,
+        Err(error) => Err(error),
+    };
+    if context.settings.is_service
+        && let Err(error) = &ended
+    {
+        // Whoever asks why the service does not run looks there.
+        logging::last_words(&home.gateway_log(), &report(error).line());
+    }
+    ended
+}
+
+/// Makes the home, reads the configuration, and starts the log.
+fn prepare(context: &Context, home: &Home) -> anyhow::Result<(ConfigFile, SettingsFile)> {
     home.prepare()?;
     let settings_file = SettingsFile::stamp(home.config());
     let file = config_file::load(&home.config(), &home.show(&home.config()))?;
@@ -48,14 +63,7 @@ pub(super) async fn run(context: &Context, args: args::Listen) -> anyhow::Result
         file.log_format.unwrap_or_default(),
         target,
     )?;
-    let ended = serve(context, &home, args, file, settings_file).await;
-    if context.settings.is_service
-        && let Err(error) = &ended
-    {
-        // Whoever asks why the service does not run looks there.
-        tracing::error!(error = report(error).line(), "the gateway ends");
-    }
-    ended
+    Ok((file, settings_file))
 }
 
 async fn serve(
@@ -158,12 +166,17 @@ fn announce(output: Output, addresses: &[SocketAddr]) {
         .map(|address| format!("listening on {address}"))
         .collect();
     output.text(&lines.join("\n")).ok(); // a gateway whose stdout is closed still serves
+    say_who_reaches(output, addresses, "moltis gateway");
+}
+
+/// Says who can reach these addresses; `command` is what listens elsewhere.
+fn say_who_reaches(output: Output, addresses: &[SocketAddr], command: &str) {
     let (loopback, open): (Vec<&SocketAddr>, Vec<&SocketAddr>) = addresses
         .iter()
         .partition(|address| address.ip().is_loopback());
     if let (Some(address), []) = (loopback.first(), open.as_slice()) {
         output.note(&format!(
-            "other machines cannot reach it; so that they can: moltis gateway --listen 0.0.0.0:{}",
+            "other machines cannot reach it; so that they can: {command} --listen 0.0.0.0:{}",
             address.port()
         ));
     }

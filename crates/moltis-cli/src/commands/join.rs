@@ -27,6 +27,7 @@ use crate::exit::Exit;
 use crate::failure::{Failure, failure};
 use crate::logging::{self, LogFormat, Target};
 use crate::paths::Home;
+use crate::service::{self, NODE};
 
 /// Events that wait to be told. The link never waits for us.
 const QUEUE: usize = 64;
@@ -43,7 +44,6 @@ pub(super) fn add(context: &Context, args: &Add) -> anyhow::Result<Exit> {
     )?;
     let home = context.home()?;
     if args.foreground {
-        home.prepare()?;
         on_one_thread(stay(context, &home, &request))
     } else {
         on_one_thread(install::add(context, &home, &request, args.no_wait))
@@ -52,7 +52,18 @@ pub(super) fn add(context: &Context, args: &Add) -> anyhow::Result<Exit> {
 
 /// `moltis node add --foreground`.
 async fn stay(context: &Context, home: &Home, request: &request::Request) -> anyhow::Result<Exit> {
-    let met = meet::meet(context, home, request, meet::Until::Stopped).await?;
+    home.prepare()?;
+    let manager = service::manager(&context.settings);
+    if let Ok(Some(_)) = service::of_home(&manager, NODE, home) {
+        context
+            .output
+            .warn("a service of this home is installed too, and cannot start while this runs");
+    }
+    let stop = stop_on_signal()?;
+    let met = meet::meet(context, home, request, meet::Until::Stopped, &stop).await?;
+    if let Some(error) = met.unreached {
+        return Err(link_failure(error).into());
+    }
     if met.accepted {
         return Ok(Exit::SUCCESS);
     }
@@ -95,7 +106,8 @@ fn lock(home: &Home) -> Result<NodeState, Failure> {
         let running = matches!(error, moltis_node::state::StateError::Running { .. });
         let failure = failure(error.to_string()).because(error);
         if running {
-            failure.hint("how it stands: moltis node status; to end it: moltis node remove")
+            failure
+                .hint("how it stands: moltis node status; one in a terminal ends by Ctrl+C there")
         } else {
             failure
         }

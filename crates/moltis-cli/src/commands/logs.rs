@@ -52,6 +52,9 @@ pub(super) async fn run(context: &Context, path: PathBuf, args: &Logs) -> anyhow
 async fn follow(output: Output, path: &Path) -> anyhow::Result<Exit> {
     let stop = stop_on_signal()?;
     let mut follower = Follower::new(path);
+    if !path.exists() {
+        output.note("no line yet; what comes is shown");
+    }
     loop {
         let lines = follower
             .more()
@@ -93,23 +96,21 @@ impl<'a> Follower<'a> {
     /// none now.
     fn more(&mut self) -> io::Result<Option<String>> {
         loop {
-            let Some(file) = &mut self.open else {
-                if !self.begin()? {
-                    return Ok(None);
-                }
-                continue;
-            };
-            let mut piece = vec![0; PIECE_BYTES];
-            let length = file.read(&mut piece)?;
-            if length > 0 {
-                self.line.extend_from_slice(&piece[..length]);
-                match self.whole_lines() {
-                    Some(lines) => return Ok(Some(lines)),
-                    None => continue,
-                }
+            if let Some(lines) = self.whole_lines() {
+                return Ok(Some(lines));
             }
-            if !self.turn_over()? {
+            if self.open.is_none() && !self.begin()? {
                 return Ok(None);
+            }
+            if self.read_more()? || self.rewound()? {
+                continue;
+            }
+            let Some(newer) = self.newer()? else {
+                return Ok(None);
+            };
+            // Whoever writes has gone on to the newer file: what this one holds is all there is.
+            if !self.read_more()? {
+                self.open = Some(newer);
             }
         }
     }
@@ -134,17 +135,36 @@ impl<'a> Follower<'a> {
         Ok(true)
     }
 
-    /// At the end of the open file: returns whether another one follows it, and opens that.
-    fn turn_over(&mut self) -> io::Result<bool> {
+    /// Reads on in the open file; returns whether there was anything.
+    fn read_more(&mut self) -> io::Result<bool> {
         let Some(file) = &mut self.open else {
             return Ok(false);
         };
-        let (here, length) = (identity(file)?, file.metadata()?.len());
-        if file.stream_position()? > length {
-            // Somebody has emptied it in place.
-            file.rewind()?;
-            return Ok(true);
+        let mut piece = vec![0; PIECE_BYTES];
+        let length = file.read(&mut piece)?;
+        self.line.extend_from_slice(&piece[..length]);
+        Ok(length > 0)
+    }
+
+    /// Goes back to the beginning of a file that somebody has emptied in place.
+    fn rewound(&mut self) -> io::Result<bool> {
+        let Some(file) = &mut self.open else {
+            return Ok(false);
+        };
+        if file.stream_position()? <= file.metadata()?.len() {
+            return Ok(false);
         }
+        file.rewind()?;
+        Ok(true)
+    }
+
+    /// Returns the file that follows the open one; `None` while that is the newest. Where the open
+    /// one was turned over so often that it is gone, the oldest of those that are left follows.
+    fn newer(&self) -> io::Result<Option<File>> {
+        let Some(file) = &self.open else {
+            return Ok(None);
+        };
+        let here = identity(file)?;
         let mut newer = None;
         for path in logging::files(self.path) {
             let Some(found) = open(&path)? else {
@@ -153,12 +173,9 @@ impl<'a> Follower<'a> {
             if identity(&found)? == here {
                 break;
             }
-            // Where ours is none of them, it was turned over and away: the oldest comes next.
             newer = Some(found);
         }
-        let is_there = newer.is_some();
-        self.open = newer.or_else(|| self.open.take());
-        Ok(is_there)
+        Ok(newer)
     }
 
     fn whole_lines(&mut self) -> Option<String> {
@@ -256,6 +273,21 @@ mod tests {
         assert_eq!(all(&mut follower), "");
         append(&path, "five\n");
         assert_eq!(all(&mut follower), "five\n");
+    }
+
+    #[test]
+    fn a_line_that_comes_right_before_the_turning_over_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.log");
+        append(&path, "one\n");
+        let mut follower = Follower::new(&path);
+        assert_eq!(all(&mut follower), "one\n");
+        // At the end of the file, between two looks.
+        assert!(!follower.read_more().unwrap());
+        append(&path, "two\n");
+        turn_over(&path);
+        append(&path, "three\n");
+        assert_eq!(all(&mut follower), "two\nthree\n");
     }
 
     #[test]

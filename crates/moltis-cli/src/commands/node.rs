@@ -21,7 +21,7 @@ use crate::exit::Exit;
 use crate::failure::{Failure, OrFail as _, failure};
 use crate::output::Output;
 use crate::paths::Home;
-use crate::service::{self, NODE, Standing};
+use crate::service::{self, NODE, Owned, Standing};
 
 /// How long a node process may take to say goodbye.
 const GOODBYE_TIME: Duration = Duration::from_secs(10);
@@ -104,7 +104,7 @@ struct StatusDocument {
 pub(super) async fn status(context: &Context, args: Status) -> anyhow::Result<Exit> {
     let home = context.home()?;
     let manager = service::manager(&context.settings);
-    let standing = service::standing(&manager, NODE).await?;
+    let standing = service::standing_of(&manager, NODE, &home).await?;
     let (config, unusable) = match load_config(&home) {
         Ok(config) => (config, None),
         Err(failure) => (None, Some(failure)),
@@ -124,7 +124,10 @@ pub(super) async fn status(context: &Context, args: Status) -> anyhow::Result<Ex
     if args.format.json {
         context.output.json(&document)?;
     } else if unusable.is_some() {
-        context.output.fields(&[("Service", standing.words)])?;
+        context.output.fields(&[
+            ("Service", standing.words),
+            ("Connected", connected(&document)),
+        ])?;
     } else {
         print_status(context.output, &standing, config.as_ref(), &document)?;
     }
@@ -160,6 +163,19 @@ fn document(
     }
 }
 
+/// Tells the connection in words.
+fn connected(status: &StatusDocument) -> String {
+    match (status.pid, &status.connection_code, &status.last_error) {
+        (None, ..) => "no: no node process runs here".to_owned(),
+        (Some(pid), Some(code), _) => {
+            format!("waiting for approval with the code {code} (process {pid})")
+        }
+        (Some(pid), _, _) if status.connected => format!("yes (process {pid})"),
+        (Some(pid), _, Some(error)) => format!("no: {error} (process {pid})"),
+        (Some(pid), _, None) => format!("not yet (process {pid})"),
+    }
+}
+
 fn print_status(
     output: Output,
     standing: &Standing,
@@ -169,7 +185,13 @@ fn print_status(
     let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let Some(config) = config else {
         output.text("this machine is no node: it has not joined a gateway")?;
-        if standing.word != "not_installed" {
+        if status.pid.is_some() {
+            output.warn(&format!(
+                "a node process runs here all the same, with the settings that it has read; connected: {}",
+                connected(status)
+            ));
+        }
+        if standing.word != service::NOT_INSTALLED {
             output.warn(&format!(
                 "there is a service all the same, and it is {}",
                 standing.words
@@ -179,15 +201,7 @@ fn print_status(
         output.hint(&format!("join one: {NODE_ADD} --host ws://<host>:9090/ws"));
         return Ok(());
     };
-    let connected = match (status.pid, &status.connection_code, &status.last_error) {
-        (None, ..) => "no: no node process runs here".to_owned(),
-        (Some(pid), Some(code), _) => {
-            format!("waiting for approval with the code {code} (process {pid})")
-        }
-        (Some(pid), _, _) if status.connected => format!("yes (process {pid})"),
-        (Some(pid), _, Some(error)) => format!("no: {error} (process {pid})"),
-        (Some(pid), _, None) => format!("not yet (process {pid})"),
-    };
+    let connected = connected(status);
     let policy = super::policy::words(&config.policy);
     let longest = match config.timeout_seconds {
         0 => "no limit".to_owned(),
@@ -226,13 +240,19 @@ pub(super) async fn remove(context: &Context, args: Remove) -> anyhow::Result<Ex
     let home = context.home()?;
     let output = context.output;
     let manager = service::manager(&context.settings);
-    service::of_home(&manager, NODE, &home)?;
-    let service_removed = service::remove(output, &manager, NODE).await?;
+    let service_removed = match service::owned(&manager, NODE, &home)? {
+        Owned::Nobodys | Owned::Ours(_) => service::remove(output, &manager, NODE).await?,
+        Owned::Anothers(other) => {
+            output.note(&format!("left alone: {other}"));
+            false
+        }
+    };
     stop_process(&home, output).await?;
     end_runs(&home, output).await;
     let config_removed = delete(&home.node_config(), &home)?;
     let key_removed = args.delete_key && delete(&home.node_key(), &home)?;
     delete(&home.node_state(), &home)?;
+    delete_halves(&home);
     if args.format.json {
         output.json(&Removal {
             service_removed,
@@ -321,6 +341,22 @@ async fn ask_to_leave(keeper: KeeperStream) -> anyhow::Result<FrameReader<ReadHa
     write.send(&ToKeeper::Attach { windows }).await?;
     write.send(&ToKeeper::Leave).await?;
     Ok(FrameReader::new(read))
+}
+
+/// Deletes what a process left that was killed while it wrote node.json.
+fn delete_halves(home: &Home) {
+    let Ok(entries) = std::fs::read_dir(home.dir()) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with("node.json.new.")
+        {
+            std::fs::remove_file(entry.path()).ok(); // nobody reads it
+        }
+    }
 }
 
 /// Deletes a file; returns whether there was one.

@@ -160,13 +160,22 @@ impl ConfigFile {
     }
 
     fn read(&self) -> Result<String, ConfigFileError> {
-        let file = File::open(&self.path).map_err(|source| match source.kind() {
+        // A pipe in its place is not waited for.
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+            .open(&self.path);
+        let file = opened.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => ConfigFileError::Missing {
                 path: self.path.clone(),
             },
             _ => self.io("read", source),
         })?;
         let meta = file.metadata().map_err(|source| self.io("read", source))?;
+        if !meta.is_file() {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is no ordinary file");
+            return Err(self.io("read", source));
+        }
         if meta.mode() & 0o022 != 0 {
             return Err(ConfigFileError::Mode {
                 path: self.path.clone(),

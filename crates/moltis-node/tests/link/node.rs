@@ -101,7 +101,9 @@ impl TestNode {
     ) -> Self {
         let (tell, events) = mpsc::channel(256);
         let identity = NodeIdentity::generate(NodeId::new("box-1").unwrap());
-        let node = Node::builder(settings, identity, played).events(tell);
+        let node = Node::builder(settings, identity, played)
+            .trust_first_use()
+            .events(tell);
         let stop = CancellationToken::new();
         let mut task = JoinSet::new();
         task.spawn(setup(node).build().run(stop.clone()));

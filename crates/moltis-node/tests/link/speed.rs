@@ -101,7 +101,9 @@ fn measure(offer: Subprotocol) {
     let url = told.recv().unwrap();
     let link = on_own_thread(async move || {
         let identity = NodeIdentity::generate(NodeId::new("box-1").unwrap());
-        let node = Node::builder(config(url), identity, Sockets(far)).offers(vec![offer]);
+        let node = Node::builder(config(url), identity, Sockets(far))
+            .trust_first_use()
+            .offers(vec![offer]);
         node.build().run(stop).await.unwrap();
     });
     let (took, gateway_cpu) = gateway.join().unwrap();

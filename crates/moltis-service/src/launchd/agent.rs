@@ -87,7 +87,7 @@ pub(super) fn read(path: PathBuf, text: String) -> Installed {
         (agent.program_arguments, agent.environment_variables)
     });
     Installed {
-        program: words.into_iter().next(),
+        command: words,
         variables: variables.into_iter().collect(),
         is_edited: !is_ours,
         path,
@@ -105,10 +105,11 @@ pub(super) fn status(printed: &str) -> Status {
             .find_map(|line| line.strip_prefix(key)?.strip_prefix(" = "))
     };
     let number = |key| get(key).and_then(|value| value.parse::<u32>().ok());
-    let because = match get("last exit code") {
+    let signal = get("last terminating signal").map(|signal| format!("signal {signal}"));
+    let because = signal.or_else(|| match get("last exit code") {
         None | Some("0" | "(never exited)") => None,
         Some(code) => Some(format!("exit code {code}")),
-    };
+    });
     Status {
         state: match (get("state"), number("pid")) {
             (Some("running"), Some(pid)) => State::Running { pid },
@@ -119,7 +120,6 @@ pub(super) fn status(printed: &str) -> Status {
         },
         enabled: true,
         restarts: number("runs").map(|runs| runs.saturating_sub(1)),
-        text: None,
         is_outdated: false,
     }
 }

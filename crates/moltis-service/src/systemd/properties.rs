@@ -10,13 +10,11 @@ pub(super) const ASKED: &[&str] = &[
     "LoadState",
     "FragmentPath",
     "ActiveState",
-    "SubState",
     "UnitFileState",
     "MainPID",
     "NRestarts",
     "Result",
     "ExecMainStatus",
-    "StatusText",
     "NeedDaemonReload",
 ];
 
@@ -36,12 +34,10 @@ pub(super) fn status(printed: &str) -> Status {
     let get = |name: &str| all.get(name).copied().unwrap_or_default();
     let number = |name: &str| get(name).parse().ok();
     let enabled = matches!(get("UnitFileState"), "enabled" | "enabled-runtime");
-    let text = Some(get("StatusText")).filter(|text| !text.is_empty());
     Status {
         state: state(&get, number("MainPID")),
         enabled,
         restarts: number("NRestarts"),
-        text: text.map(str::to_owned),
         is_outdated: get("NeedDaemonReload") == "yes",
     }
 }
@@ -83,12 +79,11 @@ mod tests {
     fn a_service_that_runs() {
         let printed = "LoadState=loaded\nActiveState=active\nSubState=running\nUnitFileState=enabled\n\
                        MainPID=812\nNRestarts=2\nResult=success\nExecMainStatus=0\n\
-                       StatusText=connected = yes\nNeedDaemonReload=no\n";
+                       NeedDaemonReload=no\n";
         let expected = Status {
             state: State::Running { pid: 812 },
             enabled: true,
             restarts: Some(2),
-            text: Some("connected = yes".to_owned()),
             is_outdated: false,
         };
         assert_eq!(status(printed), expected);

@@ -86,16 +86,16 @@ pub(super) fn read(path: PathBuf, text: String) -> Installed {
             .flat_map(words)
             .collect()
     };
-    let command = values("ExecStart");
-    let is_by_shell = command.first().is_some_and(|word| word == "/bin/sh");
-    let program = if is_by_shell {
-        // An argument, in which a dollar is written twice.
-        command.get(3).map(|word| word.replace("$$", "$"))
-    } else {
-        command.into_iter().next()
-    };
+    let mut command = values("ExecStart");
+    if command.first().is_some_and(|word| word == "/bin/sh") && command.len() > 3 {
+        command.drain(..3);
+        command[0] = command[0].replace("$$", "$");
+    }
+    for argument in command.iter_mut().skip(1) {
+        *argument = argument.replace("$$", "$");
+    }
     Installed {
-        program,
+        command,
         variables: values("Environment")
             .iter()
             .filter_map(|word| word.split_once('='))
@@ -190,12 +190,13 @@ mod tests {
         #[test]
         fn every_value_is_read_back(home in "/[^\\p{C}]{0,40}", argument in "[^\\p{C}]{0,40}") {
             let service = Service::new(NAME, "d", format!("{home}/moltis"))
-                .argument(argument)
+                .argument(argument.clone())
                 .variable("MOLTIS_HOME", home.clone());
             let found = read("u".into(), unit(&service).unwrap());
             prop_assert_eq!(found.variable("MOLTIS_HOME"), Some(home.as_str()));
             let program = format!("{home}/moltis");
             prop_assert_eq!(found.program(), Some(program.as_str()));
+            prop_assert_eq!(found.arguments(), [argument]);
         }
 
         #[test]

@@ -1,9 +1,13 @@
 //! `moltis gateway install`, `uninstall` and `status`: the gateway as a service of the operating
 //! system.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use moltis_gateway::api::gateway::Gateway;
-use moltis_service::ServiceError;
+use moltis_service::{Installed, Manager, ServiceError};
 use serde::Serialize;
+use tokio::time::{sleep, timeout};
 
 use crate::api::{ApiError, Client};
 use crate::args::{Format, Listen, Remote};
@@ -12,11 +16,16 @@ use crate::config_file;
 use crate::exit::Exit;
 use crate::failure::{Failure, failure};
 use crate::logging;
+use crate::output::Output;
 use crate::paths::Home;
 use crate::service::{self, GATEWAY, failed};
 
 /// Bytes of the log in which the reason of a failed start is looked for.
-const LOG_BYTES: usize = 64 * 1024;
+const LOG_BYTES: u64 = 64 * 1024;
+
+/// How long a gateway that has started may take to answer, and how often it is asked.
+const ANSWER_TIME: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// `moltis gateway install`.
 pub(in crate::commands) async fn install(context: &Context, args: Listen) -> anyhow::Result<Exit> {
@@ -31,34 +40,83 @@ pub(in crate::commands) async fn install(context: &Context, args: Listen) -> any
     home.prepare()?;
     config_file::load(&home.config(), &home.show(&home.config()))?;
     let standing = service::standing(&manager, GATEWAY).await?;
-    if standing.pid.is_none() && ask(context).await?.is_some() {
+    if !standing.is_wanted && ask(context).await?.is_some() {
         return Err(
             failure("a gateway runs on this home already, and not as a service")
                 .hint("end it where it runs (Ctrl+C), then again: commands that run go on")
                 .into(),
         );
     }
-    let before = log_length(&home);
-    let installed = manager.install(&service).await;
-    let installation = installed.map_err(|error| not_started(error, &home, before))?;
-    let shown = home.show(&installation.path);
-    let Some(gateway) = ask(context).await? else {
-        return Err(
-            failure("the service is installed and its gateway does not answer")
-                .hint("see why: moltis gateway logs -f")
-                .into(),
-        );
-    };
     let output = context.output;
+    let log_before = log_length(&home);
+    let installed = manager.install(&service).await;
+    let installed = installed.map_err(|error| failed(error, GATEWAY))?;
+    service::tell_beside(output, &home, &manager, GATEWAY, &installed).await;
+    if let Err(error) = manager.restart(GATEWAY).await {
+        let failure = not_started(error, &home, log_before);
+        if let Some(before) = installed.before.filter(|_| standing.pid.is_some()) {
+            put_back(output, &manager, &before).await;
+        }
+        return Err(failure.into());
+    }
+    let gateway = answer(context, &home, log_before).await?;
+    let shown = home.show(&installed.path);
     output.text(&format!("Service installed and running ({shown})."))?;
-    let lines: Vec<_> = gateway
+    let addresses: Vec<SocketAddr> = gateway
         .addresses
         .iter()
-        .map(|address| format!("listening on http://{address}"))
+        .filter_map(|address| address.parse().ok())
+        .collect();
+    let lines: Vec<_> = super::shown(&addresses)
+        .iter()
+        .map(|address| format!("listening on {address}"))
         .collect();
     output.text(&lines.join("\n"))?;
-    service::tell_beside(output, &home, &manager, GATEWAY, &installation).await;
+    let arguments = installed.before.as_ref().map(Installed::arguments);
+    if let Some(arguments) = arguments.filter(|arguments| *arguments != service.arguments()) {
+        output.note(&format!(
+            "it was installed before as: moltis {}",
+            arguments.join(" ")
+        ));
+    }
+    super::say_who_reaches(output, &addresses, "moltis gateway install");
     Ok(Exit::SUCCESS)
+}
+
+/// Lets a gateway go on that ran before an installation that came to nothing.
+async fn put_back(output: Output, manager: &Manager, before: &Installed) {
+    let started = match manager.put_back(before).await {
+        Ok(()) => manager.restart(GATEWAY).await,
+        Err(error) => Err(error),
+    };
+    match started {
+        Ok(()) => output.note("the service goes on as it was installed before"),
+        Err(error) => output.warn(&format!(
+            "the service that was there before does not start again: {error}"
+        )),
+    }
+}
+
+/// Waits until the gateway that was started answers.
+async fn answer(context: &Context, home: &Home, log_before: u64) -> Result<Gateway, Failure> {
+    let answered = async {
+        loop {
+            if let Some(gateway) = ask(context).await? {
+                return Ok(gateway);
+            }
+            sleep(LOOK).await;
+        }
+    };
+    if let Ok(answered) = timeout(ANSWER_TIME, answered).await {
+        return answered;
+    }
+    let failure = failure("the service is installed and its gateway does not answer")
+        .hint("see why: moltis gateway logs -f");
+    let reason = logging::last_error(&home.gateway_log(), log_before, LOG_BYTES);
+    Err(match reason {
+        Some(reason) => failure.because(anyhow::anyhow!("{reason}")),
+        None => failure,
+    })
 }
 
 /// `moltis gateway uninstall`.
@@ -103,7 +161,7 @@ struct Document {
 pub(in crate::commands) async fn status(context: &Context, format: Format) -> anyhow::Result<Exit> {
     let home = context.home()?;
     let manager = service::manager(&context.settings);
-    let standing = service::standing(&manager, GATEWAY).await?;
+    let standing = service::standing_of(&manager, GATEWAY, &home).await?;
     let gateway = ask(context).await?;
     let output = context.output;
     if format.json {
@@ -147,7 +205,7 @@ pub(in crate::commands) async fn status(context: &Context, format: Format) -> an
         ("Home", home.show(home.dir())),
     ])?;
     if running == "no" {
-        output.hint(if standing.word == "not_installed" {
+        output.hint(if standing.word == service::NOT_INSTALLED {
             "start one: moltis gateway, or as a service: moltis gateway install"
         } else {
             "see why: moltis gateway logs -f"

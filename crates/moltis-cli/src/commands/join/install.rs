@@ -1,19 +1,20 @@
 //! `moltis node add` without `--foreground`: join, then leave the work to a service.
 //!
 //! What could fail is looked at before anybody is asked to approve anything: whether a manager
-//! answers, whether the service may start, whether it is this home's. A service that runs and is
-//! connected is updated in place; one that is not makes room for the joining and, where that comes
-//! to nothing, is started again.
+//! answers, whether the service may start, whether it is this home's, whether the settings can be
+//! used. A service that runs and is connected is updated in place; one that is not makes room for
+//! the joining and, where that comes to nothing, is started again.
 
 use std::time::Duration;
 
 use moltis_node::state::{self, Report};
-use moltis_service::{Installation, Manager, Service};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{sleep, timeout};
+use moltis_service::{Manager, Service};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::meet::{Met, Until, meet};
-use super::request::{self, Request};
+use super::request::{self, Joined, Request};
+use super::stop_on_signal;
 use crate::commands::Context;
 use crate::exit::Exit;
 use crate::failure::{Failure, OrFail as _, failure};
@@ -23,8 +24,10 @@ use crate::service::{self, NODE, failed};
 /// How long a service that was started may take to reach the gateway that we have just reached.
 const CONNECT_TIME: Duration = Duration::from_secs(30);
 
-/// How often node.state is looked at while it is waited for.
+/// How often node.state is looked at while it is waited for, and how often at that the manager is
+/// asked for the service's process, which may change.
 const LOOK: Duration = Duration::from_millis(20);
+const LOOKS_A_PROCESS: u32 = 10;
 
 /// `moltis node add`.
 pub(super) async fn add(
@@ -33,58 +36,20 @@ pub(super) async fn add(
     request: &Request,
     no_wait: bool,
 ) -> anyhow::Result<Exit> {
+    let stop = stop_on_signal()?;
     let at = At::check(context, home).await?;
-    if at.is_connected().await? && request.joined(home)?.is_some() {
-        request.write(home)?;
-        return at.install("Updated.").await;
+    let (before, _) = request.settings(home)?;
+    let was_joined = before.is_some_and(|before| before.is_joined());
+    if was_joined && !request.risks_the_connection() && at.is_connected().await? {
+        at.tell_what_holds(&request.write(home)?);
+        return at.install("Updated.", &stop).await;
     }
-    let interrupted = at.make_room().await?;
-    let until = if no_wait {
-        Until::Heard
-    } else {
-        Until::Accepted
-    };
-    let met = match meet(context, home, request, until).await {
-        Ok(met) => met,
-        Err(error) => {
-            at.give_back(interrupted).await;
-            return Err(error);
-        }
-    };
-    if met.accepted {
-        let done = if met.approved { "Approved." } else { "Joined." };
-        return at.install(done).await;
+    let was_running = at.make_room(&stop).await?;
+    let joined = at.join(request, no_wait, &stop).await;
+    if was_running && !matches!(joined, Ok(Exit::SUCCESS)) {
+        at.start_again().await;
     }
-    if met.waiting && (no_wait || wants_to_wait(context).await?) {
-        return at.leave_waiting(&met).await;
-    }
-    met.joined.undo(home);
-    at.give_back(interrupted).await;
-    Ok(Exit::CANCELLED)
-}
-
-/// Asks whether a service shall wait in place of the person who pressed Ctrl+C.
-async fn wants_to_wait(context: &Context) -> anyhow::Result<bool> {
-    let output = context.output;
-    if !output.stdin_is_terminal() || !output.stderr_is_terminal() {
-        output.note(
-            "not joined; the request waits its time out, and the same line takes it up again",
-        );
-        output.hint("to let a service wait for the answer: the same line with --no-wait");
-        return Ok(false);
-    }
-    output.note("");
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let question = tokio::task::spawn_blocking(move || {
-        output.confirm(
-            "Install the service, and let it wait for the answer?",
-            "--no-wait",
-        )
-    });
-    tokio::select! {
-        answer = question => answer?,
-        _ = interrupt.recv() => Ok(false),
-    }
+    joined
 }
 
 /// A home and the manager of its service.
@@ -95,13 +60,9 @@ struct At<'a> {
     service: Service,
 }
 
-/// A service was stopped, and is owed a start.
-#[derive(Debug, Clone, Copy)]
-#[must_use = "what was stopped is started again"]
-struct Interrupted(bool);
-
 impl<'a> At<'a> {
-    /// Looks at everything that could be in the way, and changes nothing.
+    /// Looks at everything that could be in the way. Makes directories that are missing, and
+    /// changes nothing else.
     async fn check(context: &'a Context, home: &'a Home) -> Result<Self, Failure> {
         let manager = service::manager(&context.settings);
         let service = service::node(home, &context.settings)?;
@@ -121,9 +82,8 @@ impl<'a> At<'a> {
 
     /// Returns whether the service runs as the node of this home, and is connected.
     async fn is_connected(&self) -> Result<bool, Failure> {
-        let report = self
-            .report()?
-            .filter(|report| report.connected_since.is_some());
+        let report = self.report()?;
+        let report = report.filter(|report| report.connected_since.is_some());
         Ok(match report {
             Some(report) => self.pid().await? == Some(report.pid),
             None => false,
@@ -140,51 +100,126 @@ impl<'a> At<'a> {
             .or_fail(|| "cannot tell whether a node runs here".to_owned())
     }
 
-    /// Stops the service, where it runs: two processes cannot be one node.
-    async fn make_room(&self) -> Result<Interrupted, Failure> {
+    /// Stops the service, where it runs: two processes cannot be one node. Returns whether it did,
+    /// or was about to.
+    async fn make_room(&self, stop: &CancellationToken) -> Result<bool, Failure> {
         let standing = service::standing(&self.manager, NODE).await?;
-        if standing.word == "not_installed" {
-            return Ok(Interrupted(false));
+        if standing.word == service::NOT_INSTALLED {
+            return Ok(false);
         }
-        let stopped = self.manager.stop(NODE).await;
-        stopped.map_err(|error| failed(error, NODE))?;
-        Ok(Interrupted(standing.pid.is_some()))
+        tokio::select! {
+            stopped = self.manager.stop(NODE) => stopped.map_err(|error| failed(error, NODE))?,
+            () = stop.cancelled() => {
+                self.start_again().await;
+                return Err(cancelled());
+            }
+        }
+        Ok(standing.is_wanted)
     }
 
-    /// Starts a service again that had to make room.
-    async fn give_back(&self, interrupted: Interrupted) {
-        if interrupted.0
-            && let Err(error) = self.manager.start(NODE).await
-        {
+    /// Has the service started that had to make room.
+    async fn start_again(&self) {
+        if let Err(error) = self.manager.start(NODE).await {
             self.context.output.warn(&format!(
                 "the service was stopped for this and does not start: {error}"
             ));
         }
     }
 
+    async fn join(
+        &self,
+        request: &Request,
+        no_wait: bool,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Exit> {
+        let until = if no_wait {
+            Until::Heard
+        } else {
+            Until::Accepted
+        };
+        let met = meet(self.context, self.home, request, until, stop).await?;
+        if met.accepted {
+            let done = if met.approved { "Approved." } else { "Joined." };
+            return self.install(done, stop).await;
+        }
+        if let Some(error) = &met.unreached {
+            return self.install_unreached(error, stop).await;
+        }
+        if met.waiting {
+            // The first Ctrl+C has been heard; the next one is another.
+            let again = stop_on_signal()?;
+            if no_wait || self.wants_to_wait(&again).await {
+                return self.leave_waiting(&met, &again).await;
+            }
+        }
+        met.joined.undo(self.home);
+        Ok(Exit::CANCELLED)
+    }
+
+    /// Asks whether a service shall wait in place of the person who pressed Ctrl+C.
+    async fn wants_to_wait(&self, again: &CancellationToken) -> bool {
+        let output = self.context.output;
+        if !output.stdin_is_terminal() || !output.stderr_is_terminal() {
+            output.note(
+                "not joined; the request waits its time out, and the same line takes it up again",
+            );
+            output.hint("to let a service wait for the answer: the same line with --no-wait");
+            return false;
+        }
+        output.note("");
+        let question = tokio::task::spawn_blocking(move || {
+            let question = "Install the service, and let it wait for the answer?";
+            output.confirm(question, "--no-wait")
+        });
+        tokio::select! {
+            // Where the question cannot be asked, nobody has said yes.
+            answer = question => matches!(answer, Ok(Ok(true))),
+            () = again.cancelled() => false,
+        }
+    }
+
+    fn tell_what_holds(&self, joined: &Joined) {
+        let output = self.context.output;
+        match joined.keep_approved(self.home) {
+            Ok(Some(words)) => output.note(&words),
+            Ok(None) => {}
+            Err(failure) => output.warn(&format!("{:#}", anyhow::Error::from(failure))),
+        }
+    }
+
     /// Installs the service and sees that it is connected.
-    async fn install(&self, done: &str) -> anyhow::Result<Exit> {
-        let installation = self.bring_up().await?;
-        self.wait_for("is not connected", |report| {
+    async fn install(&self, done: &str, stop: &CancellationToken) -> anyhow::Result<Exit> {
+        let file = self.bring_up(stop).await?;
+        self.wait_for(stop, "is not connected", |report| {
             report.connected_since.is_some()
         })
         .await?;
-        self.context.output.text(&format!(
-            "{done} Service installed and running ({}).",
-            self.home.show(&installation.path)
-        ))?;
-        self.tell_beside(&installation).await;
+        let output = self.context.output;
+        output.text(&format!("{done} Service installed and running ({file})."))?;
+        Ok(Exit::SUCCESS)
+    }
+
+    /// Installs the service of a node whose gateway cannot be reached now.
+    async fn install_unreached(
+        &self,
+        error: &moltis_node::LinkError,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Exit> {
+        let file = self.bring_up(stop).await?;
+        let output = self.context.output;
+        output.text(&format!("Updated. Service installed and running ({file})."))?;
+        output.warn(&format!("it is not connected, and goes on trying: {error}"));
         Ok(Exit::SUCCESS)
     }
 
     /// Installs the service and lets it wait for the answer.
-    async fn leave_waiting(&self, met: &Met) -> anyhow::Result<Exit> {
+    async fn leave_waiting(&self, met: &Met, stop: &CancellationToken) -> anyhow::Result<Exit> {
         let gateway = met.gateway;
         let gateway = gateway.ok_or_else(|| failure("the gateway has not shown its key"))?;
         request::leave_waiting(self.home, gateway)?;
-        let installation = self.bring_up().await?;
+        let file = self.bring_up(stop).await?;
         let report = self
-            .wait_for("has not asked", |report| {
+            .wait_for(stop, "has not asked the gateway", |report| {
                 report.waiting_with_code.is_some() || report.connected_since.is_some()
             })
             .await?;
@@ -195,52 +230,71 @@ impl<'a> At<'a> {
             ))?;
         }
         output.text(&format!(
-            "Service installed; it waits for the answer ({}).",
-            self.home.show(&installation.path)
+            "Service installed; it waits for the answer ({file})."
         ))?;
         output.note(
             "on the gateway: moltis node pending, then moltis node approve <id>; \
              each connection has a code of its own, and moltis node status shows the latest",
         );
-        self.tell_beside(&installation).await;
         Ok(Exit::SUCCESS)
     }
 
-    async fn bring_up(&self) -> Result<Installation, Failure> {
-        let installed = self.manager.install(&self.service).await;
-        installed.map_err(|error| failed(error, NODE))
-    }
-
-    async fn tell_beside(&self, installation: &Installation) {
+    /// Writes the service down and starts it; returns its file as a person writes it.
+    async fn bring_up(&self, stop: &CancellationToken) -> Result<String, Failure> {
         let output = self.context.output;
-        service::tell_beside(output, self.home, &self.manager, NODE, installation).await;
+        output.note("Installing the service …");
+        let installed = self.manager.install(&self.service).await;
+        let installed = installed.map_err(|error| failed(error, NODE))?;
+        // Whatever comes now, the service is there.
+        service::tell_beside(output, self.home, &self.manager, NODE, &installed).await;
+        tokio::select! {
+            started = self.manager.restart(NODE) => {
+                started.map_err(|error| failed(error, NODE))?;
+            }
+            () = stop.cancelled() => return Err(left_installed()),
+        }
+        Ok(self.home.show(&installed.path))
     }
 
     /// Waits until the service says of itself what it should.
     async fn wait_for(
         &self,
+        stop: &CancellationToken,
         problem: &str,
         is_there: impl Fn(&Report) -> bool,
     ) -> Result<Report, Failure> {
-        let pid = self.pid().await?;
-        let own = |report: &Report| Some(report.pid) == pid;
-        let comes = async {
-            loop {
-                match self.report()? {
-                    Some(report) if own(&report) && is_there(&report) => return Ok(report),
-                    _ => sleep(LOOK).await,
+        let deadline = Instant::now() + CONNECT_TIME;
+        while Instant::now() < deadline {
+            let pid = self.pid().await?;
+            for _ in 0..LOOKS_A_PROCESS {
+                let report = self.report()?.filter(|report| Some(report.pid) == pid);
+                if let Some(report) = report.filter(|report| is_there(report)) {
+                    return Ok(report);
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return Err(left_installed()),
+                    () = sleep(LOOK) => {}
                 }
             }
-        };
-        if let Ok(came) = timeout(CONNECT_TIME, comes).await {
-            return came;
         }
+        let standing = service::standing(&self.manager, NODE).await?;
         let last = self.report()?.and_then(|report| report.last_error);
         let why = last.map_or_else(String::new, |error| format!(": {error}"));
         Err(failure(format!(
-            "the service is installed and runs, and {problem} after {} s{why}",
+            "the service is installed, {}, and {problem} after {} s{why}",
+            standing.words,
             CONNECT_TIME.as_secs()
         ))
         .hint("it goes on trying; how it stands: moltis node status; what it says: moltis node logs -f"))
     }
+}
+
+fn cancelled() -> Failure {
+    failure("stopped before anything was changed").exit(Exit::CANCELLED)
+}
+
+fn left_installed() -> Failure {
+    failure("stopped while the service starts; it is installed and goes on")
+        .hint("how it stands: moltis node status; to take it away: moltis node remove")
+        .exit(Exit::CANCELLED)
 }

@@ -2,12 +2,13 @@
 //! for the answer, and stay as long as was asked for.
 
 use moltis_identity::Fingerprint;
-use moltis_node::GiveUp;
+use moltis_node::{GiveUp, LinkError, Outlook};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::events::Person;
 use super::request::{Joined, Request};
-use super::{Prepared, QUEUE, link_failure, lock, stop_on_signal};
+use super::{Prepared, QUEUE, link_failure, lock};
 use crate::commands::Context;
 use crate::paths::Home;
 
@@ -35,17 +36,21 @@ pub(super) struct Met {
     pub(super) waiting: bool,
     /// The key that the gateway proved.
     pub(super) gateway: Option<Fingerprint>,
+    /// Why the gateway that this machine has joined before cannot be reached now. What was written
+    /// holds for when it can.
+    pub(super) unreached: Option<LinkError>,
 }
 
-/// Joins this machine to the gateway that was named.
+/// Joins this machine to the gateway that was named. `stop` ends it before that.
 ///
 /// # Errors
-/// It is turned away, or no gateway answers. What was written then is taken back.
+/// It is turned away, or no gateway answers. What was written then is put back.
 pub(super) async fn meet(
     context: &Context,
     home: &Home,
     request: &Request,
     until: Until,
+    stop: &CancellationToken,
 ) -> anyhow::Result<Met> {
     let state = lock(home)?;
     let joined = request.write(home)?;
@@ -61,22 +66,32 @@ pub(super) async fn meet(
         state,
     };
     let (events, told) = mpsc::channel(QUEUE);
-    let node = prepared
+    let mut node = prepared
         .builder(context)?
         .pair()
         .give_up(GiveUp::WhenTurnedAway)
-        .events(events)
-        .build();
-    let stop = stop_on_signal()?;
-    let person = Person::new(context.output, &joined, home, until, stop.clone());
-    let (told, ended) = tokio::join!(person.tell(told), node.run(stop));
-    if let Err(error) = ended {
-        if !told.accepted {
-            joined.undo(home);
+        .events(events);
+    if until != Until::Stopped {
+        node = node.leave_once_accepted();
+    }
+    let enough = stop.child_token();
+    let person = Person::new(context.output, &joined, home, until, enough.clone());
+    let (told, ended) = tokio::join!(person.tell(told), node.build().run(enough));
+    let mut unreached = None;
+    match ended {
+        Ok(()) => {}
+        Err(error) if joined.was_joined() && error.outlook() != Outlook::NeedsPerson => {
+            unreached = Some(error);
         }
-        return Err(link_failure(error).into());
+        Err(error) => {
+            if !told.accepted {
+                joined.undo(home);
+            }
+            return Err(link_failure(error).into());
+        }
     }
     Ok(Met {
+        unreached,
         accepted: told.accepted,
         approved: told.approved,
         waiting: told.waiting,

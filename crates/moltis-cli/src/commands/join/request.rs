@@ -43,22 +43,15 @@ pub(super) struct Joined {
     pub(super) config: NodeConfig,
     /// The key.
     pub(super) identity: NodeIdentity,
-    /// Whether node.json is of this command: it goes when the gateway does not take this node.
-    is_new: bool,
-    /// What node.json held before, where this machine had joined.
-    before: Option<Named>,
+    /// What node.json held before.
+    before: Option<NodeConfig>,
+    /// The node id that the key file held before, where this command changed it.
+    node_id_before: Option<NodeId>,
     /// What this command asked for.
     asked: Asked,
 }
 
-/// What a person approves, and what from then on only the gateway changes.
-#[derive(Debug)]
-struct Named {
-    name: NodeName,
-    labels: Labels,
-}
-
-/// As [`Named`], where a flag said so.
+/// What a person approves, and what from then on only the gateway changes, where a flag said so.
 #[derive(Debug)]
 struct Asked {
     name: Option<NodeName>,
@@ -102,34 +95,30 @@ impl Request {
         })
     }
 
-    /// Makes the key where there is none, and writes node.json: anew, or over the settings of the
-    /// gateway that is joined already.
+    /// Makes the key where there is none, and writes node.json: anew, or over the settings that are
+    /// there.
     ///
     /// # Errors
-    /// Another gateway is joined, or its key is pinned to another one.
+    /// As [`Request::settings`].
     pub(super) fn write(&self, home: &Home) -> Result<Joined, anyhow::Error> {
-        let joined = self.joined(home)?;
+        let (before, config) = self.settings(home)?;
         let mut identity = NodeIdentity::load_or_create(&home.node_key(), || {
             self.node_id.clone().unwrap_or_else(random_node_id)
         })?;
+        let mut node_id_before = None;
         if let Some(wanted) = &self.node_id
             && *wanted != identity.node_id
         {
+            node_id_before = Some(identity.node_id.clone());
             identity.change_node_id(&home.node_key(), wanted.clone())?;
         }
-        let is_new = joined.is_none();
-        let before = joined.as_ref().map(|config| Named {
-            name: config.name.clone(),
-            labels: config.labels.clone(),
-        });
-        let config = self.config(joined);
         let file = ConfigFile::new(home.node_config());
         file.save(&config).map_err(config_failure)?;
         Ok(Joined {
             config,
             identity,
-            is_new,
             before,
+            node_id_before,
             asked: Asked {
                 name: self.name.clone(),
                 labels: self.labels.clone(),
@@ -137,29 +126,43 @@ impl Request {
         })
     }
 
-    /// Returns the settings of the gateway that this machine has joined, where it is the one that
-    /// was named.
+    /// Returns the settings that are there and those that this command makes of them. Writes nothing.
     ///
     /// # Errors
-    /// Another gateway is joined, or its key is pinned to another one.
-    pub(super) fn joined(&self, home: &Home) -> Result<Option<NodeConfig>, Failure> {
+    /// Another gateway is joined, or its key is pinned to another one; or a value cannot be used.
+    pub(super) fn settings(
+        &self,
+        home: &Home,
+    ) -> Result<(Option<NodeConfig>, NodeConfig), Failure> {
         let before = load_config(home)?;
-        let joined = before.filter(|config| config.gateway_key.is_some() && !config.pair);
-        if let Some(joined) = &joined {
-            self.check_joined(joined)?;
+        if let Some(before) = &before {
+            self.check_before(before)?;
         }
-        Ok(joined)
+        let config = self.config(before.clone());
+        if let Err(error) = config.check() {
+            return Err(failure("these settings cannot be used").because(error));
+        }
+        Ok((before, config))
     }
 
-    fn check_joined(&self, joined: &NodeConfig) -> Result<(), Failure> {
-        if joined.gateway_url != self.url {
+    /// Returns whether this command may make another node of this machine, or another gateway of its
+    /// gateway: not something to try on a connection that stands.
+    pub(super) fn risks_the_connection(&self) -> bool {
+        self.repin || self.node_id.is_some()
+    }
+
+    fn check_before(&self, before: &NodeConfig) -> Result<(), Failure> {
+        if before.gateway_url != self.url {
+            if !before.is_joined() {
+                return Ok(());
+            }
             return Err(failure(format!(
                 "this machine is a node of {} already, and you named {}",
-                joined.gateway_url, self.url
+                before.gateway_url, self.url
             ))
             .hint("leave that gateway first: moltis node remove"));
         }
-        match (joined.gateway_key, self.gateway_key) {
+        match (before.gateway_key, self.gateway_key) {
             (Some(pinned), Some(named)) if pinned != named && !self.repin => Err(failure(format!(
                 "the gateway's key {pinned} is pinned, and you named {named}"
             ))
@@ -168,15 +171,23 @@ impl Request {
         }
     }
 
-    fn config(&self, joined: Option<NodeConfig>) -> NodeConfig {
-        let mut config = joined.unwrap_or_else(|| {
-            NodeConfig::new(
+    fn config(&self, before: Option<NodeConfig>) -> NodeConfig {
+        let mut config = before.unwrap_or_else(|| {
+            let mut config = NodeConfig::new(
                 self.url.clone(),
                 self.default_name.clone(),
                 self.default_dir.clone(),
                 self.path.clone(),
-            )
+            );
+            config.pair = true;
+            config
         });
+        config.pair = !config.is_joined();
+        if config.gateway_url != self.url {
+            // What the owner said of this machine stays; what was said of another gateway does not.
+            config.gateway_url = self.url.clone();
+            config.gateway_key = None;
+        }
         if let Some(key) = self.gateway_key {
             config.gateway_key = Some(key);
         }
@@ -204,7 +215,7 @@ impl Joined {
     /// were approved. Returns what to tell a person who asked for others, and puts into node.json
     /// again what stood there.
     pub(super) fn keep_approved(&self, home: &Home) -> Result<Option<String>, Failure> {
-        let before = self.before.as_ref();
+        let before = self.before.as_ref().filter(|before| before.is_joined());
         let name = self.asked.name.as_ref();
         let name = name.filter(|name| before.is_none_or(|before| before.name != **name));
         let labels = self.asked.labels.as_ref();
@@ -242,10 +253,24 @@ impl Joined {
         )))
     }
 
-    /// Takes node.json away again: the gateway did not take this node. The key stays.
+    /// Returns whether a gateway had taken this node before.
+    pub(super) fn was_joined(&self) -> bool {
+        self.before.as_ref().is_some_and(NodeConfig::is_joined)
+    }
+
+    /// Puts everything back as it was. A key that was made stays.
     pub(super) fn undo(&self, home: &Home) {
-        if self.is_new {
-            std::fs::remove_file(home.node_config()).ok(); // it would only be updated the next time
+        let path = home.node_config();
+        // What cannot be put back is only updated the next time.
+        match &self.before {
+            Some(before) => ConfigFile::new(path).save(before).ok(),
+            None => std::fs::remove_file(path).ok(),
+        };
+        if let Some(before) = &self.node_id_before {
+            let mut identity = self.identity.clone();
+            identity
+                .change_node_id(&home.node_key(), before.clone())
+                .ok(); // as above
         }
     }
 }
@@ -255,7 +280,6 @@ impl Joined {
 pub(super) fn leave_waiting(home: &Home, gateway: Fingerprint) -> Result<(), Failure> {
     let file = ConfigFile::new(home.node_config());
     let mut config = file.load().map_err(config_failure)?;
-    config.pair = true;
     config.gateway_key.get_or_insert(gateway);
     file.save(&config).map_err(config_failure)
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use moltis_identity::NodeIdentity;
 use moltis_node::NodeState;
 use moltis_node::config::{ConfigFile, NodeConfig};
+use moltis_node::state::StateError;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ use super::{Prepared, QUEUE, events, link_failure, lock, stop_on_signal};
 use crate::commands::Context;
 use crate::commands::node::config_failure;
 use crate::exit::Exit;
-use crate::failure::report;
+use crate::failure::{Failure, report};
 use crate::logging::{self, LogFormat, Target};
 use crate::notify;
 use crate::paths::Home;
@@ -27,18 +28,38 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// `moltis node run`.
 pub(in crate::commands) async fn run(context: &Context) -> anyhow::Result<Exit> {
     let home = context.home()?;
+    let ended = serve(context, &home).await;
+    if context.settings.is_service
+        && let Err(error) = &ended
+    {
+        logging::last_words(&home.node_log(), &report(error).line());
+    }
+    ended
+}
+
+async fn serve(context: &Context, home: &Home) -> anyhow::Result<Exit> {
     let is_service = context.settings.is_service;
     // Before anything is made: a terminal hears of a machine that is no node.
-    let settings = read(&home);
+    let settings = read(home);
     if !is_service && let Err(error) = settings {
         return Err(error);
     }
     home.prepare()?;
-    let target = if context.output.stderr_is_terminal() {
-        Target::Stderr
-    } else {
+    let target = if is_service {
         Target::File(home.node_log())
+    } else {
+        Target::Stderr
     };
+    let stop = stop_on_signal()?;
+    let state = if is_service {
+        match lock_in_time(home, &stop).await {
+            Some(locked) => locked?,
+            None => return Ok(Exit::SUCCESS),
+        }
+    } else {
+        lock(home)?
+    };
+    // Only who holds the home writes its log.
     logging::install(
         context.settings.log.as_deref(),
         None,
@@ -46,21 +67,44 @@ pub(in crate::commands) async fn run(context: &Context) -> anyhow::Result<Exit> 
         LogFormat::Text,
         target,
     )?;
-    let ended = work(context, home, settings).await;
-    if let Err(error) = &ended {
-        tracing::error!(error = report(error).line(), "the node ends");
+    notify::ready();
+    work(context, home.clone(), settings, state, stop).await
+}
+
+/// Takes the home's lock as soon as nobody else has it; `None` when it was stopped before.
+async fn lock_in_time(home: &Home, stop: &CancellationToken) -> Option<Result<NodeState, Failure>> {
+    let mut told = false;
+    loop {
+        let locked = lock(home);
+        let running = matches!(&locked, Err(failure) if is_running(failure));
+        if !running {
+            return Some(locked);
+        }
+        if !std::mem::replace(&mut told, true) {
+            let words = "another node process works on this home: waiting until it ends";
+            notify::status(words);
+            logging::last_words(&home.node_log(), words);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = sleep(LOOK_AGAIN) => {}
+        }
     }
-    ended
+}
+
+fn is_running(failure: &Failure) -> bool {
+    let cause = std::error::Error::source(failure);
+    let cause = cause.and_then(|cause| cause.downcast_ref::<StateError>());
+    matches!(cause, Some(StateError::Running { .. }))
 }
 
 async fn work(
     context: &Context,
     home: Home,
     settings: anyhow::Result<(NodeConfig, NodeIdentity)>,
+    mut state: NodeState,
+    stop: CancellationToken,
 ) -> anyhow::Result<Exit> {
-    let mut state = lock(&home)?;
-    notify::ready();
-    let stop = stop_on_signal()?;
     let usable = usable_settings(&home, settings, &mut state, &stop).await;
     let Some((config, identity)) = usable else {
         return Ok(Exit::SUCCESS);

@@ -112,3 +112,49 @@ fn a_gateway_is_a_service_too() {
     assert!(refused.stderr.contains("not as a service"), "{refused:?}");
     assert!(!manager.unit(GATEWAY).exists());
 }
+
+#[test]
+fn a_gateway_that_is_installed_again_loses_neither_its_work_nor_its_reasons() {
+    let machine = Home::new();
+    let Some(manager) = UserManager::start(&machine) else {
+        return;
+    };
+    let installed = manager.run(["gateway", "install", "--listen", "127.0.0.1:0"]);
+    assert_eq!(installed.code, 0, "{installed:?}");
+    assert!(
+        installed.stderr.contains("other machines cannot reach it")
+            && installed
+                .stderr
+                .contains("moltis gateway install --listen 0.0.0.0:"),
+        "{installed:?}"
+    );
+    // What would not start does not take the place of what runs.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let refused = manager.run(["gateway", "install", "--listen", &address]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.stderr.contains("the port is in use"), "{refused:?}");
+    assert!(
+        refused.stderr.contains("as it was installed before"),
+        "{refused:?}"
+    );
+    let status = manager.json(["gateway", "status", "--json"]);
+    assert_eq!(status["running"], true);
+    // Other flags are taken, and what was there before is told.
+    let config = "[gateway]\nlisten = [\"127.0.0.1:0\"]\n";
+    machine.write("moltis.toml", config);
+    let plain = manager.run(["gateway", "install"]);
+    assert_eq!(plain.code, 0, "{plain:?}");
+    assert!(
+        plain
+            .stderr
+            .contains("it was installed before as: moltis gateway --listen 127.0.0.1:0"),
+        "{plain:?}"
+    );
+    // A configuration that goes bad is named where people are sent to look.
+    machine.write("moltis.toml", "listen = 3\n");
+    manager.systemctl(["restart", GATEWAY]);
+    let log = fs::read_to_string(machine.path().join("gateway.log")).unwrap();
+    let last = log.lines().rfind(|line| line.contains("ERROR")).unwrap();
+    assert!(last.contains("moltis.toml"), "{last}");
+}
