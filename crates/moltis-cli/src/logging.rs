@@ -170,13 +170,13 @@ fn error_of(line: &str) -> Option<String> {
     Some(serde_json::from_str(reason).unwrap_or_else(|_| reason.to_owned()))
 }
 
-/// Writes why a service ends that could not get as far as its log.
+/// Writes why a service does not work that has not got as far as its log.
 pub(crate) fn last_words(path: &Path, words: &str) {
-    let Ok((mut file, _)) = open(path) else {
+    let Ok(log) = Rotating::open(path.to_owned()) else {
         return; // stderr has it too
     };
-    let now = jiff::Timestamp::now();
-    writeln!(file, "{now} ERROR moltis: it ends error={words:?}").ok(); // as above
+    let line = format!("{} ERROR moltis: error={words:?}\n", jiff::Timestamp::now());
+    (&log).write_all(line.as_bytes()).ok(); // as above
 }
 
 fn open(path: &Path) -> io::Result<(File, u64)> {
@@ -285,7 +285,8 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         (&log).write_all(b"two\n").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two\n");
-        // A directory in its place: no new file can be made, and the old one takes the lines.
+        // A directory in its place: no new file can be made, the old one takes the lines, and where
+        // it is full the directory is turned over as a log would be.
         let moved = dir.path().join("moved");
         std::fs::rename(&path, &moved).unwrap();
         std::fs::create_dir(&path).unwrap();
@@ -293,6 +294,8 @@ mod tests {
         for _ in 0..12 {
             (&log).write_all(&line).unwrap();
         }
-        assert!(std::fs::metadata(&moved).unwrap().len() > 12 * 1024 * 1024);
+        assert!(older(&path, 1).is_dir());
+        let bytes = |path: &Path| std::fs::metadata(path).unwrap().len();
+        assert_eq!(bytes(&moved) + bytes(&path), 12 * 1024 * 1024 + 4);
     }
 }

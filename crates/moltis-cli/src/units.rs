@@ -30,8 +30,8 @@ pub(crate) fn span(time: Duration) -> String {
     match seconds {
         0 => format!("{} ms", time.as_millis()),
         1..=119 => format!("{seconds} s"),
-        120..=7199 => format!("{} min", seconds / 60),
-        7200..=172_799 => format!("{} h", seconds / 3600),
+        120..=7199 => format!("{} min", (seconds + 30) / 60),
+        7200..=172_799 => format!("{} h", (seconds + 1800) / 3600),
         _ => format!("{} days", seconds / 86_400),
     }
 }

@@ -86,6 +86,8 @@ struct AtRest {
 /// The database.
 #[derive(Debug)]
 struct Database {
+    /// The file.
+    path: PathBuf,
     /// What a look at the file found.
     inspected: Result<Inspected, StoreError>,
     /// Why the gateway that runs cannot write to it or read from it.

@@ -43,6 +43,7 @@ use self::checkpoint::Checkpoints;
 pub use self::error::StoreError;
 pub(crate) use self::inspect::{Inspected, inspect};
 pub use self::nodes::{Claims, NodeRecord, Sighting};
+pub(crate) use self::open::FILE;
 use self::open::Files;
 pub use self::pairings::{Answer, KeyMismatch, PairingRequest};
 pub use self::runs::{
@@ -334,7 +335,7 @@ mod tests {
 
     /// Does something to the database as another program would.
     async fn meddle(dir: &Path, sql: &'static str) {
-        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.join(open::FILE));
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.join(FILE));
         let mut connection = options.create_if_missing(true).connect().await.unwrap();
         sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
         connection.close().await.unwrap();
@@ -397,7 +398,7 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_is_no_database_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(open::FILE);
+        let path = dir.path().join(FILE);
         for content in ["hello, I am a letter", "x", "SQLite format 2\0 and more"] {
             std::fs::write(&path, content).unwrap();
             let error = refused(dir.path()).await;
@@ -455,7 +456,7 @@ mod tests {
         }
         store.close().await;
         drop(store);
-        let path = dir.path().join(open::FILE);
+        let path = dir.path().join(FILE);
         let whole = std::fs::read(&path).unwrap();
         for (from, to) in [
             (4096, whole.len()),

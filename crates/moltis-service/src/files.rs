@@ -96,6 +96,18 @@ pub(crate) fn keep_edited(found: Option<&Installed>) -> Result<Option<PathBuf>, 
     Ok(Some(kept))
 }
 
+/// Puts a file back in its place: the very one where it was kept, else its text.
+pub(crate) fn put_back(kept: Option<&Path>, before: &Installed) -> Result<(), ServiceError> {
+    let Some(kept) = kept else {
+        return write(&before.path, &before.text);
+    };
+    fs::rename(kept, &before.path).map_err(|source| ServiceError::Io {
+        path: kept.to_owned(),
+        verb: "moved back",
+        source,
+    })
+}
+
 /// Reads a file; `None` where there is none. A link to nowhere is none either.
 pub(crate) fn read(path: &Path) -> Result<Option<String>, ServiceError> {
     let io = |source| ServiceError::Io {

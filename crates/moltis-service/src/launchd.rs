@@ -122,9 +122,13 @@ impl Launchd {
         Ok(Installation { path, before, kept })
     }
 
-    pub(crate) async fn put_back(&self, before: &Installed) -> Result<(), ServiceError> {
+    pub(crate) async fn put_back(
+        &self,
+        installation: &Installation,
+        before: &Installed,
+    ) -> Result<(), ServiceError> {
         let _lock = Lock::take(&self.dir()).await?;
-        files::write(&before.path, &before.text)
+        files::put_back(installation.kept.as_deref(), before)
     }
 
     pub(crate) async fn restart(&self, name: Name) -> Result<(), ServiceError> {

@@ -127,15 +127,20 @@ impl Manager {
         }
     }
 
-    /// Puts back the file that an installation has replaced.
+    /// Puts back the file that an installation has replaced; returns whether there was one. The
+    /// service is neither stopped nor started.
     ///
     /// # Errors
     /// It cannot be written.
-    pub async fn put_back(&self, before: &Installed) -> Result<(), ServiceError> {
+    pub async fn put_back(&self, installation: &Installation) -> Result<bool, ServiceError> {
+        let Some(before) = &installation.before else {
+            return Ok(false);
+        };
         match &self.kind {
-            Kind::Systemd(systemd) => systemd.put_back(before).await,
-            Kind::Launchd(launchd) => launchd.put_back(before).await,
+            Kind::Systemd(systemd) => systemd.put_back(installation, before).await?,
+            Kind::Launchd(launchd) => launchd.put_back(installation, before).await?,
         }
+        Ok(true)
     }
 
     /// Starts a service that is installed, or starts it again where it runs. Returns under systemd

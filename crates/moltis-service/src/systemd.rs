@@ -95,9 +95,13 @@ impl Systemd {
         Ok(Installation { path, before, kept })
     }
 
-    pub(crate) async fn put_back(&self, before: &Installed) -> Result<(), ServiceError> {
+    pub(crate) async fn put_back(
+        &self,
+        installation: &Installation,
+        before: &Installed,
+    ) -> Result<(), ServiceError> {
         let _lock = Lock::take(&self.dir()).await?;
-        files::write(&before.path, &before.text)?;
+        files::put_back(installation.kept.as_deref(), before)?;
         self.must(&["daemon-reload"], QUESTION).await?;
         Ok(())
     }

@@ -159,8 +159,11 @@ fn load_node(home: &Home) -> Result<Option<String>, Failure> {
         return Ok(None);
     };
     match NodeIdentity::load(&home.node_key()) {
-        // Without one `node run` makes a new one, and is a stranger to the gateway.
-        Ok(_) | Err(KeyFileError::Missing { .. }) => Ok(Some(config.gateway_url.to_string())),
+        Ok(_) => Ok(Some(config.gateway_url.to_string())),
+        Err(error @ KeyFileError::Missing { .. }) => Err(failure(error.to_string()).hint(format!(
+            "join again: moltis node add --host {}",
+            config.gateway_url
+        ))),
         Err(error) => Err(failure(error.to_string())),
     }
 }

@@ -1,7 +1,7 @@
 //! `moltis node add` and `moltis node run`: this machine at work as a node.
 //!
 //! `add` makes node.json and shows the joining, in [`meet`]; then it stays, or leaves the work to a
-//! service, in [`install`]. [`run`] is what that service runs: it only reads node.json. All of it
+//! service, in [`install`]. [`mod@run`] is what that service runs: it only reads node.json. All of it
 //! ends in one [`Node`] of the node crate, whose events [`events`] tells: to a person, or to the
 //! log.
 
@@ -62,6 +62,7 @@ async fn stay(context: &Context, home: &Home, request: &request::Request) -> any
     let stop = stop_on_signal()?;
     let met = meet::meet(context, home, request, meet::Until::Stopped, &stop).await?;
     if let Some(error) = met.unreached {
+        met.joined.undo(home);
         return Err(link_failure(error).into());
     }
     if met.accepted {

@@ -336,8 +336,8 @@ fn a_full_disk_is_told() {
     let home = Home::new();
     home.write("moltis.toml", "");
     // In a namespace of mounts of its own: it goes with the process.
-    let script =
-        "mount -t tmpfs -o size=1m,mode=0700 tmpfs \"$MOLTIS_HOME\" && exec \"$0\" doctor --json";
+    let script = "mount -t tmpfs -o size=1m,mode=0700 tmpfs \"$MOLTIS_HOME\" && \
+                  head -c 950000 /dev/zero > \"$MOLTIS_HOME/fill\" && exec \"$0\" doctor --json";
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_moltis")])

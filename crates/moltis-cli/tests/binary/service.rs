@@ -581,7 +581,7 @@ fn the_doctor_tells_how_the_service_stands() {
         "service",
         "warning",
         "does not start by itself",
-        "moltis node add",
+        "systemctl --user enable moltis-node.service",
     );
     manager.systemctl(["enable", NODE]);
     manager.systemctl(["stop", NODE]);

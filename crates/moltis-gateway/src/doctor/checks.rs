@@ -10,11 +10,8 @@ use super::{
 use crate::session::chain;
 use crate::store::{Inspected, StoreError};
 
-/// With no more room than this output waits, on any disk but a small one, and the rest is the
-/// store's, whose writes may fail at any time.
-const FREE_BYTES_MIN: u64 = disk_reserve_bytes(u64::MAX);
-
-/// Below so much room somebody should look: one run may write as much output by default.
+/// Below so much room somebody should look: one run may write as much output by default. On a small
+/// disk it is a quarter of it.
 const FREE_BYTES_FEW: u64 = 1024 * 1024 * 1024;
 
 /// See [`FREE_BYTES_FEW`]: each run with long output makes some files.
@@ -162,7 +159,10 @@ pub(super) fn database(database: &Database) -> Diagnosis {
             "the database is too long to be read whole in a few seconds ({}): it was not checked",
             size(bytes)
         ))
-        .hint("while the gateway is stopped: sqlite3 gateway.db 'PRAGMA quick_check'"),
+        .hint(format!(
+            "while the gateway is stopped: sqlite3 -readonly {} 'PRAGMA quick_check'",
+            quoted(&database.path)
+        )),
         Ok(Inspected::Missing) => Diagnosis::ok("there is none here: no gateway has run yet"),
         Ok(Inspected::Whole) | Err(_) => Diagnosis::ok("every page was read and is sound"),
     }
@@ -211,7 +211,7 @@ pub(super) fn disk(seen: &AtRest) -> Diagnosis {
     match full {
         None => diagnosis,
         Some(disk) => diagnosis.hint(format!(
-            "make room; what takes it: du -xhd1 {}",
+            "make room; what takes it: du -xhd1 {}/",
             quoted(&disk.dir)
         )),
     }
@@ -220,11 +220,17 @@ pub(super) fn disk(seen: &AtRest) -> Diagnosis {
 fn of_disk(disk: &Disk) -> (Level, Option<&Disk>) {
     match &disk.room {
         Err(_) => (Level::Warning, None),
-        Ok(room) if room.free_bytes <= FREE_BYTES_MIN || room.free_files == Some(0) => {
+        // A file system that does not count.
+        Ok(room) if room.total_bytes == 0 => (Level::Ok, None),
+        // Output waits then: the rest is the store's.
+        Ok(room)
+            if room.free_bytes <= disk_reserve_bytes(room.total_bytes)
+                || room.free_files == Some(0) =>
+        {
             (Level::Error, Some(disk))
         }
         Ok(room)
-            if room.free_bytes < FREE_BYTES_FEW
+            if room.free_bytes < FREE_BYTES_FEW.min(room.total_bytes / 4)
                 || room.free_files.is_some_and(|files| files < FREE_FILES_FEW) =>
         {
             (Level::Warning, Some(disk))
@@ -417,7 +423,14 @@ mod tests {
     #[test]
     fn what_is_wrong_with_the_database_is_told() {
         let path = PathBuf::from("/m/gateway.db");
-        let seen = |inspected, trouble| database(&Database { inspected, trouble });
+        let seen = |inspected, trouble| {
+            let path = "/m/gateway.db".into();
+            database(&Database {
+                path,
+                inspected,
+                trouble,
+            })
+        };
         says(&seen(Ok(Inspected::Whole), None), Level::Ok, "sound", "");
         says(
             &seen(Ok(Inspected::Missing), None),
@@ -429,7 +442,7 @@ mod tests {
             &seen(Ok(Inspected::TooLong(3 << 30)), None),
             Level::Warning,
             "(3.0 GiB)",
-            "quick_check",
+            "sqlite3 -readonly /m/gateway.db 'PRAGMA quick_check'",
         );
         let corrupt = StoreError::Corrupt {
             path: path.clone(),
@@ -485,6 +498,7 @@ mod tests {
         let seen = |free_bytes, free_files| AtRest {
             files: crate::doctor::files::tests::none(),
             database: Database {
+                path: "/m/gateway.db".into(),
                 inspected: Ok(Inspected::Missing),
                 trouble: None,
             },
@@ -512,13 +526,27 @@ mod tests {
             "MiB",
             "du -xhd1 /m",
         );
-        let none = FREE_BYTES_MIN;
+        let none = disk_reserve_bytes(u64::MAX);
         says(
             &disk(&seen(none, None)),
             Level::Error,
             "64.0 MiB",
             "du -xhd1",
         );
+        // A small disk is measured by its own size, and one that does not count by nothing.
+        let of = |free_bytes, total_bytes| {
+            let mut seen = seen(free_bytes, None);
+            seen.disks[0].room = Ok(Room {
+                free_bytes,
+                total_bytes,
+                free_files: None,
+            });
+            disk(&seen)
+        };
+        says(&of(100 << 20, 256 << 20), Level::Ok, "100.0 MiB", "");
+        says(&of(50 << 20, 256 << 20), Level::Warning, "50.0 MiB", "du");
+        says(&of(32 << 20, 256 << 20), Level::Error, "32.0 MiB", "du");
+        says(&of(0, 0), Level::Ok, "0 B", "");
         let files = "999 files";
         says(&disk(&seen(plenty, Some(999))), Level::Warning, files, "du");
         says(&disk(&seen(plenty, Some(0))), Level::Error, "0 files", "du");

@@ -213,7 +213,7 @@ pub(super) fn check(files: &Files) -> Diagnosis {
         Level::Warning
     };
     let diagnosis = Diagnosis::new(level, found.join("; ") + &of_all);
-    match mending(home, &worst_first) {
+    match mending(home, *user, &worst_first) {
         Some(hint) => diagnosis.hint(hint),
         None if outputs_link.is_some() => diagnosis.hint(format!(
             "see that nobody else can read it: ls -ld {}/",
@@ -224,7 +224,7 @@ pub(super) fn check(files: &Files) -> Diagnosis {
 }
 
 /// Returns what to type against open modes and foreign owners.
-fn mending(home: &Path, loose: &[&Entry]) -> Option<String> {
+fn mending(home: &Path, user: u32, loose: &[&Entry]) -> Option<String> {
     const TYPED_MAX: usize = 4;
     let open: Vec<&&Entry> = loose.iter().filter(|entry| entry.is_open()).collect();
     let chmod = |mode: u32| {
@@ -234,7 +234,11 @@ fn mending(home: &Path, loose: &[&Entry]) -> Option<String> {
     };
     match open.len() {
         0 if loose.is_empty() => None,
-        0 => Some(format!("sudo chown -R \"$(id -u)\" {}", quoted(home))),
+        // The modes of what is somebody else's are theirs to change.
+        _ if loose.iter().any(|entry| entry.owner != user) => {
+            Some(format!("sudo chown -R \"$(id -u)\" {}", quoted(home)))
+        }
+        0 => None,
         1..=TYPED_MAX => {
             let lines: Vec<_> = [0o700, 0o600].into_iter().filter_map(chmod).collect();
             Some(lines.join(" && "))

@@ -130,6 +130,7 @@ pub(super) async fn at_rest(dir: &Path) -> AtRest {
     AtRest {
         files,
         database: Database {
+            path: dir.join(store::FILE),
             inspected,
             trouble: None,
         },

@@ -17,7 +17,7 @@ use sqlx::{ConnectOptions as _, Row as _, SqlSafeStr as _, SqliteConnection};
 use super::StoreError;
 
 /// Name of the database in its directory.
-pub(super) const FILE: &str = "gateway.db";
+pub(crate) const FILE: &str = "gateway.db";
 
 /// Name of the file whose lock keeps a second gateway out.
 const LOCK: &str = "gateway.lock";

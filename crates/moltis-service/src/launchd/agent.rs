@@ -163,25 +163,47 @@ mod tests {
         assert!(read("a".into(), "no list".to_owned()).is_edited());
     }
 
-    /// Every key is one of launchd.plist(5), with the type that it asks for, and every value is read
-    /// back as it was by a parser that is not the one that wrote it.
-    #[test]
-    fn another_parser_reads_the_list_as_launchd_plist_5_says() {
-        let script = "import plistlib, json, sys; print(json.dumps(plistlib.loads(sys.stdin.buffer.read())))";
+    /// Runs a line of Python over a text.
+    fn python(line: &str, text: &str) -> String {
         let mut python = Command::new("python3")
-            .args(["-c", script])
+            .args(["-c", line])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("`cargo xtask test` installs python3");
-        let text = agent(&odd()).unwrap();
         let mut stdin = python.stdin.take().unwrap();
         stdin.write_all(text.as_bytes()).unwrap();
         drop(stdin);
         let output = python.wait_with_output().unwrap();
         assert!(output.status.success());
-        let found = String::from_utf8(output.stdout).unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Every key is one of launchd.plist(5), with the type that it asks for, and every value is read
+    /// back as it was by a parser that is not the one that wrote it.
+    #[test]
+    fn another_parser_reads_the_list_as_launchd_plist_5_says() {
+        let text = agent(&odd()).unwrap();
+        let whole = "import plistlib, json, sys; print(json.dumps(plistlib.loads(sys.stdin.buffer.read())))";
+        let found = python(whole, &text);
         insta::assert_snapshot!("read_by_another_parser", found.trim());
+        // Every key that we write, with the type that launchd.plist(5) gives it.
+        let told = [
+            ("Label", "str"),
+            ("ProgramArguments", "list"),
+            ("EnvironmentVariables", "dict"),
+            ("RunAtLoad", "bool"),
+            ("KeepAlive", "bool"),
+            ("ThrottleInterval", "int"),
+            ("AbandonProcessGroup", "bool"),
+            ("ProcessType", "str"),
+        ];
+        let types = "import plistlib, sys; [print(k, type(v).__name__) for k, v in plistlib.loads(sys.stdin.buffer.read()).items()]";
+        let lines = told.map(|(key, kind)| format!("{key} {kind}\n"));
+        let expected = lines.concat();
+        assert_eq!(python(types, &text), expected);
+        // launchd.plist(5): "Adaptive", "Background", "Interactive" or "Standard".
+        assert!(text.contains("<string>Interactive</string>"));
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub fn unit(service: &Service) -> Result<String, ServiceError> {
          \n\
          [Service]\n\
          Type=notify\n\
+         # It waits for its home, where another process has it, and is ready then.\n\
+         TimeoutStartSec=infinity\n\
          ExecStart={command}\n",
         percent(&service.description)
     );

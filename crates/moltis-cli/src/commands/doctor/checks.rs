@@ -90,6 +90,8 @@ pub(super) struct ServiceFacts {
     pub(super) state: ServiceState,
     /// It starts by itself.
     pub(super) enabled: bool,
+    /// How often its manager has started it again.
+    pub(super) restarts: u32,
     /// The program in its file, where that is not there.
     pub(super) missing_program: Option<String>,
     /// Its file was changed since the manager read it.
@@ -97,7 +99,7 @@ pub(super) struct ServiceFacts {
     /// A person has changed its file.
     pub(super) is_edited: bool,
     /// What to type to install it again.
-    pub(super) install: &'static str,
+    pub(super) install: String,
     /// What to type to see its log.
     pub(super) logs: &'static str,
 }
@@ -162,8 +164,8 @@ pub(super) fn joined(one: Finding, other: Finding) -> Finding {
     if one.level == Level::Ok || one == other {
         return one;
     }
-    let hints = [one.hint, other.hint].into_iter().flatten();
-    let hints: Vec<String> = hints.collect();
+    let mut hints: Vec<String> = [one.hint, other.hint].into_iter().flatten().collect();
+    hints.dedup();
     Finding {
         message: format!("{}; {}", one.message, other.message),
         hint: (!hints.is_empty()).then(|| hints.join("; ")),
@@ -217,7 +219,15 @@ fn gateway(facts: &Facts) -> Diagnosis {
         NodeFacts::Joined {
             gateway_url,
             process,
-        } => Some(node(gateway_url, process, facts.now).of("gateway")),
+        } => {
+            let service = facts.services.installed.iter();
+            let mut service = service.filter(|service| service.name.contains("node"));
+            let run = service.next().map_or_else(
+                || "moltis node run".to_owned(),
+                |service| start(&service.name),
+            );
+            Some(node(gateway_url, process, facts.now, &run).of("gateway"))
+        }
         NodeFacts::None | NodeFacts::Broken(_) => None,
     };
     let gateway = match &facts.gateway {
@@ -247,7 +257,7 @@ fn gateway(facts: &Facts) -> Diagnosis {
     Told { message, hint }.diagnosis(level)
 }
 
-fn node(url: &str, process: &Process, now: Timestamp) -> Diagnosis {
+fn node(url: &str, process: &Process, now: Timestamp, run: &str) -> Diagnosis {
     let this = format!("this machine is a node of {url}");
     match process {
         Process::Connected(since) => {
@@ -258,7 +268,7 @@ fn node(url: &str, process: &Process, now: Timestamp) -> Diagnosis {
         Process::Missing => Diagnosis::warning(format!(
             "{this}, and no node process runs: no command can reach it"
         ))
-        .hint("moltis node run"),
+        .hint(run),
         Process::Waiting { code } => Diagnosis::warning(format!(
             "{this}, which has not approved it yet (connection code {code})"
         ))
@@ -295,18 +305,33 @@ fn service(services: &Services) -> Diagnosis {
     }
 }
 
+/// So many restarts are no sign that a service cannot work.
+const RESTARTS_FEW: u32 = 2;
+
+/// Returns what starts a service that is installed.
+fn start(name: &str) -> String {
+    if cfg!(target_os = "macos") {
+        format!("launchctl kickstart gui/$(id -u)/{name}")
+    } else {
+        format!("systemctl --user start {name}")
+    }
+}
+
 fn one_service(service: &ServiceFacts) -> Diagnosis {
     let ServiceFacts {
         name,
         state,
         enabled,
+        restarts,
         missing_program,
         is_outdated,
         is_edited,
         install,
         logs,
     } = service;
-    if let Some(program) = missing_program {
+    if let Some(program) = missing_program
+        && !matches!(state, ServiceState::Running)
+    {
         return Diagnosis::error(format!("`{name}` starts `{program}`, which is not there"))
             .hint(format!("install it again: {install}"));
     }
@@ -329,8 +354,14 @@ fn one_service(service: &ServiceFacts) -> Diagnosis {
                 Level::Warning
             };
             Diagnosis::new(level, format!("`{name}` does not run{}", why(because)))
-                .hint(format!("why: {logs}; start it: {install}"))
+                .hint(format!("why: {logs}; start it: {}", start(name)))
         }
+        ServiceState::Starting {
+            because: Some(because),
+        } if *restarts <= RESTARTS_FEW => Diagnosis::warning(format!(
+            "`{name}` has just ended and starts again: {because}"
+        ))
+        .hint(format!("why: {logs}; again: moltis doctor")),
         ServiceState::Starting {
             because: Some(because),
         } => Diagnosis::error(format!("`{name}` ends again and again: {because}"))
@@ -345,7 +376,7 @@ fn one_service(service: &ServiceFacts) -> Diagnosis {
         ServiceState::Running if !enabled => Diagnosis::warning(format!(
             "`{name}` runs, and does not start by itself the next time"
         ))
-        .hint(format!("install it again: {install}")),
+        .hint(format!("systemctl --user enable {name}")),
         ServiceState::Running => Diagnosis::ok(format!(
             "`{name}` runs{}",
             if *is_edited {
@@ -441,7 +472,7 @@ mod tests {
         );
         seen.config.1 = Err(told("m.toml:7: no"));
         let both = "m.toml:7: no; node.json: line 3";
-        says(config(&seen), Level::Error, both, Some("do this; do this"));
+        says(config(&seen), Level::Error, both, Some("do this"));
         seen.node = NodeFacts::None;
         says(config(&seen), Level::Error, "m.toml:7: no", Some("do this"));
     }
@@ -527,7 +558,8 @@ mod tests {
             missing_program: None,
             is_outdated: false,
             is_edited: false,
-            install: "moltis node add",
+            restarts: 9,
+            install: "moltis node add".to_owned(),
             logs: "moltis node logs",
         }
     }
@@ -550,19 +582,18 @@ mod tests {
             is_outdated: true,
             ..running()
         };
+        let once = ServiceFacts {
+            restarts: 1,
+            ..starting(because.clone())
+        };
         let moved = ServiceFacts {
             missing_program: Some("/old/moltis".to_owned()),
-            ..running()
+            ..stopped(None)
         };
         for (service_facts, level, message, hint) in [
             (running(), Level::Ok, "runs", ""),
             (edited, Level::Ok, "changed by hand", ""),
-            (
-                stopped(None),
-                Level::Warning,
-                "does not run",
-                "moltis node add",
-            ),
+            (stopped(None), Level::Warning, "does not run", "start"),
             (
                 stopped(because.clone()),
                 Level::Error,
@@ -570,6 +601,12 @@ mod tests {
                 "logs",
             ),
             (starting(None), Level::Warning, "just starting", "again"),
+            (
+                once,
+                Level::Warning,
+                "has just ended and starts again: exit",
+                "again",
+            ),
             (
                 starting(because),
                 Level::Error,
@@ -588,7 +625,7 @@ mod tests {
                 "no bus",
                 "",
             ),
-            (disabled, Level::Warning, "the next time", "moltis node add"),
+            (disabled, Level::Warning, "the next time", "enable"),
             (outdated, Level::Warning, "changed since", "daemon-reload"),
             (
                 moved,

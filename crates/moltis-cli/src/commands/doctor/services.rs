@@ -5,9 +5,11 @@ use std::path::Path;
 use moltis_service::{Begin, Installed, Manager, Name, ServiceError, State, Status};
 
 use super::checks::{ServiceFacts, ServiceState, Services, Start};
+use crate::failure::report;
 use crate::paths::Home;
-use crate::service::{self, GATEWAY, NODE};
+use crate::service::{self, GATEWAY, NODE, Owned};
 use crate::settings::Settings;
+use crate::visible::quoted;
 
 /// Asks the manager of this user.
 pub(super) async fn look(home: &Home, settings: &Settings) -> Services {
@@ -25,32 +27,61 @@ pub(super) async fn look(home: &Home, settings: &Settings) -> Services {
 
 /// Returns how a service stands; `None` where this home has none.
 async fn facts(manager: &Manager, name: Name, home: &Home) -> Option<ServiceFacts> {
-    // One of another home is looked at there.
-    let file = service::of_home(manager, name, home).ok()?;
-    let (state, status) = match manager.status(name).await {
-        Ok(status) => (state(&status, file.is_some())?, Some(status)),
-        Err(_) if file.is_none() => return None,
-        Err(ServiceError::NoManager { said }) => (ServiceState::Unknown(said), None),
-        Err(error) => (ServiceState::Unknown(error.to_string()), None),
+    let (file, unreadable) = match service::owned(manager, name, home) {
+        Ok(Owned::Nobodys) => (None, None),
+        Ok(Owned::Ours(file)) => (Some(file), None),
+        // One of another home is looked at there.
+        Ok(Owned::Anothers(_)) => return None,
+        Err(failure) => (None, Some(report(&failure.into()).line())),
+    };
+    let (state, status) = match (unreadable, manager.status(name).await) {
+        (Some(why), _) => (ServiceState::Unknown(why), None),
+        (None, Ok(status)) => (state(&status, file.is_some())?, Some(status)),
+        (None, Err(_)) if file.is_none() => return None,
+        (None, Err(ServiceError::NoManager { said })) => (ServiceState::Unknown(said), None),
+        (None, Err(error)) => (ServiceState::Unknown(error.to_string()), None),
     };
     let program = file.as_ref().and_then(Installed::program);
     let (install, logs) = if name == NODE {
-        ("moltis node add --host <url>", "moltis node logs")
+        (add_again(home), "moltis node logs")
     } else {
-        ("moltis gateway install", "moltis gateway logs")
+        (install_again(file.as_ref()), "moltis gateway logs")
     };
     Some(ServiceFacts {
         name: name.unit(),
         state,
         enabled: status.as_ref().is_none_or(|status| status.enabled),
         missing_program: program
+            // What systemd puts together itself (`%h`, a bare name) is not for us to look up.
+            .filter(|program| program.starts_with('/') && !program.contains('%'))
             .filter(|program| !Path::new(program).exists())
             .map(str::to_owned),
+        restarts: status
+            .as_ref()
+            .and_then(|status| status.restarts)
+            .unwrap_or(0),
         is_outdated: status.is_some_and(|status| status.is_outdated),
         is_edited: file.is_some_and(|file| file.is_edited()),
         install,
         logs,
     })
+}
+
+/// Returns the line that joins this machine to its gateway again.
+fn add_again(home: &Home) -> String {
+    let url = crate::commands::joined_gateway(home);
+    let url = url.map_or_else(|| "ws://<host>:9090/ws".to_owned(), |url| quoted(&url));
+    format!("moltis node add --host {url}")
+}
+
+/// Returns the line that installs the gateway as it is installed.
+fn install_again(file: Option<&Installed>) -> String {
+    let flags = file.map_or(&[][..], Installed::arguments);
+    let flags = flags
+        .iter()
+        .skip(1)
+        .map(|word| format!(" {}", quoted(word)));
+    format!("moltis gateway install{}", flags.collect::<String>())
 }
 
 /// Returns how a service stands; `None` where there is none.

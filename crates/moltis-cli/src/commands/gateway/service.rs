@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use moltis_gateway::api::gateway::Gateway;
-use moltis_service::{Installed, Manager, ServiceError};
+use moltis_service::{Installation, Installed, Manager, ServiceError};
 use serde::Serialize;
 use tokio::time::{sleep, timeout};
 
@@ -52,14 +52,23 @@ pub(in crate::commands) async fn install(context: &Context, args: Listen) -> any
     let installed = manager.install(&service).await;
     let installed = installed.map_err(|error| failed(error, GATEWAY))?;
     service::tell_beside(output, &home, &manager, GATEWAY, &installed).await;
-    if let Err(error) = manager.restart(GATEWAY).await {
-        let failure = not_started(error, &home, log_before);
-        if let Some(before) = installed.before.filter(|_| standing.pid.is_some()) {
-            put_back(output, &manager, &before).await;
+    let started = manager.restart(GATEWAY).await;
+    let answered = match started {
+        Ok(()) => answer(context, &home, log_before).await,
+        Err(error) => Err(not_started(error, &home, log_before)),
+    };
+    let gateway = match answered {
+        Ok(gateway) => gateway,
+        Err(failure) => {
+            let is_back = put_back(output, &manager, &installed, standing.is_wanted).await;
+            let hint = if is_back {
+                "the gateway is as it was installed before"
+            } else {
+                "it tries again every two seconds; to take it away: moltis gateway uninstall"
+            };
+            return Err(failure.hint(hint).into());
         }
-        return Err(failure.into());
-    }
-    let gateway = answer(context, &home, log_before).await?;
+    };
     let shown = home.show(&installed.path);
     output.text(&format!("Service installed and running ({shown})."))?;
     let addresses: Vec<SocketAddr> = gateway
@@ -83,18 +92,29 @@ pub(in crate::commands) async fn install(context: &Context, args: Listen) -> any
     Ok(Exit::SUCCESS)
 }
 
-/// Lets a gateway go on that ran before an installation that came to nothing.
-async fn put_back(output: Output, manager: &Manager, before: &Installed) {
-    let started = match manager.put_back(before).await {
-        Ok(()) => manager.restart(GATEWAY).await,
-        Err(error) => Err(error),
+/// Makes the service what it was before an installation that came to nothing; returns whether it
+/// was anything.
+async fn put_back(
+    output: Output,
+    manager: &Manager,
+    installation: &Installation,
+    ran: bool,
+) -> bool {
+    let put = async {
+        let is_back = manager.put_back(installation).await?;
+        match (is_back, ran) {
+            (true, true) => manager.restart(GATEWAY).await?,
+            (true, false) => manager.stop(GATEWAY).await?,
+            (false, _) => {}
+        }
+        Ok::<_, ServiceError>(is_back)
     };
-    match started {
-        Ok(()) => output.note("the service goes on as it was installed before"),
-        Err(error) => output.warn(&format!(
+    put.await.unwrap_or_else(|error| {
+        output.warn(&format!(
             "the service that was there before does not start again: {error}"
-        )),
-    }
+        ));
+        false
+    })
 }
 
 /// Waits until the gateway that was started answers.
@@ -110,7 +130,7 @@ async fn answer(context: &Context, home: &Home, log_before: u64) -> Result<Gatew
     if let Ok(answered) = timeout(ANSWER_TIME, answered).await {
         return answered;
     }
-    let failure = failure("the service is installed and its gateway does not answer")
+    let failure = failure("the gateway was started and does not answer")
         .hint("see why: moltis gateway logs -f");
     let reason = logging::last_error(&home.gateway_log(), log_before, LOG_BYTES);
     Err(match reason {
@@ -229,9 +249,8 @@ fn not_started(error: ServiceError, home: &Home, log_before: u64) -> Failure {
     if let ServiceError::NotStarted { .. } = error
         && let Some(reason) = logging::last_error(&home.gateway_log(), log_before, LOG_BYTES)
     {
-        return failure("the service is installed and its gateway does not start")
-            .because(anyhow::anyhow!("{reason}"))
-            .hint("it tries again every two seconds; to take it away: moltis gateway uninstall");
+        return failure("the gateway does not start as it was asked to be installed")
+            .because(anyhow::anyhow!("{reason}"));
     }
     failed(error, GATEWAY)
 }

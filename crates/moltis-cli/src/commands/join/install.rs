@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use moltis_node::state::{self, Report};
 use moltis_service::{Manager, Service};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +38,7 @@ pub(super) async fn add(
     no_wait: bool,
 ) -> anyhow::Result<Exit> {
     let stop = stop_on_signal()?;
+    let ctrl_c = signal(SignalKind::interrupt())?;
     let at = At::check(context, home).await?;
     let (before, _) = request.settings(home)?;
     let was_joined = before.is_some_and(|before| before.is_joined());
@@ -45,7 +47,7 @@ pub(super) async fn add(
         return at.install("Updated.", &stop).await;
     }
     let was_running = at.make_room(&stop).await?;
-    let joined = at.join(request, no_wait, &stop).await;
+    let joined = at.join(request, no_wait, &stop, ctrl_c).await;
     if was_running && !matches!(joined, Ok(Exit::SUCCESS)) {
         at.start_again().await;
     }
@@ -131,6 +133,7 @@ impl<'a> At<'a> {
         request: &Request,
         no_wait: bool,
         stop: &CancellationToken,
+        mut ctrl_c: Signal,
     ) -> anyhow::Result<Exit> {
         let until = if no_wait {
             Until::Heard
@@ -143,12 +146,18 @@ impl<'a> At<'a> {
             return self.install(done, stop).await;
         }
         if let Some(error) = &met.unreached {
+            self.tell_what_holds(&met.joined);
             return self.install_unreached(error, stop).await;
         }
         if met.waiting {
             // The first Ctrl+C has been heard; the next one is another.
             let again = stop_on_signal()?;
-            if no_wait || self.wants_to_wait(&again).await {
+            let by_person = tokio::select! {
+                biased;
+                _ = ctrl_c.recv() => true,
+                () = std::future::ready(()) => false,
+            };
+            if no_wait || (by_person && self.wants_to_wait(&again).await) {
                 return self.leave_waiting(&met, &again).await;
             }
         }
@@ -251,7 +260,11 @@ impl<'a> At<'a> {
             started = self.manager.restart(NODE) => {
                 started.map_err(|error| failed(error, NODE))?;
             }
-            () = stop.cancelled() => return Err(left_installed()),
+            () = stop.cancelled() => {
+                // The request may not have reached the manager: this one does, and waits for nothing.
+                self.start_again().await;
+                return Err(left_installed());
+            }
         }
         Ok(self.home.show(&installed.path))
     }

@@ -80,7 +80,11 @@ pub(super) async fn meet(
     let mut unreached = None;
     match ended {
         Ok(()) => {}
-        Err(error) if joined.was_joined() && error.outlook() != Outlook::NeedsPerson => {
+        Err(error)
+            if joined.was_joined()
+                && !request.risks_the_connection()
+                && error.outlook() != Outlook::NeedsPerson =>
+        {
             unreached = Some(error);
         }
         Err(error) => {

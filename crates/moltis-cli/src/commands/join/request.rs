@@ -280,6 +280,7 @@ impl Joined {
 pub(super) fn leave_waiting(home: &Home, gateway: Fingerprint) -> Result<(), Failure> {
     let file = ConfigFile::new(home.node_config());
     let mut config = file.load().map_err(config_failure)?;
+    config.pair = true;
     config.gateway_key.get_or_insert(gateway);
     file.save(&config).map_err(config_failure)
 }

@@ -46,6 +46,36 @@ fn a_node_that_waits_keeps_what_its_owner_said_whatever_becomes_of_the_next_line
 }
 
 #[test]
+fn a_node_that_its_gateway_forgot_joins_again_without_waiting() {
+    let (home, machine) = (Home::new(), Home::new());
+    let mut gateway = home.gateway();
+    let Some(manager) = UserManager::start(&machine) else {
+        return;
+    };
+    join(&gateway, &manager, &[]);
+    manager.systemctl(["stop", NODE]);
+    home.ok(["node", "forget", "box", "--yes"]);
+    let added = start_add(&gateway, &manager, &["--no-wait"]).wait();
+    assert_eq!(added.code, 0, "{added:?}");
+    let code = crate::harness::code_of(&added.stdout);
+    home.ok(["node", "approve", &gateway.request_with(&code), "--yes"]);
+    wait_until_connected(&manager);
+
+    // What only that gateway could prove is not kept while it is away.
+    let file = machine.path().join("node.json");
+    let before = fs::read_to_string(&file).unwrap();
+    gateway.crash();
+    manager.systemctl(["restart", NODE]);
+    let other_key = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    let unproven = ["--gateway-key", other_key, "--repin"];
+    let refused = start_add(&gateway, &manager, &unproven).wait();
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), before);
+    gateway.restart();
+    wait_until_connected(&manager);
+}
+
+#[test]
 fn what_holds_of_an_approved_node_is_told_when_it_is_updated_in_place() {
     let (home, machine) = (Home::new(), Home::new());
     let gateway = home.gateway();
@@ -269,4 +299,41 @@ fn two_services_that_are_installed_at_once_wait_for_each_other() {
     assert_eq!(node["service"], "running");
     manager.shell(&format!("kill -{} {}", Signal::TERM.as_raw(), node["pid"]));
     wait_until_connected(&manager);
+}
+
+#[test]
+fn a_home_that_no_service_can_have_is_told_before_anybody_is_asked() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    home.ok(["node", "pairing", "enable"]);
+    let Some(manager) = UserManager::start(&machine) else {
+        return;
+    };
+    let ws = gateway.ws();
+    // The manager looks into the home directory of whoever started it.
+    let elsewhere = machine.user().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let mut add = manager.moltis(["node", "add", "--host", &ws]);
+    add.env("HOME", &elsewhere);
+    let done = crate::harness::run(add);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("does not read"), "{done:?}");
+    assert!(done.stderr.contains("XDG_CONFIG_HOME"), "{done:?}");
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+    // A home of Moltis that cannot be written.
+    let read_only = machine.path();
+    let mount = format!(
+        "mkdir -m 700 '{0}' && mount -t tmpfs -o ro,mode=700 tmpfs '{0}'",
+        read_only.display()
+    );
+    assert_eq!(manager.shell(&mount).code, 0);
+    let done = manager.run(["node", "add", "--host", &ws]);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(
+        done.stderr.contains("cannot write to the home directory"),
+        "{done:?}"
+    );
+    let pending = home.json(["node", "pending", "--json"]);
+    assert_eq!(pending, serde_json::json!([]), "nobody was asked");
+    assert!(!manager.unit(NODE).exists());
 }

@@ -167,10 +167,12 @@ fn children_in(proc: &Path, pid: Pid) -> Option<Vec<Pid>> {
 /// As [`children_in`], from what each process says of its parent.
 fn children_by_parent(proc: &Path, parent: Pid) -> Option<Vec<Pid>> {
     let is_child = |pid: &Pid| {
-        let stat = fs::read_to_string(proc.join(format!("{pid}/stat"))).unwrap_or_default();
-        // `pid (name) state parent …`, where the name may hold anything, parentheses too.
-        let rest = stat.rsplit_once(") ").map(|(_, rest)| rest);
-        let found = rest.and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
+        let stat = fs::read(proc.join(format!("{pid}/stat"))).unwrap_or_default();
+        let rest = behind_name(&stat).unwrap_or_default();
+        let found = rest
+            .split(' ')
+            .nth(1)
+            .and_then(|parent| parent.parse().ok());
         found == Some(parent.as_raw_pid())
     };
     let entries = fs::read_dir(proc).ok()?.flatten();
@@ -189,12 +191,18 @@ fn mark_of(pid: Pid) -> Option<Mark> {
 
 /// Returns whether a process has ended and waits to be reaped, or is gone.
 fn is_zombie(pid: Pid) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+    let Ok(stat) = fs::read(format!("/proc/{pid}/stat")) else {
         return true;
     };
-    // `pid (name) state …`, where the name may hold anything, parentheses too.
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes());
+    let state = behind_name(&stat).map(str::as_bytes);
     matches!(state, Some([b'Z' | b'X', ..]) | None)
+}
+
+/// Returns what stands behind the name in `pid (name) state parent …`: the name may hold anything,
+/// parentheses and bytes that are no text too.
+fn behind_name(stat: &[u8]) -> Option<&str> {
+    let end = stat.windows(2).rposition(|pair| pair == b") ")?;
+    std::str::from_utf8(&stat[end + 2..]).ok()
 }
 
 #[cfg(test)]
