@@ -233,20 +233,29 @@ impl Gateway {
         http::router(self.0.api.clone()).merge(self.0.door.clone().router())
     }
 
-    /// Answers on a listener until `stop`, or until the gateway is shut down.
-    pub async fn serve(&self, listener: Listener, stop: CancellationToken) {
+    /// Answers on a listener until `stop`, or until the gateway is shut down. From the call on, and
+    /// not only from the first poll, the gateway says that it listens there: whoever serves on
+    /// several addresses calls for all of them before one can be asked.
+    pub fn serve(
+        &self,
+        listener: Listener,
+        stop: &CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let ours = self.0.shared.tasks.stop().clone();
         let either = stop.child_token();
-        let _listening = self.0.api.listening(listener.address());
+        let listening = self.0.api.listening(listener.address());
         let guests = self.0.guests.clone();
         let serving = http::serve::serve(listener, self.router(), guests, either.clone());
-        let mut serving = std::pin::pin!(serving);
-        tokio::select! {
-            biased;
-            () = ours.cancelled() => either.cancel(),
-            () = &mut serving => return,
+        async move {
+            let _listening = listening;
+            let mut serving = std::pin::pin!(serving);
+            tokio::select! {
+                biased;
+                () = ours.cancelled() => either.cancel(),
+                () = &mut serving => return,
+            }
+            serving.await;
         }
-        serving.await;
     }
 
     /// Ends it in good order: nodes are told when to come back, what is written is flushed, the

@@ -97,11 +97,10 @@ async fn serve(
         .boot_id(moltis_telemetry::boot_id()?)
         .build()
         .await?;
-    let mut serving = JoinSet::new();
-    for listener in listeners {
-        let (gateway, stop) = (gateway.clone(), stop.clone());
-        serving.spawn(async move { gateway.serve(listener, stop).await });
-    }
+    // All of them, before one can be asked where the gateway listens.
+    let serve = |listener| gateway.serve(listener, &stop);
+    let served: Vec<_> = listeners.into_iter().map(serve).collect();
+    let mut serving: JoinSet<()> = served.into_iter().collect();
     announce(context.output, &bound);
     notify::status(&format!("listening on {}", shown(&bound).join(", ")));
     notify::ready();

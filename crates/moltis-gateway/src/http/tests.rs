@@ -1,6 +1,7 @@
 //! The door on real sockets: hosts, origins, transports, methods, and heads that are too long or
 //! never end. What routes do is tested in `tests/http/`, with a real node behind them.
 
+mod itself;
 mod trouble;
 
 use std::net::SocketAddr;
@@ -58,7 +59,7 @@ impl Door {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         for listener in [tcp, unix] {
             let (gateway, stop) = (gateway.clone(), stop.clone());
-            tasks.spawn(async move { gateway.serve(listener, stop).await });
+            tasks.spawn(async move { gateway.serve(listener, &stop).await });
         }
         Self {
             gateway,

@@ -41,7 +41,7 @@ impl Client {
         let socket = dir.path().join("g.sock");
         let listener = Listener::unix(&socket).await.unwrap();
         let gateway = gateway.gateway.clone();
-        tokio::spawn(async move { gateway.serve(listener, CancellationToken::new()).await });
+        tokio::spawn(async move { gateway.serve(listener, &CancellationToken::new()).await });
         Self { socket, dir }
     }
 

@@ -80,7 +80,7 @@ impl TestGateway {
         let stop = CancellationToken::new();
         let serving = {
             let (gateway, stop) = (gateway.clone(), stop.clone());
-            tokio::spawn(async move { gateway.serve(listener, stop).await })
+            tokio::spawn(async move { gateway.serve(listener, &stop).await })
         };
         Self {
             gateway,
