@@ -16,6 +16,7 @@ mod paths;
 mod program;
 mod service;
 mod settings;
+mod signals;
 mod terminal;
 mod units;
 mod visible;

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use moltis_service::{Begin, Installation, Installed, Manager, Name, Service, ServiceError};
 use moltis_service::{State, Status, User};
+use serde::Serialize;
 
 use crate::account::Account;
 use crate::failure::{Failure, failure};
@@ -155,6 +156,12 @@ fn words_for(name: Name) -> &'static Words {
     }
 }
 
+/// Returns words as a person types them into a shell.
+pub(crate) fn typed(words: &[String]) -> String {
+    let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+    words.join(" ")
+}
+
 /// Turns an error of the manager into words for a person, with what to type next.
 pub(crate) fn failed(error: ServiceError, name: Name) -> Failure {
     let words = words_for(name);
@@ -168,10 +175,7 @@ pub(crate) fn failed(error: ServiceError, name: Name) -> Failure {
             vec![format!("if it shall start again: systemctl --user unmask {unit}")]
         }
         ServiceError::Busy => vec!["wait until it is done, then again".to_owned()],
-        ServiceError::NotStarted { unit, .. } => vec![format!(
-            "see why: {}; or journalctl --user -u {unit}",
-            words.logs
-        )],
+        ServiceError::NotStarted { .. } => vec![format!("see why: {}", words.logs)],
         ServiceError::NotRead { .. } => vec![
             "is XDG_CONFIG_HOME set for the service manager? moltis writes to ~/.config".to_owned(),
         ],
@@ -184,6 +188,15 @@ pub(crate) fn failed(error: ServiceError, name: Name) -> Failure {
     hints.into_iter().fold(failure, Failure::hint)
 }
 
+/// As [`failed`], of a service that was started and does not come up.
+pub(crate) fn not_started(manager: &Manager, name: Name, error: ServiceError) -> Failure {
+    let failure = failed(error, name);
+    match manager.by_hand(name).journal {
+        Some(journal) => failure.hint(format!("what it printed beside its log: {journal}")),
+        None => failure,
+    }
+}
+
 /// Stops a service and takes it away; returns whether there was anything to take.
 ///
 /// Where no manager answers its files are gone all the same, and a warning says what may be left.
@@ -193,8 +206,8 @@ pub(crate) async fn remove(output: Output, manager: &Manager, name: Name) -> Res
         Err(error @ ServiceError::NoManager { .. }) => {
             output.warn(&format!(
                 "the service's file is removed; whether it still runs could not be asked: {error}; \
-                 where a manager is: systemctl --user stop {}",
-                name.unit()
+                 where a manager is: {}",
+                manager.by_hand(name).stop
             ));
             Ok(true)
         }
@@ -212,13 +225,15 @@ pub(crate) async fn tell_beside(
     installation: &Installation,
 ) {
     if let Some(kept) = &installation.kept {
+        let by_hand = manager.by_hand(name);
         output.warn(&format!(
-            "{} was changed by hand: what it held is in {}; what you change with \
-             `systemctl --user edit {}` stays",
-            name.unit(),
-            home.show(kept),
-            name.unit()
+            "{} was changed by hand: what it held is in {}",
+            by_hand.name,
+            home.show(kept)
         ));
+        if let Some(edit) = by_hand.edit {
+            output.hint(&format!("so that a change stays: {edit}"));
+        }
     }
     let is_new = installation.before.is_none();
     if let Begin::AtLogin { command } = manager.begin_at_boot().await
@@ -228,21 +243,33 @@ pub(crate) async fn tell_beside(
         match command {
             Some(command) => {
                 output.warn(when);
-                output.hint(&format!("so that it starts with the machine: {command}"));
+                output.hint(&format!(
+                    "so that it starts with the machine: {}",
+                    typed(&command)
+                ));
             }
             None => output.note(when),
         }
     }
 }
 
-/// What [`Standing::word`] is where there is no service.
-pub(crate) const NOT_INSTALLED: &str = "not_installed";
+/// How a service stands, for scripts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Word {
+    /// It has a process.
+    Running,
+    /// It is there and has none.
+    Stopped,
+    /// It is not there, or may not start.
+    NotInstalled,
+}
 
 /// How a service stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Standing {
-    /// For scripts: `running`, `stopped` or `not_installed`.
-    pub(crate) word: &'static str,
+    /// For scripts.
+    pub(crate) word: Word,
     /// For people: the same with a reason and a number, where there are any.
     pub(crate) words: String,
     /// Its process, while it runs.
@@ -260,7 +287,7 @@ pub(crate) async fn standing_of(
     match owned(manager, name, home)? {
         Owned::Nobodys | Owned::Ours(_) => standing(manager, name).await,
         Owned::Anothers(other) => Ok(Standing {
-            word: NOT_INSTALLED,
+            word: Word::NotInstalled,
             words: format!("not installed: {other}"),
             pid: None,
             is_wanted: false,
@@ -276,9 +303,9 @@ pub(crate) async fn standing(manager: &Manager, name: Name) -> Result<Standing, 
             let installed = manager.installed(name);
             let installed = installed.map_err(|error| failed(error, name))?;
             let (word, words) = match installed {
-                None => (NOT_INSTALLED, "not installed".to_owned()),
+                None => (Word::NotInstalled, "not installed".to_owned()),
                 Some(_) => (
-                    "stopped",
+                    Word::Stopped,
                     format!("installed, but no service manager of this user answers: {said}"),
                 ),
             };
@@ -299,11 +326,11 @@ fn stands(status: &Status) -> Standing {
         Some(because) => format!("{words}: {because}"),
     };
     let (word, mut words) = match &status.state {
-        State::NotInstalled => (NOT_INSTALLED, "not installed".to_owned()),
-        State::Masked => (NOT_INSTALLED, "masked: it may not start".to_owned()),
-        State::Stopped { because: why } => ("stopped", because("stopped", why)),
-        State::Starting { because: why } => ("stopped", because("about to start", why)),
-        State::Running { pid } => ("running", format!("running (process {pid})")),
+        State::NotInstalled => (Word::NotInstalled, "not installed".to_owned()),
+        State::Masked => (Word::NotInstalled, "masked: it may not start".to_owned()),
+        State::Stopped { because: why } => (Word::Stopped, because("stopped", why)),
+        State::Starting { because: why } => (Word::Stopped, because("about to start", why)),
+        State::Running { pid } => (Word::Running, format!("running (process {pid})")),
     };
     match (&status.state, status.restarts) {
         (State::Running { .. } | State::Starting { .. }, Some(times)) if times > 0 => {
@@ -347,25 +374,25 @@ mod tests {
 
     #[test]
     fn a_service_is_told_in_a_word_and_in_words() {
-        let check = |status: &Status, word: &str, words: &str| {
+        let check = |status: &Status, word: Word, words: &str| {
             let standing = stands(status);
             assert_eq!((standing.word, &*standing.words), (word, words));
         };
         let running = status(State::Running { pid: 7 });
-        check(&running, "running", "running (process 7)");
+        check(&running, Word::Running, "running (process 7)");
         let again = Status {
             restarts: Some(3),
             ..running
         };
         check(
             &again,
-            "running",
+            Word::Running,
             "running (process 7), started again 3 times",
         );
         let because = Some("exit code 1".to_owned());
         check(
             &status(State::Stopped { because }),
-            "stopped",
+            Word::Stopped,
             "stopped: exit code 1",
         );
         let odd = Status {
@@ -375,18 +402,18 @@ mod tests {
         };
         check(
             &odd,
-            "stopped",
+            Word::Stopped,
             "stopped, not enabled: it does not start by itself, and its unit was changed since: \
              systemctl --user daemon-reload",
         );
         check(
             &status(State::NotInstalled),
-            "not_installed",
+            Word::NotInstalled,
             "not installed",
         );
         check(
             &status(State::Masked),
-            "not_installed",
+            Word::NotInstalled,
             "masked: it may not start",
         );
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::error::ServiceError;
+use crate::manager::Installation;
 
 /// Bytes of a file that are read, at the most.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -94,6 +95,18 @@ pub(crate) fn keep_edited(found: Option<&Installed>) -> Result<Option<PathBuf>, 
         source,
     })?;
     Ok(Some(kept))
+}
+
+/// Puts `text` in the place of the file that is there, which is kept where a person has changed it.
+pub(crate) fn replace(
+    before: Option<Installed>,
+    path: PathBuf,
+    text: &str,
+) -> Result<Installation, ServiceError> {
+    let differs = before.as_ref().is_some_and(|before| before.text != text);
+    let kept = keep_edited(before.as_ref().filter(|_| differs))?;
+    write(&path, text)?;
+    Ok(Installation { path, before, kept })
 }
 
 /// Puts a file back in its place: the very one where it was kept, else its text.

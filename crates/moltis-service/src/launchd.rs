@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 pub use self::agent::agent;
 use crate::error::ServiceError;
 use crate::files::{self, Installed, Lock};
-use crate::manager::Installation;
+use crate::manager::{ByHand, Installation};
 use crate::service::{Name, Service};
 use crate::status::{State, Status};
 use crate::tool::{self, CHANGE, QUESTION};
@@ -53,21 +53,22 @@ impl Launchd {
         format!("{}/{}", self.domain(), name.label())
     }
 
+    pub(crate) fn by_hand(&self, name: Name) -> ByHand {
+        let file = format!("~/Library/LaunchAgents/{}.plist", name.label());
+        ByHand {
+            name: name.label().to_owned(),
+            start: format!("launchctl bootstrap {} {file}", self.domain()),
+            stop: format!("launchctl bootout {}", self.target(name)),
+            edit: None,
+            journal: None,
+        }
+    }
+
     pub(crate) async fn check(&self) -> Result<(), ServiceError> {
-        let asked = tool::ask(
-            &self.user,
-            "launchctl",
-            &["print", &self.domain()],
-            QUESTION,
-        )
-        .await;
-        match asked {
-            Ok(answer) if answer.is_success() => files::prepare(&self.dir()),
-            Ok(answer) => Err(ServiceError::NoManager {
-                said: answer.said(),
-            }),
-            Err(no_answer) => Err(ServiceError::NoManager {
-                said: format!("launchctl: {no_answer}"),
+        match self.print(&self.domain()).await? {
+            Some(_) => files::prepare(&self.dir()),
+            None => Err(ServiceError::NoManager {
+                said: format!("launchd has no domain {}", self.domain()),
             }),
         }
     }
@@ -79,7 +80,7 @@ impl Launchd {
     }
 
     pub(crate) async fn status(&self, name: Name) -> Result<Status, ServiceError> {
-        if let Some(printed) = self.print(name).await? {
+        if let Some(printed) = self.print(&self.target(name)).await? {
             return Ok(agent::status(&printed));
         }
         let has_file = self.file(name).exists();
@@ -95,10 +96,9 @@ impl Launchd {
         })
     }
 
-    /// Returns what launchd says of a service; `None` where it knows none of that label.
-    async fn print(&self, name: Name) -> Result<Option<String>, ServiceError> {
-        let words = ["print", &self.target(name)];
-        let said = match tool::ask(&self.user, "launchctl", &words, QUESTION).await {
+    /// Returns what launchd says of a target; `None` where it knows none of that name.
+    async fn print(&self, target: &str) -> Result<Option<String>, ServiceError> {
+        let said = match tool::ask(&self.user, "launchctl", &["print", target], QUESTION).await {
             Ok(answer) if answer.is_success() => return Ok(Some(answer.stdout)),
             Ok(answer) if answer.code == Some(NO_SUCH_SERVICE) => return Ok(None),
             Ok(answer) => answer.said(),
@@ -112,14 +112,11 @@ impl Launchd {
         let text = agent(service)?;
         self.check().await?;
         let _lock = Lock::take(&self.dir()).await?;
-        let path = self.file(name);
         let before = self.installed(name)?;
-        let differs = before.as_ref().is_some_and(|before| before.text != text);
-        let kept = files::keep_edited(before.as_ref().filter(|_| differs))?;
-        files::write(&path, &text)?;
+        let installation = files::replace(before, self.file(name), &text)?;
         // A person may have disabled it; adding it is their word that it shall run.
         self.must(&["enable", &self.target(name)]).await?;
-        Ok(Installation { path, before, kept })
+        Ok(installation)
     }
 
     pub(crate) async fn put_back(
@@ -155,7 +152,7 @@ impl Launchd {
     }
 
     pub(crate) async fn start(&self, name: Name) -> Result<(), ServiceError> {
-        if self.print(name).await?.is_some() {
+        if self.print(&self.target(name)).await?.is_some() {
             return Ok(());
         }
         let path = self.file(name);
@@ -189,12 +186,12 @@ impl Launchd {
     /// launchctl answers before launchd has let the label go, and until then takes no other service
     /// of that label: what counts is that it is not known any more.
     async fn boot_out(&self, name: Name) -> Result<bool, ServiceError> {
-        if self.print(name).await?.is_none() {
+        if self.print(&self.target(name)).await?.is_none() {
             return Ok(false);
         }
         let asked = self.must(&["bootout", &self.target(name)]).await;
         let forgotten = async {
-            while self.print(name).await?.is_some() {
+            while self.print(&self.target(name)).await?.is_some() {
                 sleep(LOOK).await;
             }
             Ok(true)

@@ -31,7 +31,7 @@ mod user;
 
 pub use self::error::ServiceError;
 pub use self::files::Installed;
-pub use self::manager::{Begin, Installation, Manager};
+pub use self::manager::{Begin, ByHand, Installation, Manager};
 pub use self::service::{Name, Service};
 pub use self::status::{State, Status};
 pub use self::user::User;

@@ -40,9 +40,24 @@ pub enum Begin {
     AtBoot,
     /// They start when the user logs in and end when the user logs out.
     AtLogin {
-        /// What changes that; `None` where nothing does.
-        command: Option<String>,
+        /// The command that changes that, in words; `None` where nothing does.
+        command: Option<Vec<String>>,
     },
+}
+
+/// What a person types to their manager about one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByHand {
+    /// What the manager calls it.
+    pub name: String,
+    /// Starts it.
+    pub start: String,
+    /// Stops it.
+    pub stop: String,
+    /// Changes how it runs, so that an installation does not undo it; `None` where nothing does.
+    pub edit: Option<String>,
+    /// Shows what it printed beside its log; `None` where that is kept nowhere.
+    pub journal: Option<String>,
 }
 
 impl Manager {
@@ -80,6 +95,14 @@ impl Manager {
         match &self.kind {
             Kind::Systemd(systemd) => systemd.check(service.name).await,
             Kind::Launchd(launchd) => launchd.check().await,
+        }
+    }
+
+    /// Returns what a person types about a service, for messages.
+    pub fn by_hand(&self, name: Name) -> ByHand {
+        match &self.kind {
+            Kind::Systemd(_) => crate::systemd::by_hand(name),
+            Kind::Launchd(launchd) => launchd.by_hand(name),
         }
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 pub use self::unit::unit;
 use crate::error::ServiceError;
 use crate::files::{self, Installed, Lock};
-use crate::manager::{Begin, Installation};
+use crate::manager::{Begin, ByHand, Installation};
 use crate::service::{Name, Service};
 use crate::status::{State, Status};
 use crate::tool::{self, Answer, CHANGE, QUESTION};
@@ -45,7 +45,7 @@ impl Systemd {
         }
         let asked = ["show", "--property", "UnitPath", "--value"];
         let read = self.ask(&asked).await?.stdout;
-        if !names(&read, &self.dir()) {
+        if !is_listed(&read, &self.dir()) {
             return Err(ServiceError::NotRead {
                 path: self.dir(),
                 found: read.trim().to_owned(),
@@ -85,14 +85,11 @@ impl Systemd {
         let text = unit(service)?;
         self.check(name).await?;
         let _lock = Lock::take(&self.dir()).await?;
-        let path = self.file(name);
         let before = self.installed(name)?;
-        let differs = before.as_ref().is_some_and(|before| before.text != text);
-        let kept = files::keep_edited(before.as_ref().filter(|_| differs))?;
-        files::write(&path, &text)?;
+        let installation = files::replace(before, self.file(name), &text)?;
         self.must(&["daemon-reload"], QUESTION).await?;
         self.must(&["enable", "--", &name.unit()], QUESTION).await?;
-        Ok(Installation { path, before, kept })
+        Ok(installation)
     }
 
     pub(crate) async fn put_back(
@@ -172,12 +169,11 @@ impl Systemd {
         if dir.join(&self.user.name).exists() {
             return Begin::AtBoot;
         }
+        let sudo = (self.user.id != 0).then_some("sudo");
+        let words = ["loginctl", "enable-linger", &self.user.name];
+        let words = sudo.into_iter().chain(words).map(str::to_owned);
         Begin::AtLogin {
-            command: Some(format!(
-                "{}loginctl enable-linger {}",
-                if self.user.id == 0 { "" } else { "sudo " },
-                shell_word(&self.user.name)
-            )),
+            command: Some(words.collect()),
         }
     }
 
@@ -213,18 +209,20 @@ impl Systemd {
     }
 }
 
-/// Quotes a name where a shell would need it, as that of a directory service does.
-fn shell_word(name: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
-    if name.chars().all(is_plain) {
-        name.to_owned()
-    } else {
-        format!("'{}'", name.replace('\'', r"'\''"))
+/// Returns what a person types about a unit.
+pub(crate) fn by_hand(name: Name) -> ByHand {
+    let unit = name.unit();
+    ByHand {
+        start: format!("systemctl --user start {unit}"),
+        stop: format!("systemctl --user stop {unit}"),
+        edit: Some(format!("systemctl --user edit {unit}")),
+        journal: Some(format!("journalctl --user -u {unit}")),
+        name: unit,
     }
 }
 
 /// Returns whether a directory is in a list that systemctl prints, in which it quotes as a shell does.
-fn names(list: &str, dir: &Path) -> bool {
+fn is_listed(list: &str, dir: &Path) -> bool {
     let plain = dir.to_string_lossy();
     let mut escaped = String::new();
     for character in plain.chars() {
@@ -291,7 +289,11 @@ mod tests {
         assert_eq!(
             systemd.begins(dir.path()),
             Begin::AtLogin {
-                command: Some("sudo loginctl enable-linger ada".to_owned())
+                command: Some(
+                    ["sudo", "loginctl", "enable-linger", "ada"]
+                        .map(str::to_owned)
+                        .to_vec()
+                )
             }
         );
         std::fs::write(dir.path().join("ada"), "").unwrap();

@@ -16,7 +16,6 @@ use moltis_node::keeper::connect;
 use tokio::task::JoinSet;
 
 use super::Context;
-use super::join::stop_on_signal;
 use super::starter::starter;
 use crate::args;
 use crate::config_file::{self, ConfigFile};
@@ -26,6 +25,7 @@ use crate::logging::{self, Target};
 use crate::notify;
 use crate::output::Output;
 use crate::paths::Home;
+use crate::signals::stop_on_signal;
 
 /// Where a gateway listens when nobody says.
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);

@@ -15,8 +15,6 @@ use moltis_identity::NodeIdentity;
 use moltis_node::config::{ConfigFile, NodeConfig};
 use moltis_node::{KeeperDir, LinkError, Node, NodeBuilder, NodeState};
 use moltis_telemetry::{Collector, CollectorConfig};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 pub(super) use self::run::run;
 use super::starter::starter;
@@ -28,6 +26,7 @@ use crate::failure::{Failure, failure};
 use crate::logging::{self, LogFormat, Target};
 use crate::paths::Home;
 use crate::service::{self, NODE};
+use crate::signals::stop_on_signal;
 
 /// Events that wait to be told. The link never waits for us.
 const QUEUE: usize = 64;
@@ -125,22 +124,4 @@ fn link_failure(error: LinkError) -> Failure {
         Some(hint) => failure.hint(hint),
         None => failure,
     }
-}
-
-/// Returns a token that the first Ctrl+C, SIGTERM or SIGHUP cancels.
-pub(super) fn stop_on_signal() -> anyhow::Result<CancellationToken> {
-    let stop = CancellationToken::new();
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
-    let cancelled = stop.clone();
-    tokio_util::task::TaskTracker::new().spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hang_up.recv() => {}
-        }
-        cancelled.cancel();
-    });
-    Ok(stop)
 }

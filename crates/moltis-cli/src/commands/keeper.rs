@@ -40,7 +40,7 @@ pub(super) async fn run(context: &Context, args: Keeper) -> anyhow::Result<Exit>
         let rules = NodeRules::new(file, account.base_env(&context.settings, None));
         KeeperConfig::new(args.dir, rules, boot_id, version)
     };
-    let stop = super::join::stop_on_signal()?;
+    let stop = crate::signals::stop_on_signal()?;
     keeper::serve(config, stop).await?;
     Ok(Exit::SUCCESS)
 }

@@ -10,12 +10,12 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use super::Context;
-use super::join::stop_on_signal;
 use crate::args::Logs;
 use crate::exit::Exit;
 use crate::failure::OrFail as _;
 use crate::logging;
 use crate::output::Output;
+use crate::signals::stop_on_signal;
 
 /// How often the log is looked at for more.
 const LOOK: Duration = Duration::from_millis(100);

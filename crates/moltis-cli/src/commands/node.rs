@@ -21,7 +21,7 @@ use crate::exit::Exit;
 use crate::failure::{Failure, OrFail as _, failure};
 use crate::output::Output;
 use crate::paths::Home;
-use crate::service::{self, NODE, Owned, Standing};
+use crate::service::{self, NODE, Owned, Standing, Word};
 
 /// How long a node process may take to say goodbye.
 const GOODBYE_TIME: Duration = Duration::from_secs(10);
@@ -92,7 +92,7 @@ struct StatusDocument {
     name: Option<String>,
     node_id: Option<String>,
     fingerprint: Option<String>,
-    service: &'static str,
+    service: Word,
     connected: bool,
     connected_since: Option<jiff::Timestamp>,
     pid: Option<u32>,
@@ -191,7 +191,7 @@ fn print_status(
                 connected(status)
             ));
         }
-        if standing.word != service::NOT_INSTALLED {
+        if standing.word != Word::NotInstalled {
             output.warn(&format!(
                 "there is a service all the same, and it is {}",
                 standing.words

@@ -6,8 +6,10 @@
 use jiff::Timestamp;
 use moltis_gateway::api::doctor::{Finding, Level};
 use moltis_gateway::doctor::Diagnosis;
+use moltis_service::Begin;
 
 use crate::failure::{Failure, report};
+use crate::service::typed;
 use crate::units::until;
 
 /// What was seen on this machine.
@@ -79,14 +81,18 @@ pub(super) enum Process {
 #[derive(Debug)]
 pub(super) struct Services {
     pub(super) installed: Vec<ServiceFacts>,
-    pub(super) start: Start,
+    pub(super) begin: Begin,
 }
 
 /// A service that is installed.
 #[derive(Debug, Clone)]
 pub(super) struct ServiceFacts {
-    /// `moltis-node.service`
+    /// What its manager calls it: `moltis-node.service`.
     pub(super) name: String,
+    /// It is that of this machine's node.
+    pub(super) is_node: bool,
+    /// What to type to start it.
+    pub(super) start: String,
     pub(super) state: ServiceState,
     /// It starts by itself.
     pub(super) enabled: bool,
@@ -117,16 +123,6 @@ pub(super) enum ServiceState {
     Masked,
     /// Nobody could be asked.
     Unknown(String),
-}
-
-/// When the services of this user start.
-#[derive(Debug, Clone)]
-pub(super) enum Start {
-    AtBoot,
-    /// When the user logs in; what changes that.
-    AtLogin {
-        command: Option<String>,
-    },
 }
 
 type Check = (&'static str, fn(&Facts) -> Diagnosis);
@@ -220,13 +216,10 @@ fn gateway(facts: &Facts) -> Diagnosis {
             gateway_url,
             process,
         } => {
-            let service = facts.services.installed.iter();
-            let mut service = service.filter(|service| service.name.contains("node"));
-            let run = service.next().map_or_else(
-                || "moltis node run".to_owned(),
-                |service| start(&service.name),
-            );
-            Some(node(gateway_url, process, facts.now, &run).of("gateway"))
+            let mut installed = facts.services.installed.iter();
+            let service = installed.find(|service| service.is_node);
+            let run = service.map_or("moltis node run", |service| &service.start);
+            Some(node(gateway_url, process, facts.now, run).of("gateway"))
         }
         NodeFacts::None | NodeFacts::Broken(_) => None,
     };
@@ -308,15 +301,6 @@ fn service(services: &Services) -> Diagnosis {
 /// So many restarts are no sign that a service cannot work.
 const RESTARTS_FEW: u32 = 2;
 
-/// Returns what starts a service that is installed.
-fn start(name: &str) -> String {
-    if cfg!(target_os = "macos") {
-        format!("launchctl kickstart gui/$(id -u)/{name}")
-    } else {
-        format!("systemctl --user start {name}")
-    }
-}
-
 fn one_service(service: &ServiceFacts) -> Diagnosis {
     let ServiceFacts {
         name,
@@ -328,6 +312,8 @@ fn one_service(service: &ServiceFacts) -> Diagnosis {
         is_edited,
         install,
         logs,
+        start,
+        is_node: _,
     } = service;
     if let Some(program) = missing_program
         && !matches!(state, ServiceState::Running)
@@ -354,7 +340,7 @@ fn one_service(service: &ServiceFacts) -> Diagnosis {
                 Level::Warning
             };
             Diagnosis::new(level, format!("`{name}` does not run{}", why(because)))
-                .hint(format!("why: {logs}; start it: {}", start(name)))
+                .hint(format!("why: {logs}; start it: {start}"))
         }
         ServiceState::Starting {
             because: Some(because),
@@ -393,15 +379,15 @@ fn lingering(services: &Services) -> Diagnosis {
     if services.installed.is_empty() {
         return Diagnosis::ok("not needed: nothing is installed as a service");
     }
-    match &services.start {
-        Start::AtBoot => Diagnosis::ok("services of this user start with the machine"),
-        Start::AtLogin {
+    match &services.begin {
+        Begin::AtBoot => Diagnosis::ok("services of this user start with the machine"),
+        Begin::AtLogin {
             command: Some(command),
         } => Diagnosis::warning(
             "services of this user start when the user logs in, and end at the last logout",
         )
-        .hint(command),
-        Start::AtLogin { command: None } => {
+        .hint(typed(command)),
+        Begin::AtLogin { command: None } => {
             Diagnosis::ok("services of this user start when the user logs in, as they do here")
         }
     }
@@ -424,7 +410,7 @@ mod tests {
             node: NodeFacts::None,
             services: Services {
                 installed: Vec::new(),
-                start: Start::AtBoot,
+                begin: Begin::AtBoot,
             },
         }
     }
@@ -553,6 +539,8 @@ mod tests {
     fn running() -> ServiceFacts {
         ServiceFacts {
             name: "moltis-node.service".to_owned(),
+            is_node: true,
+            start: "systemctl --user start moltis-node.service".to_owned(),
             state: ServiceState::Running,
             enabled: true,
             missing_program: None,
@@ -637,7 +625,7 @@ mod tests {
             let installed = vec![service_facts];
             let found = service(&Services {
                 installed,
-                start: Start::AtBoot,
+                begin: Begin::AtBoot,
             })
             .of("service");
             assert_eq!(found.level, level, "{found:?}");
@@ -669,13 +657,14 @@ mod tests {
         );
         let message = "services of this user start with the machine";
         says(lingering(&services), Level::Ok, message, None);
-        services.start = Start::AtLogin { command: None };
+        services.begin = Begin::AtLogin { command: None };
         assert_eq!(lingering(&services).of("x").level, Level::Ok);
-        let command = Some("loginctl enable-linger ada".to_owned());
-        services.start = Start::AtLogin { command };
+        let command = ["loginctl", "enable-linger", r"DOM\ada"].map(str::to_owned);
+        let command = Some(command.to_vec());
+        services.begin = Begin::AtLogin { command };
         let found = lingering(&services).of("x");
         assert_eq!(found.level, Level::Warning);
-        assert_eq!(found.hint.unwrap(), "loginctl enable-linger ada");
+        assert_eq!(found.hint.unwrap(), r"loginctl enable-linger 'DOM\ada'");
     }
 
     #[test]

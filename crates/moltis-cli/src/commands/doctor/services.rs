@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use moltis_service::{Begin, Installed, Manager, Name, ServiceError, State, Status};
+use moltis_service::{Installed, Manager, Name, ServiceError, State, Status};
 
-use super::checks::{ServiceFacts, ServiceState, Services, Start};
+use super::checks::{ServiceFacts, ServiceState, Services};
 use crate::failure::report;
 use crate::paths::Home;
-use crate::service::{self, GATEWAY, NODE, Owned};
+use crate::service::{self, GATEWAY, NODE, Owned, typed};
 use crate::settings::Settings;
 use crate::visible::quoted;
 
@@ -18,11 +18,10 @@ pub(super) async fn look(home: &Home, settings: &Settings) -> Services {
     for name in [NODE, GATEWAY] {
         installed.extend(facts(&manager, name, home).await);
     }
-    let start = match manager.begins() {
-        Begin::AtBoot => Start::AtBoot,
-        Begin::AtLogin { command } => Start::AtLogin { command },
-    };
-    Services { installed, start }
+    Services {
+        installed,
+        begin: manager.begins(),
+    }
 }
 
 /// Returns how a service stands; `None` where this home has none.
@@ -47,8 +46,11 @@ async fn facts(manager: &Manager, name: Name, home: &Home) -> Option<ServiceFact
     } else {
         (install_again(file.as_ref()), "moltis gateway logs")
     };
+    let by_hand = manager.by_hand(name);
     Some(ServiceFacts {
-        name: name.unit(),
+        is_node: name == NODE,
+        name: by_hand.name,
+        start: by_hand.start,
         state,
         enabled: status.as_ref().is_none_or(|status| status.enabled),
         missing_program: program
@@ -76,12 +78,11 @@ fn add_again(home: &Home) -> String {
 
 /// Returns the line that installs the gateway as it is installed.
 fn install_again(file: Option<&Installed>) -> String {
-    let flags = file.map_or(&[][..], Installed::arguments);
-    let flags = flags
-        .iter()
-        .skip(1)
-        .map(|word| format!(" {}", quoted(word)));
-    format!("moltis gateway install{}", flags.collect::<String>())
+    let arguments = file.map_or(&[][..], Installed::arguments);
+    // They begin with `gateway`.
+    let flags = arguments.get(1..).unwrap_or_default();
+    let words = ["moltis", "gateway", "install"].map(str::to_owned);
+    typed(&[&words, flags].concat())
 }
 
 /// Returns how a service stands; `None` where there is none.

@@ -18,7 +18,7 @@ use crate::failure::{Failure, failure};
 use crate::logging;
 use crate::output::Output;
 use crate::paths::Home;
-use crate::service::{self, GATEWAY, failed};
+use crate::service::{self, GATEWAY, Word, failed};
 
 /// Bytes of the log in which the reason of a failed start is looked for.
 const LOG_BYTES: u64 = 64 * 1024;
@@ -55,7 +55,7 @@ pub(in crate::commands) async fn install(context: &Context, args: Listen) -> any
     let started = manager.restart(GATEWAY).await;
     let answered = match started {
         Ok(()) => answer(context, &home, log_before).await,
-        Err(error) => Err(not_started(error, &home, log_before)),
+        Err(error) => Err(not_started(&manager, error, &home, log_before)),
     };
     let gateway = match answered {
         Ok(gateway) => gateway,
@@ -169,7 +169,7 @@ pub(in crate::commands) async fn uninstall(
 
 #[derive(Debug, Serialize)]
 struct Document {
-    service: &'static str,
+    service: Word,
     running: bool,
     addresses: Vec<String>,
     fingerprint: Option<String>,
@@ -225,7 +225,7 @@ pub(in crate::commands) async fn status(context: &Context, format: Format) -> an
         ("Home", home.show(home.dir())),
     ])?;
     if running == "no" {
-        output.hint(if standing.word == service::NOT_INSTALLED {
+        output.hint(if standing.word == Word::NotInstalled {
             "start one: moltis gateway, or as a service: moltis gateway install"
         } else {
             "see why: moltis gateway logs -f"
@@ -245,14 +245,14 @@ async fn ask(context: &Context) -> Result<Option<Gateway>, Failure> {
 }
 
 /// Adds to a failed start what the gateway itself wrote about it.
-fn not_started(error: ServiceError, home: &Home, log_before: u64) -> Failure {
+fn not_started(manager: &Manager, error: ServiceError, home: &Home, log_before: u64) -> Failure {
     if let ServiceError::NotStarted { .. } = error
         && let Some(reason) = logging::last_error(&home.gateway_log(), log_before, LOG_BYTES)
     {
         return failure("the gateway does not start as it was asked to be installed")
             .because(anyhow::anyhow!("{reason}"));
     }
-    failed(error, GATEWAY)
+    service::not_started(manager, GATEWAY, error)
 }
 
 fn log_length(home: &Home) -> u64 {

@@ -15,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::meet::{Met, Until, meet};
 use super::request::{self, Joined, Request};
-use super::stop_on_signal;
 use crate::commands::Context;
 use crate::exit::Exit;
 use crate::failure::{Failure, OrFail as _, failure};
 use crate::paths::Home;
-use crate::service::{self, NODE, failed};
+use crate::service::{self, NODE, Word, failed};
+use crate::signals::stop_on_signal;
 
 /// How long a service that was started may take to reach the gateway that we have just reached.
 const CONNECT_TIME: Duration = Duration::from_secs(30);
@@ -106,7 +106,7 @@ impl<'a> At<'a> {
     /// or was about to.
     async fn make_room(&self, stop: &CancellationToken) -> Result<bool, Failure> {
         let standing = service::standing(&self.manager, NODE).await?;
-        if standing.word == service::NOT_INSTALLED {
+        if standing.word == Word::NotInstalled {
             return Ok(false);
         }
         tokio::select! {
@@ -258,7 +258,7 @@ impl<'a> At<'a> {
         service::tell_beside(output, self.home, &self.manager, NODE, &installed).await;
         tokio::select! {
             started = self.manager.restart(NODE) => {
-                started.map_err(|error| failed(error, NODE))?;
+                started.map_err(|error| service::not_started(&self.manager, NODE, error))?;
             }
             () = stop.cancelled() => {
                 // The request may not have reached the manager: this one does, and waits for nothing.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::{Prepared, QUEUE, events, link_failure, lock, stop_on_signal};
+use super::{Prepared, QUEUE, events, link_failure, lock};
 use crate::commands::Context;
 use crate::commands::node::config_failure;
 use crate::exit::Exit;
@@ -21,6 +21,7 @@ use crate::failure::{Failure, report};
 use crate::logging::{self, LogFormat, Target};
 use crate::notify;
 use crate::paths::Home;
+use crate::signals::stop_on_signal;
 
 /// How long a service waits before it looks at settings again that cannot be used.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
