@@ -52,6 +52,11 @@ const FLOORS: &[(&str, &[&str], &str)] = &[
         "the top floor wires everything, and nobody imports it",
     ),
     (
+        "moltis-sim",
+        &["moltis-proto", "moltis-identity", "moltis-gateway"],
+        "it drives both ends from outside: a node of its own against a gateway in a process of its own",
+    ),
+    (
         "xtask",
         &[],
         "it builds and starts programs, and knows them as a stranger does",
