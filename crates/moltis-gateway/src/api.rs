@@ -17,6 +17,7 @@ pub mod runs;
 pub mod telemetry;
 pub mod tokens;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use jiff::Timestamp;
@@ -37,7 +38,8 @@ pub const RUN_ID_HEADER: &str = "moltis-run-id";
 pub const REQUEST_ID_HEADER: &str = "moltis-request-id";
 
 /// One page of a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ListOf{T}")]
 pub struct List<T> {
     /// The page, in the list's order.
     pub items: Vec<T>,
@@ -52,12 +54,12 @@ impl<T> From<Vec<T>> for List<T> {
 }
 
 /// The body of a request that needs none: `{}`, or nothing at all.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Empty {}
 
 /// Answer of `/healthz` and `/readyz`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Health {
     /// Whether all is well.
     pub ok: bool,

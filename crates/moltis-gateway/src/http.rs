@@ -1,9 +1,9 @@
-//! The front desk: every HTTP route, who may take it, and the layers around all of them.
+//! The front desk: every HTTP route, and the layers around all of them.
 //!
-//! A handler parses, calls and converts, and is short. Before it run, from the outside in:
-//! [`envelope`] (request id, the body of a failure, panics), [`gate`] (transport, host, origin), and
-//! for each route [`auth`] with the [`Action`] that the table here declares. A route cannot be
-//! written down without one.
+//! What is served, to whom, and what it promises stands in [`table`]; [`openapi`] writes the same
+//! down for programs. A handler parses, calls and converts, and is short. Before it run, from the
+//! outside in: [`envelope`] (request id, the body of a failure, panics), [`gate`] (transport, host,
+//! origin), and for each route [`auth`] with the action that its row declares.
 //!
 //! Shapes are in [`crate::api`]; [`convert`] makes them from rows. Sockets are in [`listen`] and
 //! [`serve`]. What happens behind `/ws` is not here.
@@ -24,12 +24,14 @@ mod host;
 mod join;
 pub mod listen;
 mod nodes;
+mod openapi;
 mod output;
 mod pairing;
 pub mod peer;
 mod result;
 mod runs;
 pub(crate) mod serve;
+mod table;
 #[cfg(test)]
 mod tests;
 mod throttle;
@@ -40,10 +42,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
-use axum::handler::Handler;
-use axum::http::Method;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodFilter, MethodRouter, on};
 use jiff::Timestamp;
 use moltis_identity::Fingerprint;
 use tokio_util::sync::CancellationToken;
@@ -55,69 +54,13 @@ use crate::doctor::gather::Doctor;
 use crate::exec::{RunStatus, Runs};
 use crate::output::Outputs;
 use crate::pairing::PairingDesk;
-use crate::principal::Action;
 use crate::roster::Roster;
 use crate::store::{Store, Target};
+use table::table;
 use throttle::Throttle;
 
 pub use error::{ApiError, ApiResult};
 pub use host::{HostError, Hosts};
-
-/// One line of the table: a way in, and what it does.
-struct Route {
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the test that walks the table asks by it")
-    )]
-    method: Method,
-    path: &'static str,
-    action: Action,
-    handler: MethodRouter<ApiState>,
-}
-
-/// Every route there is.
-#[rustfmt::skip]
-fn table() -> Vec<Route> {
-    use Action::{AdminNodes, AdminTokens, Diagnose, Public, ReadNodes, ReadRuns, WriteRuns};
-    use Method as M;
-    vec![
-        Route::new(M::GET, "/", Public, health::front_page),
-        Route::new(M::GET, "/healthz", Public, health::healthz),
-        Route::new(M::GET, "/readyz", Public, health::readyz),
-
-        Route::new(M::GET, "/api/v1/gateway", ReadNodes, gateway::show),
-
-        Route::new(M::GET, "/api/v1/nodes", ReadNodes, nodes::list),
-        Route::new(M::GET, "/api/v1/nodes/{id}", ReadNodes, nodes::show),
-        Route::new(M::PATCH, "/api/v1/nodes/{id}", AdminNodes, nodes::patch),
-        Route::new(M::DELETE, "/api/v1/nodes/{id}", AdminNodes, nodes::forget),
-        Route::new(M::POST, "/api/v1/nodes/{id}/revoke", AdminNodes, nodes::revoke),
-
-        Route::new(M::GET, "/api/v1/pairing", AdminNodes, pairing::status),
-        Route::new(M::PUT, "/api/v1/pairing", AdminNodes, pairing::set),
-        Route::new(M::GET, "/api/v1/pairing/command", AdminNodes, pairing::command),
-        Route::new(M::GET, "/api/v1/pairing/requests", AdminNodes, pairing::requests),
-        Route::new(M::POST, "/api/v1/pairing/requests/{id}/approve", AdminNodes, pairing::approve),
-        Route::new(M::POST, "/api/v1/pairing/requests/{id}/reject", AdminNodes, pairing::reject),
-
-        Route::new(M::GET, "/api/v1/runs", ReadRuns, runs::list),
-        Route::new(M::POST, "/api/v1/runs", WriteRuns, runs::start),
-        Route::new(M::GET, "/api/v1/runs/{id}", ReadRuns, runs::show),
-        Route::new(M::GET, "/api/v1/runs/{id}/output", ReadRuns, output::output),
-        Route::new(M::GET, "/api/v1/runs/{id}/follow", ReadRuns, runs::follow),
-        Route::new(M::POST, "/api/v1/runs/{id}/stdin", WriteRuns, runs::stdin),
-        Route::new(M::POST, "/api/v1/runs/{id}/resize", WriteRuns, runs::resize),
-        Route::new(M::POST, "/api/v1/runs/{id}/signal", WriteRuns, runs::send_signal),
-        Route::new(M::POST, "/api/v1/runs/{id}/cancel", WriteRuns, runs::cancel),
-        Route::new(M::POST, "/api/v1/runs/{id}/claim", WriteRuns, runs::claim),
-
-        Route::new(M::GET, "/api/v1/tokens", AdminTokens, tokens::list),
-        Route::new(M::POST, "/api/v1/tokens", AdminTokens, tokens::create),
-        Route::new(M::DELETE, "/api/v1/tokens/{id}", AdminTokens, tokens::revoke),
-
-        Route::new(M::GET, "/api/v1/doctor", Diagnose, doctor::findings),
-    ]
-}
 
 /// Returns the router of everything that this gateway serves, at any prefix.
 pub(crate) fn router(state: ApiState) -> Router {
@@ -131,23 +74,6 @@ pub(crate) fn router(state: ApiState) -> Router {
         .layer(from_fn_with_state(state.clone(), gate::check))
         .layer(from_fn_with_state(state.clone(), envelope::wrap))
         .with_state(state)
-}
-
-impl Route {
-    fn new<H, T>(method: Method, path: &'static str, action: Action, handler: H) -> Self
-    where
-        H: Handler<T, ApiState>,
-        T: 'static,
-    {
-        let filter = MethodFilter::try_from(method.clone());
-        let filter = filter.expect("the table names methods that a router can tell apart");
-        Self {
-            method,
-            path,
-            action,
-            handler: on(filter, handler),
-        }
-    }
 }
 
 /// What decides who may come in, beside tokens.

@@ -1,9 +1,10 @@
 //! What the doctor finds.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One finding: an item of `GET doctor`, and of `moltis doctor --json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
     /// What was looked at: `database`, `disk`, … A newer gateway may look at more.
     pub check: String,
@@ -16,7 +17,9 @@ pub struct Finding {
 }
 
 /// How something stands, the best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
     /// As it should.

@@ -6,12 +6,19 @@
 //! [`Decoder`] what it reads. Nothing here reads or writes a socket.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::runs::{Run, Stream};
 
 /// The media type of such a body.
 pub const MEDIA_TYPE: &str = "application/vnd.moltis.follow";
+
+/// What such a body is, in words.
+pub const IN_WORDS: &str = "Frames of u8 kind, u64 offset, u32 length, big-endian, then so many \
+bytes: 1 stdout, 2 stderr, 3 a gap (a `Gap` as JSON), 4 the end (a `Run` as JSON, and the last \
+frame), 5 keep-alive. A body that ends without a frame of kind 4 was cut: go on with another \
+request from the offsets that were reached.";
 
 /// Bytes before those of the frame.
 pub const HEADER_BYTES: usize = 13;
@@ -40,7 +47,7 @@ pub enum Frame {
 }
 
 /// Bytes that are gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Gap {
     /// Of which output.
     pub stream: Stream,
@@ -53,7 +60,7 @@ pub struct Gap {
 }
 
 /// Why bytes of an output are gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum GapReason {
@@ -71,6 +78,7 @@ pub enum GapReason {
     PowerCut,
     /// A reason of a newer gateway; never sent.
     #[serde(other)]
+    #[schemars(skip)]
     Unrecognised,
 }
 

@@ -1,11 +1,12 @@
 //! The gateway itself: what it is and where it listens.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
 
 /// Answer of `GET gateway`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Gateway {
     /// Its version.
     pub version: String,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
@@ -9,7 +10,7 @@ use super::runs::Run;
 use super::telemetry::{Platform, Telemetry};
 
 /// One node, as lists show it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Node {
     /// Its id, unique on a gateway.
     pub id: String,
@@ -30,7 +31,7 @@ pub struct Node {
 }
 
 /// Whether a node is here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeState {
     /// Connected.
@@ -53,7 +54,7 @@ impl NodeState {
 }
 
 /// Everything known of one node: `GET nodes/{id}`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeDetail {
     /// As in the list.
     #[serde(flatten)]
@@ -83,7 +84,7 @@ pub struct NodeDetail {
 }
 
 /// What a machine's owner lets run on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
     /// Everything.
@@ -95,7 +96,7 @@ pub enum Policy {
 }
 
 /// Body of `PATCH nodes/{id}`: what is left out stays as it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PatchNode {
     /// The new display name.
@@ -107,7 +108,7 @@ pub struct PatchNode {
 }
 
 /// Query of `GET nodes`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListNodes {
     /// Only nodes in this state; all when left out.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
 use super::telemetry::Platform;
 
 /// Answer of `GET pairing` and `PUT pairing`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PairingStatus {
     /// Whether new nodes may ask.
     pub enabled: bool,
@@ -17,7 +18,7 @@ pub struct PairingStatus {
 }
 
 /// Body of `PUT pairing`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetPairing {
     /// Open or close the window.
@@ -28,7 +29,7 @@ pub struct SetPairing {
 }
 
 /// One request to pair: an item of `GET pairing/requests`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PairingRequest {
     /// Its id; a unique prefix does.
     pub id: String,
@@ -55,7 +56,7 @@ pub struct PairingRequest {
 }
 
 /// Body of `POST pairing/requests/{id}/approve`: what the person saw.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Approve {
     /// The fingerprint as it was shown.
@@ -65,7 +66,7 @@ pub struct Approve {
 }
 
 /// Answer of `GET pairing/command`: the line to type on the other machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PairingCommand {
     /// What to type on the machine that joins; it names `--host` and `--gateway-key`.
     pub command: String,

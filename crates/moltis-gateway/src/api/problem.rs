@@ -2,10 +2,11 @@
 //!
 //! Called by the server's `ApiError` and by whoever reads an answer that is no success.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The body of every answer from 400 on, with media type `application/problem+json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// What went wrong, for programs.
     pub code: Code,
@@ -36,7 +37,7 @@ pub struct Problem {
 }
 
 /// One of several things that a name could mean.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Candidate {
     /// Its id, which is never ambiguous.
     pub id: String,
@@ -45,7 +46,7 @@ pub struct Candidate {
 }
 
 /// Bytes of a stream that are gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GapRange {
     /// Offset of the first byte that is gone.
     pub from: u64,
@@ -56,12 +57,13 @@ pub struct GapRange {
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal, $status:literal, $title:literal;)*) => {
         /// What went wrong, for programs. Each code has one status.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
         #[non_exhaustive]
         pub enum Code {
             $($(#[$doc])* #[serde(rename = $text)] $variant,)*
             /// A code of a newer gateway; never sent.
             #[serde(other, rename = "unrecognised")]
+            #[schemars(skip)]
             Unrecognised,
         }
 

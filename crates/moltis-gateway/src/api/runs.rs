@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
 
 /// Body of `POST runs`. Exactly one of `argv` and `command`; at most one of the three `stdin…`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StartRun {
     /// A route: `local`, `node:<id or name>`, the id, a unique prefix or the name of a node. The
@@ -46,7 +47,7 @@ pub struct StartRun {
 }
 
 /// A terminal for a command.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tty {
     /// Columns, 1 to 4096.
@@ -59,20 +60,20 @@ pub struct Tty {
 }
 
 /// Query of `POST runs`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StartQuery {
     /// Answer when the run is over, with a [`RunResult`].
     #[serde(default)]
     pub wait: bool,
     /// Answer as `GET runs/{id}/follow` does, from the beginning, in this one request. The header
-    /// [`RUN_ID_HEADER`](super::RUN_ID_HEADER) of the answer names the run.
+    /// `Moltis-Run-Id` of the answer names the run.
     #[serde(default)]
     pub follow: bool,
 }
 
 /// Query of `GET runs`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListRuns {
     /// Only runs of this node: id, unique prefix, name, or `local`.
@@ -90,7 +91,7 @@ pub struct ListRuns {
 }
 
 /// Where a run stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// A person has to allow it first.
@@ -104,7 +105,7 @@ pub enum State {
 }
 
 /// The seven ways in which a run ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// By itself, with a code.
@@ -124,7 +125,7 @@ pub enum Outcome {
 }
 
 /// What stands beside an outcome.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OutcomeReason {
@@ -154,11 +155,12 @@ pub enum OutcomeReason {
     ApprovalDenied,
     /// A reason of a newer gateway; never sent.
     #[serde(other)]
+    #[schemars(skip)]
     Unrecognised,
 }
 
 /// One of a command's two outputs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stream {
     /// Standard output, or the terminal.
@@ -169,7 +171,7 @@ pub enum Stream {
 }
 
 /// One run: `GET runs/{id}`, and the answer of most things done to it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Run {
     /// Its id: 32 hexadecimal digits.
     pub id: String,
@@ -227,7 +229,7 @@ pub struct Run {
 }
 
 /// A run that is over, with its output: `POST runs?wait=true`, `node exec --json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RunResult {
     /// Its id.
     pub run_id: String,
@@ -263,7 +265,7 @@ pub struct RunResult {
 pub const RESULT_PART_BYTES_MAX: u64 = 512 * 1024;
 
 /// Query of `GET runs/{id}/output`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OutputQuery {
     /// Which of the two; stdout when left out.
@@ -278,7 +280,7 @@ pub struct OutputQuery {
 }
 
 /// Query of `GET runs/{id}/follow`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FollowQuery {
     /// Offset of the first byte of stdout to send.
@@ -290,7 +292,7 @@ pub struct FollowQuery {
 }
 
 /// Query of `POST runs/{id}/stdin`, whose body is the bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StdinQuery {
     /// Offset of the first byte; bytes that were accepted before are skipped.
@@ -305,14 +307,14 @@ pub struct StdinQuery {
 /// What was accepted may not have been delivered yet: at most the last 256 KiB. A gateway that
 /// begins anew has lost that, and answers the next bytes with a problem whose `next_offset` says
 /// where to go on; before the run's node is back it answers `node_offline`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StdinAccepted {
     /// Offset behind the last byte that was accepted: where to go on.
     pub accepted: u64,
 }
 
 /// Body of `POST runs/{id}/resize`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resize {
     /// Columns, 1 to 4096.
@@ -322,7 +324,7 @@ pub struct Resize {
 }
 
 /// Body of `POST runs/{id}/signal`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SendSignal {
     /// `INT`, `TERM`, `HUP`, …; `SIGINT` does too.
@@ -330,7 +332,7 @@ pub struct SendSignal {
 }
 
 /// Body of `POST runs/{id}/cancel`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cancel {
     /// Seconds between SIGTERM and SIGKILL, at most 300; 5 when left out.

@@ -1,11 +1,12 @@
 //! What a machine is and has, as JSON.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
 
 /// What a machine is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Platform {
     /// `linux` or `macos`.
     pub os: String,
@@ -20,7 +21,7 @@ pub struct Platform {
 }
 
 /// The last sample of a machine. Sizes are bytes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Telemetry {
     /// Logical CPUs.
     pub cpu_count: u32,
@@ -51,7 +52,7 @@ pub struct Telemetry {
 }
 
 /// One graphics processor.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Gpu {
     /// As its driver names it.
     pub name: String,
@@ -62,7 +63,7 @@ pub struct Gpu {
 }
 
 /// One language runtime.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Runtime {
     /// `python`, `node`, `ruby`, `go`, `rust` or `java`.
     pub name: String,
@@ -71,7 +72,7 @@ pub struct Runtime {
 }
 
 /// One provider of models.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Provider {
     /// `ollama`, `anthropic`, `openai`, …
     pub name: String,
@@ -84,7 +85,7 @@ pub struct Provider {
 }
 
 /// How a provider of models is present on a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProviderKind {
     /// An Ollama answers there.

@@ -1,5 +1,6 @@
 //! API tokens and what they may do.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
@@ -10,7 +11,7 @@ pub const TOKEN_PREFIX: &str = "moltis_";
 macro_rules! scopes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal;)*) => {
         /// One thing that a token may be allowed to do.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
         pub enum Scope {
             $($(#[$doc])* #[serde(rename = $text)] $variant,)*
         }
@@ -86,7 +87,7 @@ impl std::fmt::Display for Scope {
 }
 
 /// One token, without its secret: an item of `GET tokens`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Token {
     /// Its id.
     pub id: String,
@@ -103,7 +104,7 @@ pub struct Token {
 }
 
 /// Answer of `POST tokens`: the only time that the secret is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NewToken {
     /// Its id.
     pub id: String,
@@ -120,7 +121,7 @@ pub struct NewToken {
 }
 
 /// Body of `POST tokens`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateToken {
     /// What to call it: 1 to 64 visible characters, not in use.

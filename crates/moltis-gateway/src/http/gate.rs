@@ -18,9 +18,14 @@ use crate::api::problem::Code;
 /// Paths that everybody may ask for, by any host.
 const OPEN: [&str; 2] = ["/ws", "/healthz"];
 
+/// Returns whether everybody may ask for this path, by any host.
+pub(super) fn is_open(path: &str) -> bool {
+    OPEN.contains(&path)
+}
+
 /// Lets a request in, or says why not.
 pub(super) async fn check(State(state): State<ApiState>, request: Request, next: Next) -> Response {
-    if OPEN.contains(&request.uri().path()) {
+    if is_open(request.uri().path()) {
         return next.run(request).await;
     }
     match admit(&state, &request) {

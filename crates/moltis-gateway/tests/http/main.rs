@@ -23,5 +23,6 @@ mod gateway;
     reason = "shared with the tests of sessions, which use all of it"
 )]
 mod node;
+mod openapi;
 mod output;
 mod runs;
