@@ -69,6 +69,8 @@ actions! {
     PairingApprove = "pairing.approve";
     /// A request was rejected.
     PairingReject = "pairing.reject";
+    /// A node that was approved elsewhere was pinned.
+    NodeImport = "node.import";
     /// A known device came with another key, or a known key with another device.
     KeyMismatch = "node.key_mismatch";
     /// One key is used by several processes at once.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use moltis_identity::Fingerprint;
 use moltis_proto::handshake::{Introduction, PolicyMode};
 use moltis_proto::telemetry::Platform;
 use moltis_proto::{DeviceId, Labels, NodeId, NodeName, PublicKey};
@@ -103,6 +104,36 @@ impl Store {
             .await
             .map_err(|error| self.failed("list the nodes", error))?;
         rows.iter().map(|row| record(row).map(Arc::new)).collect()
+    }
+
+    /// Pins nodes that were approved elsewhere: all of them, or none. A gateway that runs does not
+    /// see them before it is started again.
+    ///
+    /// # Errors
+    /// Where nothing can be written, or a key, device or node id is known.
+    pub async fn import_nodes(
+        &self,
+        nodes: Vec<NodeRecord>,
+        at: Timestamp,
+        by: &Actor,
+    ) -> Result<Written, StoreError> {
+        let by = by.clone();
+        let done = self.transact(move |tx| {
+            Box::pin(async move {
+                for node in &nodes {
+                    insert(tx, node).await?;
+                    let detail = json!({
+                        "node": node.node_id,
+                        "name": node.name,
+                        "fingerprint": Fingerprint::of(&node.node_key).to_string(),
+                    });
+                    let entry = Entry::new(at, &by, Action::NodeImport, &node.device_id, detail);
+                    tx.audit(&entry).await?;
+                }
+                Ok(())
+            })
+        });
+        done.await.map(|((), written)| written)
     }
 
     /// Gives a node another display name; `None` where it is not known.
@@ -317,6 +348,22 @@ mod tests {
         assert!(store.nodes().await.unwrap().is_empty());
         pin(&store, node(1)).await;
         assert_eq!(only(&store).await, node(1));
+    }
+
+    #[tokio::test]
+    async fn an_import_is_whole_or_not_at_all() {
+        let store = store().await;
+        let by = operator();
+        let import = |numbers: &[u8]| {
+            let nodes = numbers.iter().copied().map(node).collect();
+            store.import_nodes(nodes, at(1), &by)
+        };
+        import(&[1, 2]).await.unwrap();
+        assert!(import(&[3, 2]).await.is_err());
+        let nodes = store.nodes().await.unwrap();
+        assert_eq!(nodes.len(), 2, "the third came with one that is known");
+        let lines = store.audit_lines(None, 10).await.unwrap();
+        assert_eq!(lines.len(), 2);
     }
 
     #[tokio::test]
