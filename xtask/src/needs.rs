@@ -65,6 +65,16 @@ const NEEDS: &[Need] = &[
         why: "the clock of a gateway and of a node is made to jump",
     },
     Need {
+        program: "groff",
+        package: "groff-base",
+        why: "it reads our manual pages",
+    },
+    Need {
+        program: "bash",
+        package: "bash",
+        why: "it completes our commands",
+    },
+    Need {
         program: "git",
         package: "git",
         why: "cargo-deny fetches its advisories with it",

@@ -5,6 +5,7 @@
 
 pub(crate) mod doctor;
 pub(crate) mod node;
+pub(crate) mod pages;
 pub(crate) mod runs;
 pub(crate) mod token;
 pub(crate) mod values;
@@ -13,7 +14,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 /// One place for all your machines: a gateway, its nodes, and commands that run on them.
 #[derive(Debug, Parser)]
@@ -37,16 +38,26 @@ Environment:
   MOLTIS_LOG         a filter for the log, as `info` or `moltis_gateway=debug`
   NO_COLOR           no colours"
 )]
-pub(crate) struct Cli {
+pub(crate) struct Cli<C: Subcommand = Word> {
     /// What to do.
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub(crate) command: C,
 }
 
-/// The commands.
+/// What may follow `moltis`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Word {
+    /// What people type.
+    #[command(flatten)]
+    Command(Command),
+    /// Own the runs of one directory (started by the gateway and by nodes)
+    #[command(hide = true)]
+    Keeper(Keeper),
+}
+
+/// The commands. Each is told at its own type, whose words are its help.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the gateway in this terminal, or as a service
     Gateway(Gateway),
     /// This machine as a node, and the nodes of a gateway
     #[command(subcommand)]
@@ -57,11 +68,9 @@ pub(crate) enum Command {
     /// API tokens
     #[command(subcommand)]
     Token(token::Token),
-    /// Say what is wrong here and at the gateway, and what to type next
     Doctor(doctor::Doctor),
-    /// Own the runs of one directory (started by the gateway and by nodes)
-    #[command(hide = true)]
-    Keeper(Keeper),
+    Completions(pages::Completions),
+    Man(pages::Man),
 }
 
 /// Run the gateway in this terminal, or as a service
@@ -121,6 +130,26 @@ Example:
   moltis gateway logs -f
   tail -n 100 $(moltis gateway logs)")]
     Logs(Logs),
+    Backup(Backup),
+}
+
+/// Copy what the gateway knows into one file, while it runs or not
+///
+/// The copy is `gateway.db` as it is at one moment: nodes, runs, tokens, the audit log. The
+/// gateway's key and the output of commands are files of their own beside it.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  moltis gateway backup gateway-2026-01-31.db
+
+Putting it back, with the gateway stopped: it becomes `gateway.db` in the home directory, and
+`gateway.db-wal` and `gateway.db-shm` go. Keep a copy of `gateway_key` too, once: without it every
+node refuses the gateway.")]
+pub(crate) struct Backup {
+    /// The file to make; one that exists is never replaced
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) format: Format,
 }
 
 /// The log of a service.
@@ -166,6 +195,11 @@ pub(crate) struct Format {
     pub(crate) json: bool,
 }
 
+/// Returns the commands that people type, for pages about them.
+pub(crate) fn typed() -> clap::Command {
+    Cli::<Command>::command()
+}
+
 /// Parses the arguments of this process. Wrong ones end it with exit code 2.
 pub(crate) fn parse() -> Cli {
     Cli::try_parse().unwrap_or_else(|error| helped(error).exit())
@@ -175,10 +209,7 @@ pub(crate) fn parse() -> Cli {
 const LATER: &[&str] = &[
     "approvals",
     "audit",
-    "backup",
     "chat",
-    "completions",
-    "man",
     "mcp",
     "models",
     "set-password",
@@ -210,9 +241,18 @@ fn helped(mut error: clap::Error) -> clap::Error {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use std::fmt::Write as _;
+
+    use clap::CommandFactory;
 
     use super::*;
+
+    const REFERENCE_HEAD: &str = "\
+# Every command
+
+Written from the commands themselves; `moltis <command> --help` says the same, and `moltis man <dir>`
+makes manual pages of it. What an operator does with them stands in [operating.md](operating.md).
+";
 
     fn walk(command: &clap::Command, path: &str, seen: &mut Vec<(String, String)>) {
         let mut shown = command.clone().term_width(100).bin_name(path);
@@ -226,30 +266,38 @@ mod tests {
 
     fn every_help() -> Vec<(String, String)> {
         let mut seen = Vec::new();
-        walk(&Cli::command(), "moltis", &mut seen);
+        walk(&typed(), "moltis", &mut seen);
         seen
     }
 
     #[test]
     fn clap_finds_no_contradiction_in_the_commands() {
-        Cli::command().debug_assert();
+        <Cli as CommandFactory>::command().debug_assert();
     }
 
     #[test]
     fn every_command_has_an_example_in_its_help() {
         for (path, help) in every_help() {
-            if path != "moltis keeper" {
-                assert!(help.contains("Example:"), "`{path}` has none");
-            }
+            assert!(help.contains("Example:"), "`{path}` has none");
         }
     }
 
+    /// Every help is a page of the documentation, and reviewed as such.
     #[test]
-    fn the_help_of_every_command_is_as_reviewed() {
-        let all: Vec<_> = every_help()
-            .into_iter()
-            .map(|(path, help)| format!("=== {path} --help\n{}\n", help.trim_end()))
-            .collect();
-        insta::assert_snapshot!("help", all.join("\n"));
+    fn the_reference_says_what_the_commands_say() {
+        let mut page = String::from(REFERENCE_HEAD);
+        for (path, help) in every_help() {
+            writeln!(page, "\n## {path}\n\n```text\n{}\n```", help.trim_end()).unwrap();
+        }
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/cli.md");
+        if std::env::var_os("MOLTIS_BLESS").is_some() {
+            std::fs::write(file, &page).unwrap();
+        }
+        let stored = std::fs::read_to_string(file).unwrap();
+        assert!(
+            stored == page,
+            "docs/cli.md says something else than the commands: MOLTIS_BLESS=1 writes it anew; \
+             what it says now:\n{page}"
+        );
     }
 }

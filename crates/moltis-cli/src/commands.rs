@@ -8,6 +8,7 @@ mod keeper;
 mod logs;
 mod node;
 mod nodes;
+mod pages;
 mod pairing;
 mod policy;
 mod runs;
@@ -20,7 +21,7 @@ use anyhow::Context as _;
 
 use crate::api::Client;
 use crate::args::node::Node;
-use crate::args::{Cli, Command, Gateway, GatewayService, Remote};
+use crate::args::{Cli, Command, Gateway, GatewayService, Remote, Word};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -54,13 +55,18 @@ pub(crate) fn run(cli: Cli, settings: Settings) -> Exit {
     }
 }
 
-fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
+fn dispatch(word: Word, context: &Context) -> anyhow::Result<Exit> {
+    let command = match word {
+        Word::Command(command) => command,
+        Word::Keeper(args) => return on_one_thread(keeper::run(context, args)),
+    };
     match command {
         Command::Gateway(args) => gateway(args, context),
-        Command::Keeper(args) => on_one_thread(keeper::run(context, args)),
         Command::Node(command) => node(command, context),
         Command::Runs(command) => on_one_thread(runs::run(context, command)),
         Command::Doctor(args) => on_one_thread(doctor::run(context, args)),
+        Command::Completions(args) => pages::completions(context, &args),
+        Command::Man(args) => pages::man(context, &args),
         Command::Token(command) => on_one_thread(token::run(context, command)),
     }
 }
@@ -81,6 +87,7 @@ fn gateway(args: Gateway, context: &Context) -> anyhow::Result<Exit> {
             let path = context.home()?.gateway_log();
             on_one_thread(logs::run(context, path, &args))
         }
+        Some(GatewayService::Backup(args)) => on_one_thread(gateway::backup::run(context, args)),
     }
 }
 

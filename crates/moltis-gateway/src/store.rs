@@ -9,6 +9,7 @@
 //! do is decided elsewhere: by [`crate::pairing`], by the session and the dispatcher.
 
 mod audit;
+mod backup;
 mod checkpoint;
 mod error;
 mod inspect;
@@ -39,6 +40,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::audit::Verdict as AuditVerdict;
+pub use self::backup::{BackupError, backup};
 use self::checkpoint::Checkpoints;
 pub use self::error::StoreError;
 pub(crate) use self::inspect::{Inspected, inspect};

@@ -16,13 +16,9 @@ Example:
   moltis node list
   moltis node exec \"Build Server\" -- make test")]
 pub(crate) enum Node {
-    /// Join this machine to a gateway
     Add(Add),
-    /// Connect as node.json says, for ever: what a service runs
     Run(Run),
-    /// Print the fingerprint of this node's public key
     Fingerprint(Fingerprint),
-    /// Show how this machine stands as a node
     Status(Status),
     /// Print the path of the service's log, or follow it
     #[command(after_help = "\
@@ -30,34 +26,21 @@ Example:
   moltis node logs -f
   tail -n 100 $(moltis node logs)")]
     Logs(Logs),
-    /// Leave the gateway: remove the service, delete node.json and end what runs
     Remove(Remove),
-    /// Say what may run on this machine
     Policy(PolicyCommand),
-    /// List the gateway's nodes
     List(List),
-    /// Show everything known of one node
     Describe(Describe),
-    /// Give a node another display name
     Rename(Rename),
-    /// Set or take away labels of a node
     Label(Label),
-    /// Refuse a node's key for good and close its connection
     Revoke(Revoke),
-    /// Delete the record of a revoked or offline node
     Forget(Forget),
     /// Open, close or show the pairing window
     #[command(subcommand)]
     Pairing(Pairing),
-    /// List requests to pair
     Pending(Pending),
-    /// Approve a request to pair
     Approve(Approve),
-    /// Reject a request to pair
     Reject(Reject),
-    /// Run a command on a node
     Exec(Box<Exec>),
-    /// Open a login shell on a node
     Shell(Shell),
 }
 
@@ -184,13 +167,13 @@ pub(crate) enum Policy {
     Show(Format),
     /// Everything may run
     #[command(after_help = "Example:\n  moltis node policy full")]
-    Full,
+    Full(Format),
     /// Nothing may run
     #[command(after_help = "Example:\n  moltis node policy off")]
-    Off,
+    Off(Format),
     /// What was allowed by `policy allow` may run
     #[command(after_help = "Example:\n  moltis node policy allow-list")]
-    AllowList,
+    AllowList(Format),
     /// Add a command to the list of what may run
     #[command(after_help = "Example:\n  moltis node policy allow -- /usr/bin/systemctl status ...")]
     Allow(PolicyAllow),
@@ -202,6 +185,8 @@ pub(crate) enum Policy {
 /// argument `...` stands for any further arguments.
 #[derive(Debug, Args)]
 pub(crate) struct PolicyAllow {
+    #[command(flatten)]
+    pub(crate) format: Format,
     /// Program and arguments
     #[arg(
         required = true,
@@ -253,6 +238,8 @@ pub(crate) struct Rename {
     /// The new display name
     pub(crate) name: String,
     #[command(flatten)]
+    pub(crate) format: Format,
+    #[command(flatten)]
     pub(crate) remote: Remote,
 }
 
@@ -268,6 +255,8 @@ pub(crate) struct Label {
     /// `key=value` sets a label, `key-` takes it away
     #[arg(required = true, value_name = "CHANGE", value_parser = values::label_change)]
     pub(crate) changes: Vec<LabelChange>,
+    #[command(flatten)]
+    pub(crate) format: Format,
     #[command(flatten)]
     pub(crate) remote: Remote,
 }
@@ -286,6 +275,8 @@ pub(crate) struct Revoke {
     #[arg(long, hide = true)]
     pub(crate) yes: bool,
     #[command(flatten)]
+    pub(crate) format: Format,
+    #[command(flatten)]
     pub(crate) remote: Remote,
 }
 
@@ -300,6 +291,8 @@ pub(crate) struct Forget {
     /// Nothing is asked; scripts may say it all the same
     #[arg(long, hide = true)]
     pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) format: Format,
     #[command(flatten)]
     pub(crate) remote: Remote,
 }
@@ -382,6 +375,8 @@ pub(crate) struct Approve {
     #[arg(long, value_name = "SHA256:…")]
     pub(crate) fingerprint: Option<String>,
     #[command(flatten)]
+    pub(crate) format: Format,
+    #[command(flatten)]
     pub(crate) remote: Remote,
 }
 
@@ -396,6 +391,8 @@ pub(crate) struct Reject {
     /// Do not ask
     #[arg(long)]
     pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) format: Format,
     #[command(flatten)]
     pub(crate) remote: Remote,
 }

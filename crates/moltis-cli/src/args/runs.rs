@@ -11,17 +11,11 @@ Example:
   moltis runs list --state running
   moltis runs attach 7d0a")]
 pub(crate) enum Runs {
-    /// List runs, newest first
     List(List),
-    /// Show one run
     Show(Show),
-    /// Follow a run's output to its end
     Attach(Attach),
-    /// End a run
     Cancel(Cancel),
-    /// Print the exact bytes that a run wrote
     Output(Output),
-    /// Take over a run that a node brought and nobody asked for
     Claim(Claim),
 }
 

@@ -13,11 +13,8 @@ use super::{Format, Remote, values};
 Example:
   moltis token create --name ci --scope runs:write --expires 90d")]
 pub(crate) enum Token {
-    /// Make a token and print it once
     Create(Create),
-    /// List tokens, without their secrets
     List(List),
-    /// Make a token worthless at once
     Revoke(Revoke),
 }
 
@@ -67,6 +64,8 @@ pub(crate) struct Revoke {
     /// Nothing is asked; scripts may say it all the same
     #[arg(long, hide = true)]
     pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) format: Format,
     #[command(flatten)]
     pub(crate) remote: Remote,
 }

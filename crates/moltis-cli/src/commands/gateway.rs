@@ -3,6 +3,7 @@
 //! Settings are merged here (flag, file, default), the sockets are opened, the way to the keepers of
 //! this machine is laid, and what a person should know is said. The rest is the gateway crate's.
 
+pub(super) mod backup;
 pub(super) mod service;
 
 use std::net::{Ipv4Addr, SocketAddr};

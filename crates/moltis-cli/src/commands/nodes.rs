@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use moltis_gateway::api::nodes::{Node, NodeDetail, NodeState, PatchNode, Policy};
 use moltis_gateway::api::telemetry::{Platform, ProviderKind, Telemetry};
 use moltis_gateway::api::{Empty, runs::Run};
+use serde::Serialize;
 
 use super::Context;
 use super::runs::{command_of, state_of};
@@ -244,6 +245,10 @@ pub(super) async fn rename(context: &Context, args: Rename) -> anyhow::Result<Ex
         labels: None,
     };
     let node = patch(&client, &args.node, &change).await?;
+    if args.format.json {
+        context.output.json(&node)?;
+        return Ok(Exit::SUCCESS);
+    }
     context.output.note(&format!(
         "node {} is now called {}",
         short(&node.node.id),
@@ -273,7 +278,12 @@ pub(super) async fn label(context: &Context, args: Label) -> anyhow::Result<Exit
         name: None,
         labels: Some(labels),
     };
-    let node = patch(&client, &before.node.id, &change).await?.node;
+    let node = patch(&client, &before.node.id, &change).await?;
+    if args.format.json {
+        context.output.json(&node)?;
+        return Ok(Exit::SUCCESS);
+    }
+    let node = node.node;
     let labels: Vec<_> = node
         .labels
         .iter()
@@ -302,6 +312,10 @@ pub(super) async fn revoke(context: &Context, args: Revoke) -> anyhow::Result<Ex
     let revoked = client.send(Method::POST, &path, &Empty {}).await;
     let node: NodeDetail = revoked.map_err(ApiError::into_failure)?;
     let output = context.output;
+    if args.format.json {
+        output.json(&node)?;
+        return Ok(Exit::SUCCESS);
+    }
     let (name, id) = (&node.node.name, short(&node.node.id));
     let key = &node.node.fingerprint;
     output.note(&match before.node.state {
@@ -317,12 +331,32 @@ pub(super) async fn revoke(context: &Context, args: Revoke) -> anyhow::Result<Ex
     Ok(Exit::SUCCESS)
 }
 
+/// What an answer without a body was about, as JSON.
+#[derive(Debug, Serialize)]
+pub(super) struct Gone {
+    pub(super) id: String,
+    pub(super) name: String,
+}
+
 /// `moltis node forget`.
 pub(super) async fn forget(context: &Context, args: Forget) -> anyhow::Result<Exit> {
     let client = context.client(&args.remote)?;
-    let path = format!("nodes/{}", escape(&args.node));
+    let node = detail(&client, &args.node).await?.node;
+    // By its id where that is enough: a revoked one's may be another node's by now.
+    let word = match node.state {
+        NodeState::Revoked => &node.fingerprint,
+        NodeState::Online | NodeState::Offline => &node.id,
+    };
+    let path = format!("nodes/{}", escape(word));
     let forgotten = client.tell(Method::DELETE, &path, &Empty {}).await;
     forgotten.map_err(ApiError::into_failure)?;
-    context.output.note(&format!("forgot {}", args.node));
+    let Node { id, name, .. } = node;
+    if args.format.json {
+        context.output.json(&Gone { id, name })?;
+    } else {
+        context
+            .output
+            .note(&format!("forgot {name} ({})", short(&id)));
+    }
     Ok(Exit::SUCCESS)
 }

@@ -17,6 +17,7 @@ use moltis_gateway::api::problem::Code;
 use tokio::time::{sleep, timeout};
 
 use super::Context;
+use super::nodes::Gone;
 use crate::api::address::escape;
 use crate::api::{ApiError, Client};
 use crate::args::node::{Approve, Pairing, PairingDisable, PairingEnable, Pending, Reject};
@@ -227,6 +228,11 @@ pub(super) async fn approve(context: &Context, args: Approve) -> anyhow::Result<
     let path = format!("pairing/requests/{}/approve", escape(&request.id));
     let approved = client.send(Method::POST, &path, &body).await;
     let node: NodeDetail = approved.map_err(|error| answered(error, &request.id))?;
+    if args.format.json {
+        comes(&client, &node.node.id).await;
+        output.json(&node)?;
+        return Ok(Exit::SUCCESS);
+    }
     output.text(&format!(
         "approved {} as node {}",
         node.node.name, node.node.id
@@ -270,7 +276,12 @@ pub(super) async fn reject(context: &Context, args: Reject) -> anyhow::Result<Ex
     let path = format!("pairing/requests/{}/reject", escape(&request.id));
     let rejected = client.tell(Method::POST, &path, &Empty {}).await;
     rejected.map_err(|error| answered(error, &request.id))?;
-    output.text(&format!("rejected {}", short(&request.id)))?;
+    if args.format.json {
+        let PairingRequest { id, name, .. } = request;
+        output.json(&Gone { id, name })?;
+    } else {
+        output.text(&format!("rejected {}", short(&request.id)))?;
+    }
     Ok(Exit::SUCCESS)
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::node::config_failure;
+use crate::args::Format;
 use crate::args::node::{Policy, PolicyAllow, PolicyCommand};
 use crate::exit::Exit;
 use crate::failure::usage;
@@ -24,46 +25,51 @@ pub(super) fn run(context: &Context, args: PolicyCommand) -> anyhow::Result<Exit
     let home = context.home()?;
     let file = ConfigFile::new(home.node_config());
     let mut config = file.load().map_err(config_failure)?;
-    let json = match args.policy {
-        None => Some(args.format.json),
-        Some(Policy::Show(format)) => Some(format.json || args.format.json),
-        Some(Policy::Full) => {
-            config.policy.mode = PolicyMode::Full;
-            None
-        }
-        Some(Policy::Off) => {
-            config.policy.mode = PolicyMode::Off;
-            None
-        }
-        Some(Policy::AllowList) => {
-            config.policy.mode = PolicyMode::AllowList;
-            None
-        }
+    let (word, format) = match args.policy {
+        None => (Word::Show, Format::default()),
+        Some(Policy::Show(format)) => (Word::Show, format),
+        Some(Policy::Full(format)) => (Word::Mode(PolicyMode::Full), format),
+        Some(Policy::Off(format)) => (Word::Mode(PolicyMode::Off), format),
+        Some(Policy::AllowList(format)) => (Word::Mode(PolicyMode::AllowList), format),
         Some(Policy::Allow(allow)) => {
-            let argv = words_of(allow)?;
-            if !config.policy.allow.contains(&argv) {
-                config.policy.allow.push(argv);
-            }
-            None
+            let format = allow.format;
+            (Word::Allow(words_of(allow)?), format)
         }
     };
-    let output = context.output;
-    match json {
-        Some(true) => output.json(&Document {
-            mode: mode(config.policy.mode),
-            allow: &config.policy.allow,
-        })?,
-        Some(false) => output.text(&words(&config.policy))?,
-        None => {
-            home.prepare()?;
-            file.save(&config).map_err(config_failure)?;
-            output.note(&format!("may run here: {}", words(&config.policy)));
-            if config.policy.mode != PolicyMode::AllowList && !config.policy.allow.is_empty() {
-                output.hint("the list counts with: moltis node policy allow-list");
-            }
+    let is_shown = matches!(word, Word::Show);
+    let policy = &mut config.policy;
+    match word {
+        Word::Show => {}
+        Word::Mode(mode) => policy.mode = mode,
+        Word::Allow(argv) if policy.allow.contains(&argv) => {}
+        Word::Allow(argv) => policy.allow.push(argv),
+    }
+    if !is_shown {
+        home.prepare()?;
+        file.save(&config).map_err(config_failure)?;
+    }
+    let (output, policy) = (context.output, &config.policy);
+    if args.format.json || format.json {
+        output.json(&Document {
+            mode: mode(policy.mode),
+            allow: &policy.allow,
+        })?;
+    } else if is_shown {
+        output.text(&words(policy))?;
+    } else {
+        output.note(&format!("may run here: {}", words(policy)));
+        if policy.mode != PolicyMode::AllowList && !policy.allow.is_empty() {
+            output.hint("the list counts with: moltis node policy allow-list");
         }
     }
     Ok(Exit::SUCCESS)
+}
+
+/// What is asked of the policy.
+enum Word {
+    Show,
+    Mode(PolicyMode),
+    Allow(Vec<String>),
 }
 
 fn words_of(allow: PolicyAllow) -> anyhow::Result<Vec<String>> {

@@ -6,6 +6,7 @@ use moltis_gateway::api::tokens::{CreateToken, NewToken, Token as ApiToken};
 use moltis_gateway::api::{Empty, List as Page};
 
 use super::Context;
+use super::nodes::Gone;
 use crate::api::ApiError;
 use crate::api::address::escape;
 use crate::args::token::{Create, List, Revoke, Token};
@@ -105,8 +106,13 @@ async fn revoke(context: &Context, args: Revoke) -> anyhow::Result<Exit> {
     let path = format!("tokens/{}", escape(&token.id));
     let revoked = client.tell(Method::DELETE, &path, &Empty {}).await;
     revoked.map_err(ApiError::into_failure)?;
-    context
-        .output
-        .note(&format!("revoked the token {}", token.name));
+    if args.format.json {
+        let (id, name) = (token.id.clone(), token.name.clone());
+        context.output.json(&Gone { id, name })?;
+    } else {
+        context
+            .output
+            .note(&format!("revoked the token {}", token.name));
+    }
     Ok(Exit::SUCCESS)
 }

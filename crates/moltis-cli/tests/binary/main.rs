@@ -11,6 +11,7 @@
 
 mod harness;
 
+mod backup;
 mod clock;
 mod crash;
 mod disks;
@@ -19,6 +20,7 @@ mod exec;
 mod homes;
 mod input;
 mod node;
+mod pages;
 mod pairing;
 mod pipes;
 mod remote;

@@ -44,13 +44,12 @@ pub(crate) async fn inspect(dir: &Path, time: Duration) -> Result<Inspected, Sto
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Inspected::Missing),
         Err(error) => return Err(StoreError::file("look at", &path, error)),
     };
-    let is_closed = || !open::beside(&path, "-wal").exists();
     let mut in_time = Ok(false);
-    if is_closed() {
+    if is_closed(&path) {
         in_time = read(&path, Access::Closed, time).await;
     }
     // Somebody who opened it meanwhile may have written what looked like damage.
-    if !is_closed() {
+    if !is_closed(&path) {
         in_time = read(&path, Access::Open, time).await;
     }
     Ok(if in_time? {
@@ -62,14 +61,19 @@ pub(crate) async fn inspect(dir: &Path, time: Duration) -> Result<Inspected, Sto
 
 /// Whether others may write meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Access {
+pub(super) enum Access {
     Open,
     /// All commits are in the one file, which can be read where nothing may be written.
     Closed,
 }
 
-/// Returns whether the time was enough.
-async fn read(path: &Path, access: Access, time: Duration) -> Result<bool, StoreError> {
+/// Returns whether nobody has the database open, and nobody who died left commits beside it.
+pub(super) fn is_closed(path: &Path) -> bool {
+    !open::beside(path, "-wal").exists()
+}
+
+/// Opens a database for reading alone.
+pub(super) async fn reader(path: &Path, access: Access) -> Result<SqliteConnection, StoreError> {
     let connection = SqliteConnectOptions::new()
         .filename(path)
         .read_only(true)
@@ -78,8 +82,12 @@ async fn read(path: &Path, access: Access, time: Duration) -> Result<bool, Store
         .disable_statement_logging()
         .connect()
         .await;
-    let mut connection =
-        connection.map_err(|error| StoreError::from_sqlx("open the database", path, error))?;
+    connection.map_err(|error| StoreError::from_sqlx("open the database", path, error))
+}
+
+/// Returns whether the time was enough.
+async fn read(path: &Path, access: Access, time: Duration) -> Result<bool, StoreError> {
+    let mut connection = reader(path, access).await?;
     let in_time = read_all(&mut connection, path, time).await;
     connection.close().await.ok(); // it only read
     in_time
