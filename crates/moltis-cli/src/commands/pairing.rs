@@ -228,17 +228,18 @@ pub(super) async fn approve(context: &Context, args: Approve) -> anyhow::Result<
     let path = format!("pairing/requests/{}/approve", escape(&request.id));
     let approved = client.send(Method::POST, &path, &body).await;
     let node: NodeDetail = approved.map_err(|error| answered(error, &request.id))?;
-    if args.format.json {
-        comes(&client, &node.node.id).await;
-        output.json(&node)?;
-        return Ok(Exit::SUCCESS);
+    if !args.format.json {
+        output.text(&format!(
+            "approved {} as node {}",
+            node.node.name, node.node.id
+        ))?;
     }
-    output.text(&format!(
-        "approved {} as node {}",
-        node.node.name, node.node.id
-    ))?;
-    if !comes(&client, &node.node.id).await {
+    let online = comes(&client, &node.node.id).await;
+    if online.is_none() {
         output.note("it is not connected now; it works as soon as it is");
+    }
+    if args.format.json {
+        output.json(&online.unwrap_or(node))?;
     }
     Ok(Exit::SUCCESS)
 }
@@ -248,19 +249,20 @@ async fn confirm(output: Output, question: String) -> anyhow::Result<bool> {
     tokio::task::spawn_blocking(move || output.confirm(&question, "--yes")).await?
 }
 
-/// Waits a moment for a node that was waiting itself, so that the next command finds it online.
-async fn comes(client: &Client, node: &str) -> bool {
+/// Waits a moment for a node that was waiting itself, so that the next command finds it online, and
+/// returns it as it then is.
+async fn comes(client: &Client, node: &str) -> Option<NodeDetail> {
     let path = format!("nodes/{}", escape(node));
     let online = async {
         loop {
             match client.get::<NodeDetail>(&path).await {
-                Ok(detail) if detail.node.state == NodeState::Online => return true,
+                Ok(detail) if detail.node.state == NodeState::Online => return Some(detail),
                 Ok(_) => sleep(ONLINE_PAUSE).await,
-                Err(_) => return false,
+                Err(_) => return None,
             }
         }
     };
-    timeout(ONLINE_TIME, online).await.unwrap_or(false)
+    timeout(ONLINE_TIME, online).await.unwrap_or(None)
 }
 
 /// `moltis node reject`.

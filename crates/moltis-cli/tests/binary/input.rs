@@ -254,8 +254,8 @@ fn whoever_leaves_the_dashes_out_is_told_where_they_go() {
 fn what_comes_later_is_said_to_come_later() {
     says(&["chat"], "`chat` comes with a later release");
     says(
-        &["gateway", "backup"],
-        "`backup` comes with a later release",
+        &["gateway", "set-password"],
+        "`set-password` comes with a later release",
     );
     let done = refused(&["node", "lst"]);
     assert!(!done.stderr.contains("later release"), "{}", done.stderr);

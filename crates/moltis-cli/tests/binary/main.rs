@@ -11,6 +11,7 @@
 
 mod harness;
 
+mod acts;
 mod backup;
 mod clock;
 mod crash;

@@ -2,7 +2,7 @@
 //!
 //! It is made from beside, with a connection that only reads ([`inspect`](super::inspect)), so that
 //! a gateway that runs neither waits for it nor has to be asked. `VACUUM INTO`
-//! (sqlite.org/lang_vacuum.html) copies what is committed when it begins.
+//! (see `sqlite.org/lang_vacuum.html`) copies what is committed when it begins.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
