@@ -112,7 +112,8 @@ def spawn(spec: Spec, settings: Settings) -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        raise CannotStart(_reason_of(error), f"cannot start `{argv[0]}`: {error}") from error
+        words = error.strerror if isinstance(error, OSError) else str(error)
+        raise CannotStart(_reason_of(error), f"cannot start `{argv[0]}`: {words}") from error
 
 
 def _reason_of(error: Exception) -> Reason | None:

@@ -57,13 +57,15 @@ class OutputPipe:
         self._take(data)
         return True
 
-    def finish(self) -> None:
-        """Takes what lies in the pipe, and reads no more."""
+    def finish(self) -> bool:
+        """Takes what lies in the pipe, and reads no more; returns whether somebody still holds it open."""
         for _ in range(LAST_BYTES_MAX // READ_BYTES):
             if self.end.is_set() or not self._read():
                 break
-        if not self.end.is_set():
-            self._close()
+        if self.end.is_set():
+            return False
+        self._close()
+        return True
 
     def _close(self) -> None:
         self.pause()
@@ -204,8 +206,8 @@ class Process:
             await self._group_end()
         if self._kill_timer is not None:
             self._kill_timer.cancel()
-        await self._outputs_end()
-        survivors = self._survive()
+        held_open = await self._outputs_end()
+        survivors = held_open or self._survive()
         self._over = True
         if self.stdin is not None:
             self.stdin.close()
@@ -229,15 +231,16 @@ class Process:
             self._loop.remove_reader(descriptor)
             os.close(descriptor)
 
-    async def _outputs_end(self) -> None:
+    async def _outputs_end(self) -> bool:
+        """Reads the last output; returns whether somebody still holds one open."""
         self.is_draining = True
         ends = [asyncio.ensure_future(output.end.wait()) for output in self.outputs.values()]
         for output in self.outputs.values():
             output.resume()
         await asyncio.wait(ends, timeout=HELD_OPEN_SECONDS_MAX)
-        for end, output in zip(ends, self.outputs.values()):
+        for end in ends:
             end.cancel()
-            output.finish()
+        return any([output.finish() for output in self.outputs.values()])
 
     def _survive(self) -> bool:
         """Says whether processes of this run live on: in its session, or seen below it when it was ended."""
