@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import getpass
 import platform
 import signal
@@ -54,7 +55,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _url(text: str) -> str:
-    if urlsplit(text).scheme not in ("ws", "wss") or not urlsplit(text).hostname:
+    try:
+        parts = urlsplit(text)
+        is_address = parts.scheme in ("ws", "wss") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
         raise argparse.ArgumentTypeError(f"`{text}` is no address as ws://192.168.1.5:9090/ws")
     return text
 
@@ -102,16 +108,13 @@ async def _until_signalled(node: Node) -> None:
     running = asyncio.ensure_future(node.run())
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
     if not running.done():
         _tell("leaving")
-        await node.leave()
-        running.cancel()
-    try:
+    await node.leave()
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
         await running
-    except asyncio.CancelledError:
-        return
-    finally:
-        stopping.cancel()
 
 
 if __name__ == "__main__":

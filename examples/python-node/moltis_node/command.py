@@ -16,8 +16,14 @@ GRACE_MS_MAX = 300_000
 VARIABLES_MAX = 64
 VALUE_BYTES_MAX = 4 * 1024
 PATH_DEFAULT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-STANDARD_VARIABLES = frozenset(["TERM", "LANG", "COLORTERM", "NO_COLOR", "FORCE_COLOR"])
-SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
+STANDARD_VARIABLE = re.compile("TERM|LANG|COLORTERM|NO_COLOR|FORCE_COLOR|LC_[A-Z0-9_]+")
+NEVER = re.compile(
+    "(LD_|DYLD_|MOLTIS_).*|.*(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL).*"
+    "|ENV|BASH_ENV|IFS|SHELLOPTS|BASHOPTS|PS4|PROMPT_COMMAND"
+    "|NODE_OPTIONS|PYTHONSTARTUP|PERL5OPT|RUBYOPT|GIT_SSH_COMMAND",
+    re.IGNORECASE,
+)
+"""Names that no owner can allow."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,11 @@ def _env_is_allowed(spec: Spec, settings: Settings) -> bool:
 def _variable_is_allowed(name: str, value: str, settings: Settings) -> bool:
     if len(value.encode()) > VALUE_BYTES_MAX or any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in value):
         return False
-    if name in STANDARD_VARIABLES or re.fullmatch("LC_[A-Z_]+", name):
-        return "/" not in value
-    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) or name.startswith(("LD_", "DYLD_")):
+    if NEVER.fullmatch(name):
         return False
-    return name in settings.env_allow and not SECRET_NAME.search(name)
+    if STANDARD_VARIABLE.fullmatch(name):
+        return "/" not in value
+    return name in settings.env_allow and re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) is not None
 
 
 def environment(spec: Spec) -> dict[str, str]:

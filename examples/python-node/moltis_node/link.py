@@ -10,8 +10,9 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable
+from typing import Protocol
 
-from .channel import PLAINTEXT_BYTES_MAX, Channel
+from .channel import PLAINTEXT_BYTES_MAX
 from .codec import Id
 from .errors import Advice, Final, HandshakeError, ProtocolError
 from .messages import (
@@ -62,6 +63,19 @@ OUTBOX_MAX = 4_096
 ROAD_SECONDS = 5.0
 ROAD_BYTES_MIN = 64 * 1024
 CLOSE_SECONDS_MAX = 2.0
+
+
+def boot_seconds() -> float:
+    """Returns the seconds since the boot, those asleep among them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Frames(Protocol):
+    """What a link needs of a channel."""
+
+    async def send(self, plaintext: bytes) -> None: ...
+
+    async def receive(self) -> bytes: ...
 
 
 class SilenceError(ProtocolError):
@@ -147,7 +161,7 @@ class Cursor:
 class Link:
     """The connection of a node that the gateway has accepted."""
 
-    def __init__(self, channel: Channel, accepted: Accepted, runs: Runs, boot_id: Id, journal_id: Id) -> None:
+    def __init__(self, channel: Frames, accepted: Accepted, runs: Runs, boot_id: Id, journal_id: Id) -> None:
         self._channel = channel
         self._windows = accepted.windows
         self._limits = accepted.limits
@@ -161,7 +175,7 @@ class Link:
         self._road = Road()
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
-        self._heard_at = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._heard_at = boot_seconds()
         self._pings = 0
 
     async def run(self, telemetry: Telemetry) -> None:
@@ -169,10 +183,12 @@ class Link:
         self._telemetry = telemetry
         self._outbox.extend(RunToGateway(page) for page in self._pages())
         self._runs.listener = self
-        jobs = [self._write(), self._read(), self._beat(), self._take_samples()]
-        tasks = [asyncio.ensure_future(job) for job in jobs]
+        jobs = [self._read(), self._write(), self._beat(), self._take_samples()]
+        reader, *others = tasks = [asyncio.ensure_future(job) for job in jobs]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if others[0] in done:  # the socket is closed, but the gateway may have said why
+                await asyncio.wait([reader], timeout=CLOSE_SECONDS_MAX)
         finally:
             self._runs.listener = Nobody()
             for run in self._runs:
@@ -192,19 +208,20 @@ class Link:
         return why or HandshakeError("the connection was given up")
 
     async def leave(self) -> None:
-        """Sends what is left of the runs, then `goodbye`."""
+        """Sends what is left of the runs, then `goodbye`; the caller closes."""
+        if await self._drain():
+            self._post(Goodbye(GoodbyeReason.SHUTDOWN, 0))
+            await self._drain()
+
+    async def _drain(self) -> bool:
+        """Waits until there is nothing to send now; returns whether that came in time."""
         self._drained.clear()
-        self.changed()
+        self._wake.set()
         try:
             await asyncio.wait_for(self._drained.wait(), CLOSE_SECONDS_MAX)
         except asyncio.TimeoutError:
-            return
-        self._post(Goodbye(GoodbyeReason.SHUTDOWN, 0))
-        self._drained.clear()
-        try:
-            await asyncio.wait_for(self._drained.wait(), CLOSE_SECONDS_MAX)
-        except asyncio.TimeoutError:
-            return
+            return False
+        return True
 
     async def _say_last(self, message: ToGateway) -> None:
         try:
@@ -258,7 +275,7 @@ class Link:
     async def _read(self) -> None:
         while True:
             frame = await self._channel.receive()
-            now = time.clock_gettime(time.CLOCK_BOOTTIME)
+            now = boot_seconds()
             if now - self._heard_at > self._limits.silence_max_ms / 1000:
                 raise SleptError("this machine slept")
             self._heard_at = now
@@ -313,6 +330,7 @@ class Link:
     def _follow(self, run: Run, offsets: dict[Stream, int]) -> None:
         self._cursors[run.run_id] = Cursor(run, offsets)
         run.attach(True)
+        run.acknowledge_stdin()
         for stream, offset in offsets.items():
             run.acknowledge(stream, offset)
         self.changed()
@@ -333,7 +351,7 @@ class Link:
             heard_at = self._heard_at
             await asyncio.sleep(ping_after)
             while self._heard_at == heard_at:
-                silent = time.clock_gettime(time.CLOCK_BOOTTIME) - heard_at
+                silent = boot_seconds() - heard_at
                 if silent >= silence_max:
                     raise SilenceError(f"the gateway was silent for {silent:.0f} s")
                 self._pings += 1

@@ -103,7 +103,7 @@ class Run:
         except CannotStart as error:
             self._end(ending_without_process(Outcome.FAILED_TO_START, error.reason, str(error)))
             return None
-        self._process = Process(child, self._take, self._stdin_taken)
+        self._process = Process(child, self._take, self.acknowledge_stdin)
         self._journal.spawned(self.entry, child.pid)
         self._listener().say(Started(self.run_id, child.pid))
         timeout_ms = spec.timeout_ms if spec.timeout_ms is not None else settings.timeout_ms
@@ -178,17 +178,21 @@ class Run:
     def write_stdin(self, message: StdinBytes, bytes_max: int) -> bool:
         """Takes bytes for the command; returns whether they were in order and within the window."""
         stdin = self._process.stdin if self._process else None
-        if stdin is None or stdin.closed:
-            self._stdin_taken()
+        if stdin is None:
+            return True  # it crossed the ending
+        if stdin.closed:
+            self.acknowledge_stdin()
             return True
         if message.offset > stdin.received or message.offset + len(message.bytes_) > stdin.offset + bytes_max:
             return False
         stdin.write(message.bytes_[stdin.received - message.offset :], message.eof)
         return True
 
-    def _stdin_taken(self) -> None:
+    def acknowledge_stdin(self) -> None:
+        """Says how much the command has taken; a gateway that does not listen hears it when it resumes."""
         stdin = self._process.stdin if self._process else None
-        self._listener().say(StdinAck(self.run_id, stdin.offset if stdin else 0, stdin is None or stdin.closed))
+        if stdin is not None and self._attached:
+            self._listener().say(StdinAck(self.run_id, stdin.offset, stdin.closed))
 
 
 def ending_without_process(outcome: Outcome, reason: Reason | None, words: str, *, survives: bool = False) -> Ending:

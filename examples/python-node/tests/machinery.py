@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 
@@ -82,12 +82,12 @@ class Gateway:
             [self._binary, *arguments], env=self._env(), input=stdin, capture_output=True, timeout=SECONDS_MAX
         )
 
-    def begin(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def begin(self, *arguments: str, stdin: IO[bytes] | int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Starts a command of the client, to be watched while it goes on."""
         return subprocess.Popen(
             [self._binary, *arguments],
             env=self._env(),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )

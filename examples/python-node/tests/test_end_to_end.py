@@ -257,6 +257,22 @@ def test_a_stream_is_whole_although_the_road_is_cut_in_full_flow(own_stage: Stag
     assert hashlib.sha256(found).digest() == hashlib.sha256(expected).digest()
 
 
+def test_stdin_and_its_echo_are_whole_although_the_road_is_cut(own_stage: Stage, tmp_path: Path) -> None:
+    stage = own_stage
+    data = os.urandom(8_000_000)
+    (tmp_path / "data").write_bytes(data)
+    with (tmp_path / "data").open("rb") as stdin:
+        client = stage.gateway.begin("node", "exec", "py", "--stdin", "--", "cat", stdin=stdin)
+    assert client.stdout is not None
+    found = b""
+    while piece := client.stdout.read(500_000):
+        found += piece
+        if len(found) in (1_000_000, 3_000_000, 5_000_000):
+            stage.relay.cut()
+    assert client.wait(90) == 0
+    assert hashlib.sha256(found).digest() == hashlib.sha256(data).digest()
+
+
 def test_a_command_goes_on_while_the_connection_is_away(own_stage: Stage, tmp_path: Path) -> None:
     stage = own_stage
     line = f"echo before; {waits_for(tmp_path / 'go')}; seq 200000; echo error >&2; touch {tmp_path}/done; exit 5"
