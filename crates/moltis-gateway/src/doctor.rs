@@ -96,20 +96,20 @@ struct Database {
 
 /// A file system that is written to.
 #[derive(Debug)]
-struct Disk {
+pub(crate) struct Disk {
     /// The directory on it.
     dir: PathBuf,
     /// Its room, or why that is not known.
-    room: Result<Room, String>,
+    pub(crate) room: Result<Room, String>,
 }
 
 /// The room of a file system.
 #[derive(Debug, Clone, Copy)]
-struct Room {
+pub(crate) struct Room {
     /// Bytes that its user can still write.
-    free_bytes: u64,
+    pub(crate) free_bytes: u64,
     /// Bytes in all.
-    total_bytes: u64,
+    pub(crate) total_bytes: u64,
     /// Files that can still be made; `None` where there is no such limit.
     free_files: Option<u64>,
 }

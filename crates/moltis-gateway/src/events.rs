@@ -55,6 +55,12 @@ impl Events {
         self.0.send(event).ok();
     }
 
+    /// Returns how many receivers there are.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn followers(&self) -> usize {
+        self.0.receiver_count()
+    }
+
     /// Returns a receiver of all that happens from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.0.subscribe()

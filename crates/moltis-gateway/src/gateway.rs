@@ -27,6 +27,8 @@ use crate::http::guests::Guests;
 use crate::http::listen::Listener;
 use crate::http::{self, ApiState, DoorConfig, Hosts, Rooms};
 use crate::local::{KeeperConnector, Local};
+#[cfg(feature = "metrics")]
+use crate::metrics::scrape::Sources;
 use crate::output::Outputs;
 use crate::pairing::PairingDesk;
 use crate::records;
@@ -191,6 +193,7 @@ impl GatewayBuilder {
             clock: shared.clock.clone(),
             last: tokio::sync::Mutex::default(),
         };
+        let guests = Guests::default();
         let rooms = Rooms {
             door: door_config(&config, hosts),
             store: shared.store.clone(),
@@ -201,6 +204,13 @@ impl GatewayBuilder {
             pairing: shared.desk.clone(),
             fingerprint: identity.fingerprint(),
             doctor,
+            #[cfg(feature = "metrics")]
+            watched: Sources {
+                shared: Arc::clone(&shared),
+                door: door.clone(),
+                guests: guests.clone(),
+                dir: config.dir.clone(),
+            },
             stop: shared.tasks.stop().clone(),
         };
         let api = ApiState::new(rooms, u64::from_be_bytes(random::bytes()));
@@ -211,7 +221,7 @@ impl GatewayBuilder {
             runs,
             door,
             api,
-            guests: Guests::default(),
+            guests,
         })))
     }
 }

@@ -23,6 +23,8 @@ mod health;
 mod host;
 mod join;
 pub mod listen;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod nodes;
 mod openapi;
 mod output;
@@ -52,6 +54,9 @@ use crate::api::runs::Run;
 use crate::clock::Clock;
 use crate::doctor::gather::Doctor;
 use crate::exec::{RunStatus, Runs};
+use crate::metrics::RouteSeconds;
+#[cfg(feature = "metrics")]
+use crate::metrics::scrape::Sources;
 use crate::output::Outputs;
 use crate::pairing::PairingDesk;
 use crate::roster::Roster;
@@ -108,6 +113,9 @@ pub(crate) struct Rooms {
     pub(crate) fingerprint: Fingerprint,
     /// Who says what is wrong.
     pub(crate) doctor: Doctor,
+    /// What is looked at when somebody scrapes.
+    #[cfg(feature = "metrics")]
+    pub(crate) watched: Sources,
     /// The end of followed answers.
     pub(crate) stop: CancellationToken,
 }
@@ -123,6 +131,7 @@ struct Inner {
     /// Random for each process, so that ids of two gateways do not meet in one log.
     request_base: u64,
     requests: AtomicU64,
+    request_times: RouteSeconds,
     addresses: Mutex<Vec<SocketAddr>>,
     started_at: Timestamp,
 }
@@ -160,6 +169,7 @@ impl ApiState {
             throttle: Mutex::default(),
             request_base,
             requests: AtomicU64::new(0),
+            request_times: RouteSeconds::default(),
             addresses: Mutex::default(),
         }))
     }
@@ -213,6 +223,17 @@ impl ApiState {
     /// Returns what is wrong here, and what is not.
     pub(crate) async fn findings(&self) -> Vec<Finding> {
         self.0.rooms.doctor.findings(self.addresses()).await
+    }
+
+    /// Returns how long answers took.
+    fn requests(&self) -> &RouteSeconds {
+        &self.0.request_times
+    }
+
+    /// Returns what is looked at when somebody scrapes.
+    #[cfg(feature = "metrics")]
+    fn watched(&self) -> &Sources {
+        &self.0.rooms.watched
     }
 
     fn stop(&self) -> &CancellationToken {

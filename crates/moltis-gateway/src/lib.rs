@@ -12,6 +12,7 @@ pub mod exec;
 pub mod gateway;
 pub mod http;
 pub mod local;
+mod metrics;
 pub mod output;
 pub mod pairing;
 pub mod principal;

@@ -35,6 +35,7 @@ use tokio::sync::watch;
 pub use self::run::RunOutput;
 use self::sync::Syncing;
 use self::writer::Writing;
+use crate::metrics::OutputCounts;
 use crate::store::Heads;
 
 /// How much output is kept.
@@ -190,6 +191,7 @@ pub(super) struct Inner {
     syncing: Arc<Syncing>,
     space: Arc<Space>,
     count: LiveCount,
+    counts: OutputCounts,
 }
 
 /// Counts the runs in memory, so that they share what is kept of written bytes.
@@ -256,6 +258,7 @@ impl Outputs {
             syncing,
             space,
             count: LiveCount::default().one_more(),
+            counts: OutputCounts::default(),
         })))
     }
 
@@ -370,6 +373,30 @@ impl Outputs {
     /// Returns the bytes on disk.
     pub fn bytes(&self) -> u64 {
         self.0.space.used.load(Ordering::Relaxed)
+    }
+
+    /// Returns what is counted of output.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn counts(&self) -> &OutputCounts {
+        &self.0.counts
+    }
+
+    /// Returns the bytes of all runs that came and are not stored yet, gaps included.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn bytes_waiting(&self) -> u64 {
+        let live: Vec<_> = self.live().values().filter_map(Weak::upgrade).collect();
+        let waiting = live.iter().map(|run| {
+            let progress = *run.subscribe().borrow();
+            let of = |at: usize| progress.end[at].saturating_sub(progress.stored[at]);
+            of(0) + of(1)
+        });
+        waiting.sum()
+    }
+
+    /// Returns how many runs wait for the thread that writes.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn runs_to_write(&self) -> usize {
+        self.0.writing.waiting()
     }
 
     /// Tells when the bytes on disk pass the total limit, and when they are below it again.

@@ -43,6 +43,8 @@ pub enum Action {
     AdminTokens,
     /// See how the gateway's machine stands: paths, addresses, disks.
     Diagnose,
+    /// See what is counted.
+    ReadMetrics,
 }
 
 /// Why somebody may not do something.
@@ -56,7 +58,7 @@ pub enum Denied {
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Public,
         Self::ReadNodes,
         Self::AdminNodes,
@@ -65,6 +67,7 @@ impl Action {
         Self::RunHere,
         Self::AdminTokens,
         Self::Diagnose,
+        Self::ReadMetrics,
     ];
 
     /// Returns the scope that a token needs for it; `None` where nobody needs one.
@@ -77,6 +80,7 @@ impl Action {
             Self::WriteRuns => Some(Scope::RunsWrite),
             Self::RunHere | Self::Diagnose => Some(Scope::Admin),
             Self::AdminTokens => Some(Scope::TokensAdmin),
+            Self::ReadMetrics => Some(Scope::Metrics),
         }
     }
 }

@@ -65,6 +65,18 @@ pub struct NodeView {
     pub sample: Option<Arc<StampedSample>>,
 }
 
+/// How many nodes there are in each state.
+#[cfg(feature = "metrics")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Census {
+    /// Connected, and ready for runs.
+    pub(crate) online: usize,
+    /// Known, and not that.
+    pub(crate) offline: usize,
+    /// Refused for good.
+    pub(crate) revoked: usize,
+}
+
 /// What a newer connection of a device tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Takeover {
@@ -158,6 +170,25 @@ impl Roster {
     /// Returns how many nodes are here.
     pub fn here(&self) -> usize {
         read(&self.0.here).len()
+    }
+
+    /// Counts who is known, by state. The same words as in the API: online is who takes runs.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn census(&self) -> Census {
+        let directory = self.directory();
+        let here = read(&self.0.here);
+        let mut census = Census::default();
+        for record in directory.iter() {
+            let seat = here.get(&record.device_id);
+            if record.revoked_at.is_some() {
+                census.revoked += 1;
+            } else if seat.is_some_and(|seat| seat.ready().is_some()) {
+                census.online += 1;
+            } else {
+                census.offline += 1;
+            }
+        }
+        census
     }
 
     fn view(&self, record: &Arc<NodeRecord>) -> NodeView {

@@ -36,6 +36,7 @@ use self::ahead::Ahead;
 use crate::admission::Admission;
 use crate::exec::Shared;
 use crate::http::peer::Peer;
+use crate::metrics::{HandshakeCounts, Refused};
 
 /// A node's socket, upgraded.
 pub(crate) type Socket = WebSocketStream<Ahead<TokioIo<Upgraded>>>;
@@ -61,6 +62,7 @@ struct Inner {
     /// What nodes are granted; the chunk depends on the codec.
     windows: Windows,
     limits: SessionLimits,
+    counts: HandshakeCounts,
 }
 
 impl Door {
@@ -77,7 +79,25 @@ impl Door {
             identity,
             windows,
             limits,
+            counts: HandshakeCounts::default(),
         }))
+    }
+
+    /// Returns what is counted of handshakes.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn handshakes(&self) -> &HandshakeCounts {
+        &self.0.counts
+    }
+
+    /// Returns how many strangers are connected.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn strangers(&self) -> usize {
+        self.0.admission.strangers()
+    }
+
+    /// Counts a connection of which nothing will come.
+    fn refused(&self, why: Refused) {
+        self.0.counts.refused.one(why);
     }
 
     /// Returns the route for nodes.
@@ -93,6 +113,7 @@ async fn upgrade(
 ) -> Response {
     let headers = request.headers();
     if headers.contains_key(ORIGIN) || headers.contains_key(COOKIE) {
+        door.refused(Refused::Browser);
         return browsers_stay_out();
     }
     let offered = headers
@@ -101,9 +122,11 @@ async fn upgrade(
         .map(|value| value.to_str().unwrap_or_default());
     let negotiated = Negotiated::from_header_values(offered);
     let (Some(key), Some(negotiated)) = (websocket_key(&request), negotiated) else {
+        door.refused(Refused::NotANode);
         return upgrade_required();
     };
     if door.0.shared.tasks.stop().is_cancelled() {
+        door.refused(Refused::ShuttingDown);
         return come_back_in(1);
     }
     let address = peer.and_then(|Extension(ConnectInfo(peer))| peer.ip());
@@ -112,6 +135,7 @@ async fn upgrade(
     let stranger = match door.0.admission.admit(source) {
         Ok(stranger) => stranger,
         Err(turned) => {
+            door.refused(Refused::TurnedAway);
             tracing::debug!(peer.addr = %source, "a stranger was turned away");
             return come_back_in(turned.retry_after.as_secs().max(1));
         }
@@ -125,7 +149,10 @@ async fn upgrade(
                 let socket = socket_on(upgraded).await;
                 shake::receive(door, socket, negotiated, source, address, stranger).await;
             }
-            Err(error) => tracing::debug!(peer.addr = %source, %error, "an upgrade has failed"),
+            Err(error) => {
+                door.refused(Refused::Left);
+                tracing::debug!(peer.addr = %source, %error, "an upgrade has failed");
+            }
         }
     });
     response

@@ -56,6 +56,7 @@ use self::sync::Syncer;
 pub use self::sync::Written;
 pub use self::tokens::{NewTokenRecord, TokenCreation, TokenHash, TokenRecord};
 use self::writer::{BoxFuture, Commit, Done, Fold, Folded, Job, Tx, Waiting, Writer};
+use crate::metrics::StoreTimes;
 
 /// The wait before a store that took no write is tried again by who asks whether it is ready.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -73,6 +74,8 @@ struct Inner {
     jobs: mpsc::Sender<Job>,
     /// Small writes that nobody waits for.
     later: mpsc::Sender<Waiting>,
+    #[cfg(feature = "metrics")]
+    times: StoreTimes,
     readers: SqlitePool,
     syncer: Arc<Syncer>,
     /// Why the last write failed, and when; `None` after one that did not.
@@ -116,7 +119,8 @@ impl Store {
             .map_err(fail("write to the database"))?;
         let head = audit::head(&mut connection, &path).await?;
         let wal = Arc::new(files.wal()?);
-        let syncer = Syncer::start(sync(Arc::clone(&wal)))
+        let times = StoreTimes::default();
+        let syncer = Syncer::start(sync(Arc::clone(&wal)), times.sync.clone())
             .map_err(|error| StoreError::file("start the thread that syncs", &path, error))?;
         let checkpoints = Checkpoints::start(options.clone(), wal)
             .await
@@ -135,12 +139,15 @@ impl Store {
             path: path.clone(),
             syncer: Arc::clone(&syncer),
             checkpoints,
+            commit_time: times.commit.clone(),
         };
         spawn(writer.run(waiting, waiting_later));
         Ok(Self(Arc::new(Inner {
             path,
             jobs,
             later,
+            #[cfg(feature = "metrics")]
+            times,
             readers,
             syncer,
             trouble: Mutex::default(),
@@ -212,6 +219,22 @@ impl Store {
             self.transact(|tx| Box::pin(settings::touch(tx))).await?;
         }
         self.reader().await.map(drop)
+    }
+
+    /// Returns what is measured of it.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn times(&self) -> &StoreTimes {
+        &self.0.times
+    }
+
+    /// Returns how many writes wait, and how many of those that nobody waits for.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn queued(&self) -> (usize, usize) {
+        let Inner { jobs, later, .. } = &*self.0;
+        (
+            jobs.max_capacity() - jobs.capacity(),
+            later.max_capacity() - later.capacity(),
+        )
     }
 
     fn trouble(&self) -> MutexGuard<'_, Option<(StoreError, Instant)>> {

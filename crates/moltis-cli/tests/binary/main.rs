@@ -20,6 +20,7 @@ mod doctor;
 mod exec;
 mod homes;
 mod input;
+mod metrics;
 mod node;
 mod pages;
 mod pairing;

@@ -164,7 +164,7 @@ fn settings(read: Option<&SettingsFile>) -> SettingsState {
 
 /// The disk of the home, and that of the outputs where it is another. A home that is not there yet
 /// would be made in the nearest directory above that is.
-fn disks(home: &Path) -> Vec<Disk> {
+pub(crate) fn disks(home: &Path) -> Vec<Disk> {
     let there = home.ancestors().find(|dir| dir.exists()).unwrap_or(home);
     let outputs = home.join(OUTPUTS);
     let device = |dir: &Path| std::fs::metadata(dir).map(|found| found.dev()).ok();

@@ -23,6 +23,8 @@ pub(super) struct Order {
     /// Answer when the row would survive a power cut.
     pub(super) detach: bool,
     pub(super) by: Actor,
+    /// When it was asked for.
+    pub(super) asked: Instant,
 }
 
 impl Shared {
@@ -51,7 +53,9 @@ impl Shared {
         match self.store.create_run(order.new.clone(), &order.by).await? {
             RunCreation::Created(written) => {
                 let record = record_of(order.new);
-                let run = LiveRun::new(record, true, output, Instant::now().into_std());
+                self.counts().created.one();
+                let run = LiveRun::new(record, true, output, Instant::now().into_std())
+                    .asked_at(order.asked.into_std());
                 let run = self.send(place, run, order.stdin).await;
                 self.settled(order.detach, Some(written)).await?;
                 Ok(handle(&run, false))

@@ -203,6 +203,20 @@ impl Shared {
             record.totals = totals;
         });
         self.events.send(Event::RunEnded(run.id));
+        self.count_ended(run, ending);
+    }
+
+    fn count_ended(&self, run: &LiveRun, ending: &Ending) {
+        let counts = self.counts();
+        counts.ended.one(ending.outcome);
+        let Some(took) = run.since_asked() else {
+            return;
+        };
+        counts.whole_time.note(took);
+        if matches!(ending.outcome, Outcome::Exited | Outcome::Signaled) {
+            let command = Duration::from_millis(ending.duration_ms);
+            counts.overhead.note(took.saturating_sub(command));
+        }
     }
 
     async fn write_ending(

@@ -37,6 +37,8 @@ pub(crate) struct LiveRun {
     pub(crate) id: RunId,
     /// When this process made or found it.
     pub(crate) born: Instant,
+    /// When this process was asked for it; `None` where it found it.
+    asked: Option<Instant>,
     /// Whether this process wrote the row.
     pub(crate) ours: bool,
     pub(crate) output: Arc<RunOutput>,
@@ -73,6 +75,7 @@ impl LiveRun {
         Self {
             id: record.id,
             born: now,
+            asked: None,
             ours,
             output,
             stdin_room: Notify::new(),
@@ -84,6 +87,20 @@ impl LiveRun {
             turned_away: AtomicBool::new(false),
             listed: Mutex::new(None),
         }
+    }
+
+    /// Notes when this process was asked for it.
+    pub(crate) fn asked_at(self, asked: Instant) -> Self {
+        Self {
+            asked: Some(asked),
+            ..self
+        }
+    }
+
+    /// Returns the time since this process was asked for it; `None` where it found it.
+    pub(crate) fn since_asked(&self) -> Option<Duration> {
+        let now = tokio::time::Instant::now().into_std();
+        self.asked.map(|asked| now.saturating_duration_since(asked))
     }
 
     /// Keeps what the node says of a run until its connection takes it up: an unclaimed one when

@@ -1,6 +1,5 @@
 //! What dispatcher, sessions and endings share: the runs that are under way, and the rooms around.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use super::live::LiveRun;
 use super::table::{Spot, Table};
 use crate::clock::Clock;
 use crate::events::{Event, Events};
+use crate::metrics::{Count, RunCounts};
 use crate::output::{EndedOutput, Outputs};
 use crate::pairing::PairingDesk;
 use crate::roster::Roster;
@@ -43,8 +43,9 @@ pub(crate) struct Shared {
     pub(crate) table: Table,
     local_seat: RwLock<Option<Arc<Seat>>>,
     history: Mutex<Recorded>,
+    counts: RunCounts,
     /// Connections closed because the node broke the rules.
-    faults: AtomicU64,
+    faults: Count,
     /// Runs that have started, and whose rows do not say so yet.
     to_note: Mutex<Vec<(Instant, Arc<LiveRun>)>>,
     to_note_woken: Notify,
@@ -107,7 +108,8 @@ impl Shared {
             table: Table::default(),
             local_seat: RwLock::default(),
             history: Mutex::default(),
-            faults: AtomicU64::new(0),
+            counts: RunCounts::default(),
+            faults: Count::default(),
             to_note: Mutex::default(),
             to_note_woken: Notify::new(),
         });
@@ -235,6 +237,10 @@ impl Shared {
             record.pid = pid;
         });
         self.events.send(Event::RunStarted(run.id));
+        self.counts.started.one();
+        if let Some(took) = run.since_asked() {
+            self.counts.start_time.note(took);
+        }
         let due = Instant::now() + NOTE_AFTER;
         let mut to_note = self.to_note.lock().unwrap_or_else(PoisonError::into_inner);
         to_note.push((due, Arc::clone(run)));
@@ -396,8 +402,27 @@ impl Shared {
         }
     }
 
+    /// Returns what is counted of runs.
+    pub(crate) fn counts(&self) -> &RunCounts {
+        &self.counts
+    }
+
     /// Counts a node that broke the rules.
     pub(crate) fn count_fault(&self) {
-        self.faults.fetch_add(1, Ordering::Relaxed);
+        self.faults.one();
+    }
+
+    /// Returns how many did.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn faults(&self) -> &Count {
+        &self.faults
+    }
+
+    /// Returns how many commands wait in the mailboxes of all who are here.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn commands_waiting(&self) -> usize {
+        let nodes = self.roster.seats();
+        let local = self.seat_of(&Target::Local);
+        nodes.iter().chain(&local).map(|seat| seat.waiting()).sum()
     }
 }

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::create::Order;
 use super::{
     Asker, NewRun, NodeRecord, PlaceRules, READY_TIME_MAX, Ready, Route, RouteError, RunHandle,
@@ -32,7 +34,7 @@ impl Runs {
         request: RunRequest,
         asker: impl Into<Asker>,
     ) -> Result<RunHandle, StartError> {
-        let asker = asker.into();
+        let (asker, asked) = (asker.into(), Instant::now());
         if self.shared.tasks.stop().is_cancelled() {
             return Err(StartError::ShuttingDown);
         }
@@ -73,6 +75,7 @@ impl Runs {
             stdin: request.stdin,
             detach: request.detach,
             by: asker.actor(),
+            asked,
         };
         self.shared.create(order).await
     }

@@ -12,6 +12,8 @@ use moltis_proto::RunId;
 use tokio::sync::watch;
 
 use super::live::LiveRun;
+#[cfg(feature = "metrics")]
+use crate::store::RunStage;
 use crate::store::Target;
 
 /// All runs that are under way.
@@ -24,6 +26,18 @@ struct Inner {
     by_target: HashMap<Target, HashMap<RunId, Arc<LiveRun>>>,
     /// Closed when whoever holds the place has left it.
     places: HashMap<RunId, watch::Receiver<()>>,
+}
+
+/// How many runs there are in each state.
+#[cfg(feature = "metrics")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Open {
+    /// Their process is not known yet.
+    pub(crate) starting: usize,
+    /// Their process lives, as far as is known.
+    pub(crate) running: usize,
+    /// They are over, and their ending is not written or their node still holds them.
+    pub(crate) ending: usize,
 }
 
 /// What there is at an id.
@@ -55,6 +69,22 @@ impl Table {
         let runs = inner.by_target.get(target);
         runs.map(|runs| runs.values().cloned().collect())
             .unwrap_or_default()
+    }
+
+    /// Returns how many runs there are in each state.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn open(&self) -> Open {
+        let runs: Vec<_> = self.lock().by_id.values().cloned().collect();
+        let mut open = Open::default();
+        for run in runs {
+            match run.record().stage {
+                _ if run.is_ending() => open.ending += 1,
+                RunStage::Ended => open.ending += 1,
+                RunStage::WaitingApproval | RunStage::Starting => open.starting += 1,
+                RunStage::Running => open.running += 1,
+            }
+        }
+        open
     }
 
     /// Returns the places where runs are under way.

@@ -5,7 +5,7 @@ use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, NestedPath, Request, State};
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER, WWW_AUTHENTICATE,
     X_CONTENT_TYPE_OPTIONS,
@@ -14,6 +14,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::FutureExt as _;
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::ApiState;
@@ -23,7 +24,8 @@ use crate::api::problem::{Code, Problem};
 
 /// Runs the request under its id and finishes the answer.
 pub(super) async fn wrap(State(state): State<ApiState>, request: Request, next: Next) -> Response {
-    let id = state.next_request_id();
+    let (id, since) = (state.next_request_id(), Instant::now());
+    let (method, route) = (request.method().clone(), route_of(&request));
     let what = format!("{} {}", request.method(), request.uri().path());
     let span = tracing::debug_span!("request", request.id = %id);
     let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
@@ -31,6 +33,12 @@ pub(super) async fn wrap(State(state): State<ApiState>, request: Request, next: 
         .instrument(span)
         .await
         .unwrap_or_else(|panic| on_panic(&*panic));
+    state.requests().note(
+        &method,
+        route.as_deref(),
+        response.status(),
+        since.elapsed(),
+    );
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return response;
     }
@@ -48,6 +56,15 @@ pub(super) async fn wrap(State(state): State<ApiState>, request: Request, next: 
         .entry(CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
     response
+}
+
+/// Returns the template of the route that answers, without the prefix that an embedder gave it.
+fn route_of(request: &Request) -> Option<String> {
+    let extensions = request.extensions();
+    let route = extensions.get::<MatchedPath>()?.as_str();
+    let prefix = extensions.get::<NestedPath>().map(NestedPath::as_str);
+    let own = prefix.and_then(|prefix| route.strip_prefix(prefix.trim_end_matches('/')));
+    Some(own.unwrap_or(route).to_owned())
 }
 
 /// Turns a handler's panic into a failure of ours.

@@ -181,6 +181,25 @@ pub(super) fn table() -> Vec<Route> {
             .is("diagnose", "What the gateway finds when it looks at itself.")
             .gives::<List<Finding>>(200, "Every check, also those that are well."),
     ]
+    .into_iter()
+    .chain(metrics())
+    .collect()
+}
+
+/// The row that the feature `metrics` adds.
+#[cfg(feature = "metrics")]
+#[rustfmt::skip]
+fn metrics() -> Vec<Route> {
+    vec![
+        Route::new(Method::GET, "/metrics", Action::ReadMetrics, super::metrics::scrape)
+            .is("scrape_metrics", "What is counted, for Prometheus and whoever reads its format.")
+            .gives_media(200, crate::metrics::scrape::MEDIA_TYPE, "OpenMetrics text. Its names stand in the operating guide."),
+    ]
+}
+
+#[cfg(not(feature = "metrics"))]
+fn metrics() -> Vec<Route> {
+    Vec::new()
 }
 
 impl Route {

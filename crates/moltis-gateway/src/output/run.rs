@@ -22,6 +22,7 @@ use super::{
     EndedOutput, Inner, LiveCount, OutputError, OutputLimits, OutputRead, OutputTrouble, Progress,
     Space, files,
 };
+use crate::metrics::OutputCounts;
 use crate::store::Heads;
 
 /// Unwritten bytes of one run, at the most: four windows of both streams together. What lies beyond
@@ -56,6 +57,7 @@ pub struct RunOutput {
     syncing: Arc<Syncing>,
     space: Arc<Space>,
     live: LiveCount,
+    counts: OutputCounts,
 }
 
 impl RunOutput {
@@ -127,6 +129,7 @@ impl RunOutput {
             syncing: Arc::clone(&outputs.syncing),
             space: Arc::clone(&outputs.space),
             live: outputs.count.one_more(),
+            counts: outputs.counts.clone(),
         };
         run.tell();
         run
@@ -177,7 +180,10 @@ impl RunOutput {
             }
             let memory = &mut memory[stream.index()];
             self.expect(memory.end(), offset)?;
+            self.counts.received.add(bytes.len() as u64);
+            let stored = memory.stored();
             memory.append(bytes);
+            self.counts.stored.add(memory.stored() - stored);
             memory.is_filed()
         };
         self.changed(filed);
@@ -483,7 +489,9 @@ impl RunOutput {
                 self.space.more(length);
                 let recent = self.limits.recent_bytes.min(self.live.share());
                 let mut memory = self.memory();
+                let stored = memory[at].stored();
                 memory[at].wrote(wrote.segment, wrote.to);
+                self.counts.stored.add(memory[at].stored() - stored);
                 memory[at].trim(recent);
                 Ok(length)
             }

@@ -71,6 +71,13 @@ impl Writing {
         self.shared.work.notify_one();
     }
 
+    /// Returns how many runs wait, those put aside among them.
+    #[cfg(feature = "metrics")]
+    pub(super) fn waiting(&self) -> usize {
+        let queue = self.shared.queue();
+        queue.runs.len() + queue.aside.len()
+    }
+
     pub(super) fn trouble(&self) -> watch::Receiver<Option<OutputTrouble>> {
         self.shared.trouble.subscribe()
     }

@@ -104,6 +104,12 @@ impl Seat {
         }
     }
 
+    /// Returns how many commands wait in the mailbox.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn waiting(&self) -> usize {
+        self.mailbox.max_capacity() - self.mailbox.capacity()
+    }
+
     /// Asks the task to say this code and end. The first code counts.
     pub(crate) fn close(&self, code: CloseCode) {
         self.close_code.get_or_init(|| code);

@@ -25,6 +25,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::{Door, Socket};
 use crate::admission::Stranger;
+use crate::metrics::Refused;
 use crate::pairing::{Admission, Decision};
 use crate::session::bucket::Bucket;
 use crate::session::seat::{Seat, Sitter};
@@ -57,6 +58,22 @@ enum ShakeError {
     Shutdown,
 }
 
+impl ShakeError {
+    /// Returns the word that it is counted under.
+    fn counted(&self) -> Refused {
+        match self {
+            Self::Slow | Self::Wire(WireError::Stuck) => Refused::Timeout,
+            Self::Handshake(HandshakeError::WeakKey { .. } | HandshakeError::Signature { .. }) => {
+                Refused::BadProof
+            }
+            Self::Wire(WireError::Closed | WireError::Socket(_)) => Refused::Left,
+            Self::Handshake(_) | Self::Wire(_) | Self::Impatient | Self::Flood => Refused::Protocol,
+            Self::Store(_) => Refused::StoreFailed,
+            Self::Shutdown => Refused::ShuttingDown,
+        }
+    }
+}
+
 /// Takes a new socket to its verdict, and an accepted one to its session.
 pub(super) async fn receive(
     door: Door,
@@ -74,9 +91,13 @@ pub(super) async fn receive(
     // The handshake's room is given back before the session begins.
     let accepted = Box::pin(knock.admit(socket, negotiated, stranger)).await;
     match accepted {
-        Ok(Some(accepted)) => session::run(Arc::clone(&door.0.shared), accepted).await,
-        Ok(None) => {}
+        Ok(Ok(accepted)) => {
+            door.0.counts.accepted.one();
+            session::run(Arc::clone(&door.0.shared), accepted).await;
+        }
+        Ok(Err(why)) => door.refused(why),
         Err(error) => {
+            door.refused(error.counted());
             tracing::debug!(peer.addr = %source, error = %chain(&error), "a handshake has failed");
         }
     }
@@ -94,7 +115,7 @@ impl Knock<'_> {
         socket: Socket,
         negotiated: Negotiated,
         mut stranger: Stranger,
-    ) -> Result<Option<session::Accepted>, ShakeError> {
+    ) -> Result<Result<session::Accepted, Refused>, ShakeError> {
         let inner = &self.door.0;
         let shake = self.shake(socket, &negotiated);
         let shaken = tokio::select! {
@@ -106,7 +127,7 @@ impl Knock<'_> {
             Shaken::Proven(wire, node) => (wire, node),
             Shaken::Refused(wire, refusal) => {
                 refuse(wire, refusal).await;
-                return Ok(None);
+                return Ok(Err(refusal.into()));
             }
         };
         let record = match inner.shared.desk.admit(&node, self.source).await? {
@@ -117,7 +138,7 @@ impl Knock<'_> {
             Admission::Refuse(refusal) => {
                 tracing::info!(node.id = node.introduction().node_id.as_str(), peer.addr = %self.source, ?refusal, "a node was refused");
                 refuse(wire, refusal).await;
-                return Ok(None);
+                return Ok(Err(refusal.into()));
             }
             Admission::Pend {
                 request_id,
@@ -132,19 +153,19 @@ impl Knock<'_> {
                 };
                 let refusal = match self.wait(&mut wire, &node, wait).await? {
                     Waited::Approved(record) => {
-                        return self.accept(wire, &node, &record, &negotiated).map(Some);
+                        return self.accept(wire, &node, &record, &negotiated).map(Ok);
                     }
                     Waited::Refused(refusal) => refusal,
                     Waited::Superseded => {
                         wire.close(Instant::now() + VERDICT_TIME).await;
-                        return Ok(None);
+                        return Ok(Err(Refused::Superseded));
                     }
                 };
                 refuse(wire, refusal).await;
-                return Ok(None);
+                return Ok(Err(refusal.into()));
             }
         };
-        self.accept(wire, &node, &record, &negotiated).map(Some)
+        self.accept(wire, &node, &record, &negotiated).map(Ok)
     }
 
     async fn shake(&self, socket: Socket, negotiated: &Negotiated) -> Result<Shaken, ShakeError> {

@@ -11,9 +11,11 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::StoreError;
+use crate::metrics::Seconds;
 
 /// How long something that nobody waits for may stay unsynced. Runs that end one after the other
 /// share a sync.
@@ -57,9 +59,11 @@ struct Done {
 }
 
 impl Syncer {
-    /// Starts the thread. `sync` is called whenever something shall be on the disk.
+    /// Starts the thread. `sync` is called whenever something shall be on the disk, and `sync_time`
+    /// hears how long it took.
     pub(super) fn start(
         mut sync: impl FnMut() -> io::Result<()> + Send + 'static,
+        sync_time: Seconds,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             written: AtomicU64::new(0),
@@ -79,7 +83,9 @@ impl Syncer {
             .spawn(move || {
                 while thread.wait() {
                     let up_to = thread.written.load(Ordering::SeqCst);
+                    let since = Instant::now();
                     let failed = sync().err().map(|error| Arc::from(error.to_string()));
+                    sync_time.note(since.elapsed());
                     let stop = failed.is_some();
                     told.send_replace(Done { up_to, failed });
                     if stop {
@@ -188,13 +194,18 @@ mod tests {
     use std::task::Poll;
 
     use super::*;
+    use crate::metrics::Scale;
+
+    fn start(sync: impl FnMut() -> io::Result<()> + Send + 'static) -> io::Result<Syncer> {
+        Syncer::start(sync, Seconds::new(Scale::Disk))
+    }
 
     #[tokio::test]
     async fn one_sync_serves_all_who_wait() {
         let (entered, in_sync) = mpsc::channel();
         let (let_go, gate) = mpsc::channel();
         let syncer = Arc::new(
-            Syncer::start(move || {
+            start(move || {
                 entered.send(()).ok(); // the test has seen enough
                 gate.recv().map_err(io::Error::other)
             })
@@ -225,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn a_failed_sync_is_final() {
         let mut calls = 0;
-        let syncer = Syncer::start(move || {
+        let syncer = start(move || {
             calls += 1;
             if calls == 1 {
                 Err(io::Error::other("the disk is gone"))
@@ -247,7 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_written_needs_no_sync() {
-        let syncer = Syncer::start(|| Err(io::Error::other("must not be called"))).unwrap();
+        let syncer = start(|| Err(io::Error::other("must not be called"))).unwrap();
         syncer.synced(Written::NOTHING).await.unwrap();
     }
 }

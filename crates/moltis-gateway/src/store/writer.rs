@@ -27,6 +27,7 @@ use super::checkpoint::Checkpoints;
 use super::sync::{Syncer, Written};
 use super::{StoreError, audit as audit_rows};
 use crate::audit::{Entry, Head};
+use crate::metrics::Seconds;
 
 /// Writes that wait, at most. One more waits at the door.
 pub(super) const QUEUE_MAX: usize = 1024;
@@ -209,6 +210,7 @@ pub(super) struct Writer {
     pub(super) path: PathBuf,
     pub(super) syncer: Arc<Syncer>,
     pub(super) checkpoints: Checkpoints,
+    pub(super) commit_time: Seconds,
 }
 
 /// Folds that nobody waits for, until it is their turn.
@@ -313,16 +315,20 @@ impl Writer {
             return;
         }
         if batch.len() > 1 {
+            let since = Instant::now();
             if self.together(&mut batch, wait).await.is_ok() {
+                self.commit_time.note(since.elapsed());
                 return;
             }
             // One of them failed; which one shows when each is done alone.
             self.roll_back().await;
         }
         for (fold, told) in batch {
+            let since = Instant::now();
             let result = self.alone(*fold, wait).await;
-            if result.is_err() {
-                self.roll_back().await;
+            match &result {
+                Ok(_) => self.commit_time.note(since.elapsed()),
+                Err(_) => self.roll_back().await,
             }
             told.send(result).ok(); // the asker has gone
         }
@@ -388,7 +394,7 @@ impl Writer {
     }
 
     async fn deed(&mut self, deed: Deed) {
-        let before = self.head;
+        let (before, since) = (self.head, Instant::now());
         if let Err(error) = self.begin().await {
             let Done { tell, .. } = deed(Err(error.clone())).await;
             return tell(Err(error));
@@ -407,7 +413,10 @@ impl Writer {
             Commit::No(error) => Err(error),
         };
         match committed {
-            Ok(_) => tell(Ok(self.syncer.commit())),
+            Ok(_) => {
+                self.commit_time.note(since.elapsed());
+                tell(Ok(self.syncer.commit()));
+            }
             Err(error) => {
                 self.head = before;
                 self.roll_back().await;
