@@ -8,6 +8,7 @@
 //! Here is no handler, no status line and no route.
 
 pub mod doctor;
+pub mod fleet;
 pub mod follow;
 pub mod gateway;
 pub mod nodes;

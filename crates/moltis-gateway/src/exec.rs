@@ -3,16 +3,19 @@
 //! [`Runs`] is the door. A request is routed ([`route`]), becomes a spec ([`request`]), is written
 //! down, and only then sent: there is never a `Start` without a row. What goes on while it runs is
 //! the [`pump`]'s, at the connection of its place; how it ends is [`ending`]'s. A run belongs to no
-//! connection and to no asker: both come and go.
+//! connection and to no asker: both come and go. A request for many nodes is many of these: see
+//! [`select`] for who is meant, and [`fleet`] for how they are asked.
 
 mod create;
 mod ending;
 mod error;
+mod fleet;
 mod handle;
 pub(crate) mod live;
 pub(crate) mod pump;
 pub mod request;
 pub mod route;
+pub mod select;
 mod shared;
 mod start;
 mod stdin;
@@ -29,9 +32,11 @@ use moltis_proto::run::{RunSpec, StdinMode, Totals, TtySize};
 use moltis_proto::{DeviceId, RunId};
 
 pub use error::{ReadError, RunError, StartError};
+pub use fleet::{Fleet, FleetError, FleetRequest, FleetRun, OnFailure, Pace, Skipped};
 pub use handle::{EVENT_BYTES_MAX, Follow, KEEP_ALIVE, RunEvent, RunHandle};
 pub use request::{RunRequest, SpecError, StdinSource};
 pub use route::{Candidate, Directory, Route, RouteError};
+pub use select::{Selector, SelectorError};
 pub(crate) use shared::{Met, Shared, Write};
 pub use stdin::StdinError;
 pub(crate) use unclaimed::Unknown;
@@ -89,6 +94,13 @@ impl Asker {
         match &self.who {
             Principal::Operator => "operator".to_owned(),
             Principal::Token { id, .. } => format!("token:{id}"),
+        }
+    }
+
+    fn key(&self, key: &str) -> RunKey {
+        RunKey {
+            principal: self.key_owner(),
+            key: key.to_owned(),
         }
     }
 

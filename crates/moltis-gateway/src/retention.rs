@@ -122,6 +122,7 @@ pub async fn sweep(
         remove(outputs, &old).await?;
         store.delete_runs(old).await?;
     }
+    store.expire_fleets(before).await?;
     swept.orphans = orphans(store, outputs, before).await?;
     swept.outputs = make_room(store, outputs, now).await?;
     let hour = now.as_millisecond().div_euclid(3_600_000);

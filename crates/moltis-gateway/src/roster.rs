@@ -22,6 +22,7 @@ use moltis_proto::{DeviceId, InstanceId};
 
 use crate::events::{Event, Events};
 use crate::exec::route::{Directory, Route, RouteError};
+use crate::exec::select::{Known, Selector, Standing};
 use crate::session::seat::Seat;
 use crate::store::NodeRecord;
 use takeovers::Takeovers;
@@ -103,6 +104,43 @@ pub struct Presence {
 }
 
 impl NodeView {
+    /// Returns what selectors ask about, as it is known now.
+    pub fn known(&self) -> Known<'_> {
+        let said = self.presence.as_ref();
+        let said = said.and_then(|here| here.introduction.as_deref());
+        let platform = said.map_or(&self.record.platform, |said| &said.platform);
+        let sample = self.sample.as_ref().map(|stamped| &stamped.sample);
+        Known {
+            name: self.record.name.as_str(),
+            standing: match self.presence {
+                Some(_) => Standing::Online,
+                None => Standing::Offline,
+            },
+            labels: &self.record.labels,
+            os: &platform.os,
+            arch: &platform.arch,
+            runtimes: sample.map_or_else(Vec::new, |sample| {
+                sample
+                    .runtimes
+                    .iter()
+                    .map(|one| one.name.as_str())
+                    .collect()
+            }),
+            providers: sample.map_or_else(Vec::new, |sample| {
+                sample
+                    .providers
+                    .iter()
+                    .map(|one| one.name.as_str())
+                    .collect()
+            }),
+        }
+    }
+
+    /// Returns whether a selector means it. One that is revoked is never meant.
+    pub fn is_meant_by(&self, select: &Selector) -> bool {
+        self.record.revoked_at.is_none() && select.matches(&self.known())
+    }
+
     /// Returns when something was last heard of it: by this process, or as the record says.
     pub fn last_seen(&self) -> Option<Timestamp> {
         self.heard_at.max(self.record.last_seen_at)
@@ -141,6 +179,14 @@ impl Roster {
         nodes.sort_by(|a, b| {
             (&a.record.name, &a.record.node_id).cmp(&(&b.record.name, &b.record.node_id))
         });
+        nodes
+    }
+
+    /// Returns the nodes that a selector means, sorted by name and id: offline ones too, revoked
+    /// ones never.
+    pub fn meant_by(&self, select: &Selector) -> Vec<NodeView> {
+        let mut nodes = self.list();
+        nodes.retain(|node| node.is_meant_by(select));
         nodes
     }
 

@@ -114,4 +114,7 @@ pub struct ListNodes {
     /// Only nodes in this state; all when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<NodeState>,
+    /// Only nodes that this selector means, of which no revoked one is; all when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select: Option<String>,
 }

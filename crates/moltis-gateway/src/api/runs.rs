@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
 
-/// Body of `POST runs`. Exactly one of `argv` and `command`; at most one of the three `stdin…`.
+/// Body of `POST runs`. Exactly one of `argv` and `command`; at most one of the three `stdin…`; at
+/// most one of `node` and `select`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StartRun {
@@ -15,6 +16,24 @@ pub struct StartRun {
     /// configured route when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// A selector: the same on every node that it means, and never on `local`. Terms joined by
+    /// commas, all of which hold: `key=value`, `key!=value` (also without the label) or `key`; or
+    /// `all`. The keys `platform`, `arch`, `runtime`, `provider`, `state` and `name` are facts of the
+    /// machine; a label of that name is `label:platform`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select: Option<String>,
+    /// With `select`: at most so many run at a time, at least 1; all at once when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub parallel: Option<u32>,
+    /// With `select`: no more are started behind one that did not exit 0. Without `parallel` they
+    /// run one after the other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fail_fast: bool,
+    /// With `select`: start nothing, and answer with the nodes that are meant. No command is needed
+    /// then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
     /// Program and arguments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,

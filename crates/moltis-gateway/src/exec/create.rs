@@ -66,6 +66,7 @@ impl Shared {
             }
             RunCreation::Conflict(existing) => Err(StartError::Conflict { existing }),
             RunCreation::NodeGone => Err(StartError::NodeGone),
+            RunCreation::KeyOfFleet => Err(StartError::KeyOfFleet),
         }
     }
 

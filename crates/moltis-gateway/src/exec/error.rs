@@ -42,6 +42,9 @@ pub enum StartError {
         /// The run that it stands for.
         existing: Box<RunRecord>,
     },
+    /// The key stands for a request for many nodes.
+    #[error("the idempotency key was used before for a request with `select`")]
+    KeyOfFleet,
     /// The store took no row, so nothing was sent.
     #[error("the run cannot be written down, so it was not started")]
     Store(#[from] StoreError),

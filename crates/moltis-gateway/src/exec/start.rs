@@ -14,11 +14,29 @@ use super::{
 };
 
 /// Everything that a route leads to.
-struct Goal {
+pub(super) struct Goal {
     target: Target,
     /// What lists show.
     shown: String,
     record: Option<Arc<NodeRecord>>,
+}
+
+/// What a run is known by, before there is one.
+pub(super) struct Name {
+    pub(super) id: RunId,
+    /// What makes the same name again.
+    pub(super) key: Option<RunKey>,
+}
+
+impl Goal {
+    /// Returns the way to a node.
+    pub(super) fn node(record: Arc<NodeRecord>) -> Self {
+        Self {
+            target: Target::Node(record.device_id),
+            shown: record.node_id.as_str().to_owned(),
+            record: Some(record),
+        }
+    }
 }
 
 impl Runs {
@@ -34,19 +52,30 @@ impl Runs {
         request: RunRequest,
         asker: impl Into<Asker>,
     ) -> Result<RunHandle, StartError> {
-        let (asker, asked) = (asker.into(), Instant::now());
+        let asker = asker.into();
+        let goal = self.goal(request.target.as_deref())?;
+        let key = request.idempotency_key.as_ref();
+        let key = key.map(|key| asker.key(key));
+        let id = key.as_ref().map_or_else(random_id, RunKey::run_id);
+        self.start_at(goal, &request, Name { id, key }, &asker)
+            .await
+    }
+
+    /// Starts a run at its place, or meets the one that an earlier request of this name made.
+    pub(super) async fn start_at(
+        &self,
+        goal: Goal,
+        request: &RunRequest,
+        Name { id, key }: Name,
+        asker: &Asker,
+    ) -> Result<RunHandle, StartError> {
+        let asked = Instant::now();
         if self.shared.tasks.stop().is_cancelled() {
             return Err(StartError::ShuttingDown);
         }
-        let goal = self.goal(request.target.as_deref())?;
         let seat = self.ready_seat(&goal).await;
-        let spec = self.spec(&request, &goal, seat.as_ref().ok().map(|(seat, _)| &**seat))?;
+        let spec = self.spec(request, &goal, seat.as_ref().ok().map(|(seat, _)| &**seat))?;
         let digest = request::digest_of(device_of(&goal.target), &spec, &request.stdin);
-        let key = request.idempotency_key.as_ref().map(|key| RunKey {
-            principal: asker.key_owner(),
-            key: key.clone(),
-        });
-        let id = key.as_ref().map_or_else(random_id, RunKey::run_id);
         let (seat, ready) = match seat {
             Ok(seat) => seat,
             Err(offline) if key.is_some() => {
@@ -72,7 +101,7 @@ impl Runs {
         };
         let order = Order {
             new,
-            stdin: request.stdin,
+            stdin: request.stdin.clone(),
             detach: request.detach,
             by: asker.actor(),
             asked,
@@ -112,11 +141,7 @@ impl Runs {
                 shown: "local".to_owned(),
                 record: None,
             }),
-            Route::Node(record) => Ok(Goal {
-                target: Target::Node(record.device_id),
-                shown: record.node_id.as_str().to_owned(),
-                record: Some(record),
-            }),
+            Route::Node(record) => Ok(Goal::node(record)),
             Route::Ssh(label) => Err(RouteError::NoSuchTarget { label }.into()),
         }
     }
@@ -144,7 +169,8 @@ impl Runs {
         }
     }
 
-    fn spec(
+    /// Makes the spec of a request for a place, or says what the place does not take.
+    pub(super) fn spec(
         &self,
         request: &RunRequest,
         goal: &Goal,

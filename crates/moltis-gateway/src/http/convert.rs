@@ -4,6 +4,7 @@
 //! One file for each family, conversions only.
 
 mod errors;
+mod fleet;
 pub(super) mod nodes;
 mod pairing;
 pub(super) mod runs;

@@ -26,14 +26,17 @@ const RECENT_RUNS: u32 = 10;
 pub(super) async fn list(
     State(desk): State<ApiState>,
     Asked(query): Asked<ListNodes>,
-) -> axum::Json<List<Node>> {
+) -> ApiResult<axum::Json<List<Node>>> {
     let now = desk.clock().now();
-    let nodes = desk.roster().list();
+    let nodes = match query.select {
+        Some(select) => desk.roster().meant_by(&select.parse()?),
+        None => desk.roster().list(),
+    };
     let wanted = nodes
         .iter()
         .filter(|view| query.state.is_none_or(|wanted| wanted == state(view)));
     let items: Vec<_> = wanted.map(|view| Node::of(view, now)).collect();
-    axum::Json(items.into())
+    Ok(axum::Json(items.into()))
 }
 
 /// `GET nodes/{id}`

@@ -14,16 +14,17 @@ use crate::output::{OutputRead, RunOutput};
 /// Bytes read at once.
 const PIECE: usize = 256 * 1024;
 
-/// Waits until a run is over, or the gateway stops.
-pub(super) async fn wait(desk: &ApiState, mut run: RunHandle) -> ApiResult<RunResult> {
+/// Waits until a run is over, or the gateway stops. Of each output at most `part` bytes of its
+/// beginning and of its end go into the result.
+pub(super) async fn wait(desk: &ApiState, mut run: RunHandle, part: u64) -> ApiResult<RunResult> {
     let record = tokio::select! {
         biased;
         record = run.wait() => record,
         () = desk.stop().cancelled() => return Err(stopped(&run)),
     };
     let totals = record.totals;
-    let stdout = gather(run.output(), Stream::Stdout, totals.stdout).await?;
-    let stderr = gather(run.output(), Stream::Stderr, totals.stderr).await?;
+    let stdout = gather(run.output(), Stream::Stdout, totals.stdout, part).await?;
+    let stderr = gather(run.output(), Stream::Stderr, totals.stderr, part).await?;
     let run = desk.run(desk.runs().status_of(record));
     RunResult::of(run, stdout, stderr)
         .ok_or_else(|| ApiError::internal("tell how the run ended", "it ended without an outcome"))
@@ -39,9 +40,14 @@ fn stopped(run: &RunHandle) -> ApiError {
 }
 
 /// Reads an output, or its two ends, as text.
-async fn gather(output: &RunOutput, stream: Stream, total: u64) -> ApiResult<(String, bool)> {
+async fn gather(
+    output: &RunOutput,
+    stream: Stream,
+    total: u64,
+    part: u64,
+) -> ApiResult<(String, bool)> {
     let mut gathered = Gathered::default();
-    match parts(total) {
+    match parts(total, part) {
         Parts::Whole => read(output, stream, 0, total, &mut gathered).await?,
         Parts::HeadAndTail(head, tail) => {
             read(output, stream, 0, head, &mut gathered).await?;

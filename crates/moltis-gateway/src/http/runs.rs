@@ -1,8 +1,9 @@
 //! `runs`: start one, see them, and what can be said to one that goes on.
 //!
 //! Output has its own files: [`super::output`] for bytes, [`super::follow`] for all that happens,
-//! [`super::result`] for a run that somebody waits for.
+//! [`super::result`] for a run that somebody waits for. One command on many nodes is in [`fleet`].
 
+mod fleet;
 mod request;
 mod signal;
 
@@ -20,8 +21,8 @@ use super::extract::{Asked, Id, Json, Raw};
 use super::{follow, nodes, result};
 use crate::api::problem::Code;
 use crate::api::runs::{
-    Cancel, FollowQuery, ListRuns, Resize, Run, SendSignal, StartQuery, StartRun, StdinAccepted,
-    StdinQuery,
+    Cancel, FollowQuery, ListRuns, RESULT_PART_BYTES_MAX, Resize, Run, SendSignal, StartQuery,
+    StartRun, StdinAccepted, StdinQuery,
 };
 use crate::api::{Empty, List, RUN_ID_HEADER};
 use crate::exec::RunHandle;
@@ -43,6 +44,11 @@ pub(super) async fn start(
     headers: HeaderMap,
     Json(asked): Json<StartRun>,
 ) -> ApiResult<Response> {
+    if let Some(select) = &asked.select {
+        let select = select.parse()?;
+        return fleet::start(&desk, &caller, select, asked, query, &headers).await;
+    }
+    fleet::refuse_its_fields(&asked)?;
     let request = request::read(asked, query, &headers)?;
     if desk.runs().is_here(request.target.as_deref()) {
         caller.authorize(Action::RunHere)?;
@@ -52,7 +58,9 @@ pub(super) async fn start(
         return Ok(followed(&desk, &run));
     }
     if query.wait {
-        return Ok(axum::Json(result::wait(&desk, run).await?).into_response());
+        return Ok(
+            axum::Json(result::wait(&desk, run, RESULT_PART_BYTES_MAX).await?).into_response(),
+        );
     }
     let status = if run.existed() {
         StatusCode::OK

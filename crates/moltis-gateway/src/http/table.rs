@@ -13,6 +13,7 @@ use super::openapi::inputs::{Arguments, Inputs};
 use super::openapi::{self, Answer};
 use super::{ApiState, doctor, gateway, health, nodes, output, pairing, runs, tokens};
 use crate::api::doctor::Finding;
+use crate::api::fleet::{FleetResults, FleetRuns};
 use crate::api::gateway::Gateway;
 use crate::api::nodes::{Node, NodeDetail};
 use crate::api::pairing::{PairingCommand, PairingRequest, PairingStatus};
@@ -125,6 +126,10 @@ pub(super) fn table() -> Vec<Route> {
             .gives::<Run>(201, "The run, which has begun.")
             .gives::<Run>(200, "The run, which this key had started before.")
             .gives::<RunResult>(200, "With `wait=true`: how it ended, and what it printed.")
+            .gives::<FleetRuns>(201, "With `select`: the runs, which have begun, and who was skipped.")
+            .gives::<FleetRuns>(200, "With `select`: none of the runs is new.")
+            .gives::<FleetResults>(200, "With `select` and `wait=true`: how all of them ended, and what they printed.")
+            .gives::<List<Node>>(200, "With `select` and `dry_run`: the nodes that are meant.")
             .gives_media(200, follow::MEDIA_TYPE, "With `follow=true`: what `GET runs/{id}/follow` gives, from the beginning.")
             .tells(RUN_ID_HEADER, "With `follow=true`: the id of the run.")
             .or(&[C::NodeNotFound, C::NodeAmbiguous, C::NotFound, C::NodeOffline, C::NodeRevoked, C::IdempotencyConflict, C::EnvNotAllowed, C::TimeoutTooLong, C::TooLarge]),

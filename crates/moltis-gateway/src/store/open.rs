@@ -36,8 +36,10 @@ const WAL_BYTES_KEPT: &str = "16777216";
 const CHECKED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// All migrations, oldest first. Only ever appended to.
-const MIGRATIONS: &[(&str, &str)] =
-    &[("initial", include_str!("../../migrations/0001_initial.sql"))];
+const MIGRATIONS: &[(&str, &str)] = &[
+    ("initial", include_str!("../../migrations/0001_initial.sql")),
+    ("fleets", include_str!("../../migrations/0002_fleets.sql")),
+];
 
 /// The files of a store, made and locked.
 #[derive(Debug)]

@@ -43,7 +43,10 @@ impl Store {
             Folded::Unchanged => {}
         }
         let Some(existing) = self.run(id).await? else {
-            return Ok(RunCreation::NodeGone);
+            return Ok(match self.fleet(id).await? {
+                Some(_) => RunCreation::KeyOfFleet,
+                None => RunCreation::NodeGone,
+            });
         };
         if existing.digest != digest {
             return Ok(RunCreation::Conflict(Box::new(existing)));
@@ -406,8 +409,9 @@ fn create(run: NewRun, by: &Actor) -> Fold {
         text: fold_text!(
             "INSERT INTO runs (id, digest, place, shown, requested_by, principal, key, spec, state, \
              incarnation, boot_id, journal_id, created_at) \
-             SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE ? IS NULL OR EXISTS \
-             (SELECT 1 FROM nodes WHERE device_id = ? AND revoked_at IS NULL) \
+             SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE (? IS NULL OR EXISTS \
+             (SELECT 1 FROM nodes WHERE device_id = ? AND revoked_at IS NULL)) \
+             AND NOT EXISTS (SELECT 1 FROM fleets WHERE id = ?) \
              ON CONFLICT DO NOTHING",
             audited
         ),
@@ -427,6 +431,7 @@ fn create(run: NewRun, by: &Actor) -> Fold {
             run.created_at.into(),
             device_id.into(),
             device_id.into(),
+            run.id.as_bytes().into(),
         ],
         audit: Some(audit),
         then: Vec::new(),

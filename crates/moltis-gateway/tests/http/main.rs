@@ -11,6 +11,7 @@ mod bad_input;
 mod bodies;
 mod client;
 mod doctor;
+mod fleet;
 #[path = "../session/gateway.rs"]
 #[expect(
     dead_code,

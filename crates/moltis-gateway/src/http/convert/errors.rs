@@ -4,7 +4,9 @@ use moltis_proto::NODE_ADD;
 use moltis_proto::env::EnvError;
 
 use crate::api::problem::{Candidate, Code};
-use crate::exec::{RouteError, RunError, SpecError, StartError, StdinError};
+use crate::exec::{
+    FleetError, RouteError, RunError, SelectorError, SpecError, StartError, StdinError,
+};
 use crate::http::error::ApiError;
 use crate::output::OutputError;
 use crate::pairing::PairingError;
@@ -85,10 +87,35 @@ impl From<StartError> for ApiError {
             StartError::NodeGone => Self::new(Code::NodeRevoked, detail),
             StartError::NoLocal => Self::new(Code::NodeNotFound, detail),
             StartError::LocalFailed(_) => Self::internal("reach the keeper of this machine", error),
-            StartError::Conflict { .. } => Self::new(Code::IdempotencyConflict, detail)
-                .hint("send a new key with a new request"),
+            StartError::Conflict { .. } | StartError::KeyOfFleet => {
+                Self::new(Code::IdempotencyConflict, detail)
+                    .hint("send a new key with a new request")
+            }
             StartError::ShuttingDown => shutting_down(),
         }
+    }
+}
+
+impl From<FleetError> for ApiError {
+    fn from(error: FleetError) -> Self {
+        let detail = error.to_string();
+        match error {
+            FleetError::NoMatch { .. } => Self::new(Code::NodeNotFound, detail)
+                .hint("`moltis node list --all` shows every node with its labels"),
+            FleetError::Conflict => Self::new(Code::IdempotencyConflict, detail)
+                .hint("send a new key with a new request"),
+            FleetError::TooLarge { .. } => Self::new(Code::TooLarge, detail).hint(
+                "send what is long to the command's stdin, or fewer nodes at a time: `parallel`",
+            ),
+            FleetError::Start(error) => error.into(),
+        }
+    }
+}
+
+impl From<SelectorError> for ApiError {
+    fn from(error: SelectorError) -> Self {
+        Self::invalid(format!("`select`: {error}"))
+            .hint("terms joined by commas, as `gpu=true,room!=cellar,platform=linux`, or `all`")
     }
 }
 

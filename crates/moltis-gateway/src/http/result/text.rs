@@ -1,7 +1,5 @@
 //! Output as text for JSON: whole when it is short, else its beginning and its end. Pure.
 
-use crate::api::runs::RESULT_PART_BYTES_MAX;
-
 /// Which bytes of an output of `total` go into a result: all, or two parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Parts {
@@ -11,12 +9,13 @@ pub(crate) enum Parts {
     HeadAndTail(u64, u64),
 }
 
-/// Decides which bytes of an output go into a result.
-pub(crate) fn parts(total: u64) -> Parts {
-    if total <= 2 * RESULT_PART_BYTES_MAX {
+/// Decides which bytes of an output go into a result: at most `part` at its beginning and as many at
+/// its end.
+pub(crate) fn parts(total: u64, part: u64) -> Parts {
+    if total <= 2 * part {
         Parts::Whole
     } else {
-        Parts::HeadAndTail(RESULT_PART_BYTES_MAX, total - RESULT_PART_BYTES_MAX)
+        Parts::HeadAndTail(part, total - part)
     }
 }
 
@@ -71,10 +70,13 @@ mod tests {
 
     #[test]
     fn short_output_is_whole_and_long_output_has_two_ends() {
-        let half = RESULT_PART_BYTES_MAX;
-        assert_eq!(parts(0), Parts::Whole);
-        assert_eq!(parts(2 * half), Parts::Whole);
-        assert_eq!(parts(2 * half + 1), Parts::HeadAndTail(half, half + 1));
+        let half = 1000;
+        assert_eq!(parts(0, half), Parts::Whole);
+        assert_eq!(parts(2 * half, half), Parts::Whole);
+        assert_eq!(
+            parts(2 * half + 1, half),
+            Parts::HeadAndTail(half, half + 1)
+        );
     }
 
     #[test]

@@ -71,17 +71,34 @@ impl RunKey {
     /// cut to 16 bytes. Known without a look at the store, so a repeated request meets the same id
     /// at the keeper even if the row was lost.
     pub fn run_id(&self) -> RunId {
+        self.hashed(&moltis_proto::label::RUN_ID, &[])
+    }
+
+    /// Returns the id of the run on this node that a request for many nodes with this key stands
+    /// for: made as [`RunKey::run_id`], of another label, with the node's device behind the key.
+    pub fn member_id(&self, device: DeviceId) -> RunId {
+        self.hashed(MEMBER_LABEL, device.as_bytes())
+    }
+
+    fn hashed(&self, label: &[u8; 32], device: &[u8]) -> RunId {
         let mut hash = sha2::Sha256::new();
-        hash.update(moltis_proto::label::RUN_ID);
+        hash.update(label);
         hash.update(&self.principal);
         hash.update([0]);
         hash.update(&self.key);
+        if !device.is_empty() {
+            hash.update([0]);
+            hash.update(device);
+        }
         let hash: [u8; 32] = hash.finalize().into();
         let mut id = [0; 16];
         id.copy_from_slice(&hash[..16]);
         RunId::from_bytes(id)
     }
 }
+
+/// `moltis fleet run id 1`, filled with zeros to 32 bytes.
+const MEMBER_LABEL: &[u8; 32] = b"moltis fleet run id 1\0\0\0\0\0\0\0\0\0\0\0";
 
 /// A run to be written.
 #[derive(Debug, Clone)]
@@ -123,6 +140,8 @@ pub enum RunCreation {
     Conflict(Box<RunRecord>),
     /// The node is revoked or forgotten.
     NodeGone,
+    /// The key stands for a request for many nodes.
+    KeyOfFleet,
 }
 
 /// The first bytes of both streams, at most 64 KiB each; empty where a stream has a file.
