@@ -59,7 +59,6 @@ def _is_valid(spec: Spec) -> bool:
     words = spec.command.words if isinstance(spec.command, Argv) else (spec.command.line,)
     return (
         len(words) > 0
-        and words[0] != ""
         and not any("\0" in word for word in words)
         and (spec.cwd is None or (spec.cwd.startswith("/") and "\0" not in spec.cwd))
         and spec.timeout_ms != 0
@@ -103,6 +102,8 @@ def spawn(spec: Spec, settings: Settings) -> subprocess.Popen[bytes]:
     if spec.tty is not None:
         raise CannotStart(None, "this node offers no terminal")
     argv = list(spec.command.words) if isinstance(spec.command, Argv) else ["/bin/sh", "-c", spec.command.line]
+    if not argv[0]:
+        raise CannotStart(Reason.NOT_FOUND, "the name of the program is empty")
     cwd = spec.cwd or settings.working_dir
     if not os.path.isdir(cwd) or not os.access(cwd, os.X_OK):
         raise CannotStart(Reason.WORKING_DIR, f"`{cwd}` is no directory that this node can enter")

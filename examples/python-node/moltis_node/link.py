@@ -299,7 +299,7 @@ class Link:
         if code is CloseCode.REVOKED:
             raise Final("the gateway has revoked this node")
         if code is CloseCode.SUPERSEDED:
-            raise Final("another process has connected as this node: two nodes must not share a key")
+            raise HandshakeError("another connection of this node took over: does a copy of its key run elsewhere?")
         raise HandshakeError(f"the gateway closes the connection ({code.value})")
 
     def _handle_run(self, message: ToKeeper) -> None:
@@ -314,6 +314,7 @@ class Link:
             return  # it crossed our `refused`, or a `forget` of the gateway's own
         elif isinstance(message, Resume):
             self._follow(run, {Stream.STDOUT: message.stdout, Stream.STDERR: message.stderr})
+            run.acknowledge_stdin()
         elif isinstance(message, Ack):
             self._acknowledge(message)
         elif isinstance(message, StdinBytes):
@@ -328,9 +329,10 @@ class Link:
             self._cursors.pop(message.run_id, None)
 
     def _follow(self, run: Run, offsets: dict[Stream, int]) -> None:
+        if not run.wrote(offsets):
+            raise ProtocolError("`resume` beyond what the command wrote")
         self._cursors[run.run_id] = Cursor(run, offsets)
         run.attach(True)
-        run.acknowledge_stdin()
         for stream, offset in offsets.items():
             run.acknowledge(stream, offset)
         self.changed()

@@ -201,7 +201,6 @@ class Process:
         await self._leader_exit()
         if timer is not None:
             timer.cancel()
-        duration = self._loop.time() - self._started_at
         if self._stopping:
             await self._group_end()
         if self._kill_timer is not None:
@@ -211,7 +210,7 @@ class Process:
         self._over = True
         if self.stdin is not None:
             self.stdin.close()
-        return self._told(self._child.wait(), duration, survivors)
+        return self._told(self._child.wait(), survivors)
 
     async def _group_end(self) -> None:
         """Gives the rest of the group what is left of the grace."""
@@ -251,16 +250,14 @@ class Process:
             for process in processes()
         )
 
-    def _told(self, returned: int, duration_seconds: float, survivors: bool) -> Ending:
-        status = ExitSignal(-returned) if returned < 0 else ExitCode(returned)
-        outcome = self._stopped_as or (Outcome.SIGNALED if returned < 0 else Outcome.EXITED)
-        how = f"by signal {-returned}" if returned < 0 else f"with code {returned}"
+    def _told(self, returned: int, survivors: bool) -> Ending:
+        by_itself = Outcome.SIGNALED if returned < 0 else Outcome.EXITED
         return Ending(
-            outcome=outcome,
+            outcome=self._stopped_as or by_itself,
             reason=None,
-            status=status,
-            detail=f"the process ended {how}",
-            duration_ms=int(duration_seconds * 1000),
+            status=ExitSignal(-returned) if returned < 0 else ExitCode(returned),
+            detail="",
+            duration_ms=int((self._loop.time() - self._started_at) * 1000),
             descendants_may_survive=survivors,
         )
 

@@ -66,8 +66,10 @@ class Nobody:
 class Run:
     """One command: it runs, or it is over and the gateway has not said `forget` yet."""
 
-    def __init__(self, entry: Entry, journal: Journal, listener: Callable[[], Listener]) -> None:
+    def __init__(self, entry: Entry, journal: Journal, boot_id: Id, listener: Callable[[], Listener]) -> None:
         self.entry = entry
+        self.is_from_before = entry.boot_id != boot_id
+        """Whether the machine was started anew since, and the files may have lost their ends."""
         self._journal = journal
         self._listener = listener
         folder = journal.folder_of(entry.run_id)
@@ -84,6 +86,10 @@ class Run:
     @property
     def is_running(self) -> bool:
         return self._process is not None
+
+    def wrote(self, offsets: dict[Stream, int]) -> bool:
+        """Says whether a gateway can have so much of the output; of a run before a power cut that is not known."""
+        return self.is_from_before or all(offsets[stream] <= spool.total for stream, spool in self.spools.items())
 
     @property
     def totals(self) -> Totals:
@@ -123,9 +129,9 @@ class Run:
             spool.complete = True
             spool.total = max(spool.total, totals[stream] if totals else 0)
 
-    def end_as_lost(self, boot_id: Id) -> None:
+    def end_as_lost(self) -> None:
         """Says the truth of a run whose node died while it ran: how it ended is not known."""
-        if self.entry.boot_id != boot_id:
+        if self.is_from_before:
             words = "the node's machine was started anew while the command ran"
             self._end(ending_without_process(Outcome.LOST, Reason.NODE_REBOOTED, words))
             return
@@ -177,10 +183,10 @@ class Run:
 
     def write_stdin(self, message: StdinBytes, bytes_max: int) -> bool:
         """Takes bytes for the command; returns whether they were in order and within the window."""
-        stdin = self._process.stdin if self._process else None
-        if stdin is None:
+        if self._process is None:
             return True  # it crossed the ending
-        if stdin.closed:
+        stdin = self._process.stdin
+        if stdin is None or stdin.closed:
             self.acknowledge_stdin()
             return True
         if message.offset > stdin.received or message.offset + len(message.bytes_) > stdin.offset + bytes_max:
@@ -190,9 +196,9 @@ class Run:
 
     def acknowledge_stdin(self) -> None:
         """Says how much the command has taken; a gateway that does not listen hears it when it resumes."""
-        stdin = self._process.stdin if self._process else None
-        if stdin is not None and self._attached:
-            self._listener().say(StdinAck(self.run_id, stdin.offset, stdin.closed))
+        if self._process is not None and self._attached:
+            stdin = self._process.stdin
+            self._listener().say(StdinAck(self.run_id, stdin.offset if stdin else 0, stdin is None or stdin.closed))
 
 
 def ending_without_process(outcome: Outcome, reason: Reason | None, words: str, *, survives: bool = False) -> Ending:
@@ -213,10 +219,10 @@ class Runs:
         self._runs = {entry.run_id: self._run(entry) for entry in journal.entries.values()}
         for run in self._runs.values():
             if run.entry.ending is None:
-                run.end_as_lost(boot_id)
+                run.end_as_lost()
 
     def _run(self, entry: Entry) -> Run:
-        return Run(entry, self._journal, lambda: self.listener)
+        return Run(entry, self._journal, self._boot_id, lambda: self.listener)
 
     def __iter__(self) -> Iterator[Run]:
         return iter(list(self._runs.values()))

@@ -42,13 +42,14 @@ class NodeInMemory:
 
     def __init__(self, folder: Path, settings: Settings | None = None) -> None:
         self.folder = folder
+        self.boot_id = this_boot()
         self._settings = settings or Settings("/", 0, ("BUILD_ID",))
         self.begin()
 
     def begin(self) -> None:
         """Starts the node's process; again, as after its death."""
         self.journal = Journal(self.folder)
-        self.runs = Runs(self.journal, self._settings, this_boot())
+        self.runs = Runs(self.journal, self._settings, self.boot_id)
 
     def connect(self, *, windows: Windows = WINDOWS, limits: Limits = LIMITS, ledger: int = 2) -> Gateway:
         return Gateway(self, Accepted(Epoch(1, 1), windows, limits, ledger))
@@ -59,7 +60,7 @@ class Gateway:
 
     def __init__(self, node: NodeInMemory, accepted: Accepted) -> None:
         self._frames = Frames()
-        self.link = Link(self._frames, accepted, node.runs, this_boot(), node.journal.id)
+        self.link = Link(self._frames, accepted, node.runs, node.boot_id, node.journal.id)
         self.ended = asyncio.ensure_future(self.link.run(Telemetry("/")))
 
     def say(self, message: Any) -> None:
