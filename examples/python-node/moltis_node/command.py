@@ -56,9 +56,12 @@ def refusal_of(spec: Spec, settings: Settings) -> RunRefusal | TimeoutTooLong | 
 
 
 def _is_valid(spec: Spec) -> bool:
-    words = spec.command.words if isinstance(spec.command, Argv) else (spec.command.line,)
+    if isinstance(spec.command, Argv):
+        words, is_empty = spec.command.words, not spec.command.words
+    else:
+        words, is_empty = (spec.command.line,), not spec.command.line
     return (
-        len(words) > 0
+        not is_empty
         and not any("\0" in word for word in words)
         and (spec.cwd is None or (spec.cwd.startswith("/") and "\0" not in spec.cwd))
         and spec.timeout_ms != 0

@@ -91,7 +91,7 @@ class Node:
         self._tls = tls
         self._boot_id = this_boot()
         self._instance_id = Id(secrets.token_bytes(16))
-        self._telemetry = Telemetry(introduction.working_dir)
+        self._telemetry = Telemetry()
         self._intent = Intent.PAIR if identity.gateway_key is None else Intent.CONNECT
         self._asking: Asking | None = None
         self._link: Link | None = None

@@ -33,14 +33,13 @@ def _distribution() -> str:
 class Telemetry:
     """Makes samples; the use of the processors is measured from one to the next."""
 
-    def __init__(self, working_dir: str) -> None:
-        self._working_dir = working_dir
-        self._last = _cpu_times()
+    def __init__(self) -> None:
+        self._last: tuple[int, int] | None = None
 
     def sample(self) -> Sample:
         """Returns how the machine stands now. What cannot be known here is empty or null."""
         memory = _memory()
-        disk = shutil.disk_usage(self._working_dir)
+        disk = shutil.disk_usage("/")
         return Sample(
             cpu_count=os.cpu_count() or 1,
             cpu_usage_percent=self._cpu_usage_percent(),
@@ -57,12 +56,10 @@ class Telemetry:
         )
 
     def _cpu_usage_percent(self) -> float | None:
-        busy, total = _cpu_times()
-        busy_before, total_before = self._last
-        if total <= total_before:
+        before, self._last = self._last, _cpu_times()
+        if before is None or self._last[1] <= before[1]:
             return None
-        self._last = busy, total
-        return round(100 * (busy - busy_before) / (total - total_before), 1)
+        return round(100 * (self._last[0] - before[0]) / (self._last[1] - before[1]), 1)
 
 
 def _cpu_times() -> tuple[int, int]:

@@ -61,7 +61,7 @@ class Gateway:
     def __init__(self, node: NodeInMemory, accepted: Accepted) -> None:
         self._frames = Frames()
         self.link = Link(self._frames, accepted, node.runs, node.boot_id, node.journal.id)
-        self.ended = asyncio.ensure_future(self.link.run(Telemetry("/")))
+        self.ended = asyncio.ensure_future(self.link.run(Telemetry()))
 
     def say(self, message: Any) -> None:
         """Sends a message as JSON would say it; it is checked against the page's types first."""

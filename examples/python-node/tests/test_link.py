@@ -100,6 +100,7 @@ def test_a_forgotten_run_is_refused_also_by_the_next_process(tmp_path: Path) -> 
     [
         ({"command": {"argv": []}}, "invalid"),
         ({"command": {"argv": ["true", "a\0b"]}}, "invalid"),
+        ({"command": {"shell": ""}}, "invalid"),
         ({"command": {"shell": "a\0b"}}, "invalid"),
         ({"cwd": "relative"}, "invalid"),
         ({"cwd": "/a\0b"}, "invalid"),
