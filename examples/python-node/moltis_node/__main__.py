@@ -14,8 +14,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import VERSION
+from .codec import INTEGER_MAX
 from .command import Settings
 from .errors import Final
+from .handshake import check_introduction
 from .identity import StateDir, fingerprint
 from .journal import Journal
 from .messages import Introduction, Policy
@@ -48,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gateway-key", metavar="SHA256:…", help="pin the gateway's key before the first connection")
     parser.add_argument("--working-dir", default=str(Path.home()), metavar="DIR", help="where commands start")
-    parser.add_argument("--timeout", default=TIMEOUT_SECONDS_DEFAULT, type=int, metavar="SECONDS", help="0 is no limit")
+    parser.add_argument(
+        "--timeout", default=TIMEOUT_SECONDS_DEFAULT, type=_seconds, metavar="N", help="seconds; 0 is no limit"
+    )
     parser.add_argument("--env-allow", action="append", default=[], metavar="NAME", help="a variable requests may set")
     parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="a certificate authority to trust for wss://")
     return parser
@@ -63,6 +67,12 @@ def _url(text: str) -> str:
     if not is_address:
         raise argparse.ArgumentTypeError(f"`{text}` is no address as ws://192.168.1.5:9090/ws")
     return text
+
+
+def _seconds(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) * 1000 > INTEGER_MAX:
+        raise argparse.ArgumentTypeError(f"`{text}` is no number of seconds")
+    return int(text)
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -94,6 +104,7 @@ async def _run(arguments: argparse.Namespace) -> None:
         env_allow=settings.env_allow,
         capabilities=(),
     )
+    check_introduction(introduction)
     tls = ssl.create_default_context(cafile=arguments.tls_ca) if arguments.host.startswith("wss:") else None
     runs = Runs(journal, settings, this_boot())
     node = Node(arguments.host, state, identity, introduction, runs, journal, _tell, tls)

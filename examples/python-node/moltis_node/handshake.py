@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,6 +27,7 @@ from .messages import (
     Refused,
     Verdict,
 )
+from .noise import TAG_BYTES
 
 LEDGERS = range(1, 3)
 """The numbers of the ledger that this node speaks."""
@@ -136,6 +139,35 @@ async def prove(channel: Channel, caller: Caller, expected_key: bytes | None) ->
     await channel.send(NODE_PROOF.encode(proof))
     await channel.send(INTRODUCTION.encode(caller.introduction))
     return gateway, proof
+
+
+def check_introduction(introduction: Introduction) -> None:
+    """Raises Final for what a gateway would close on without a word (section 3, Types)."""
+    texts = [*dataclasses.astuple(introduction.platform), introduction.version, introduction.user]
+    texts += [*introduction.env_allow, *introduction.capabilities]
+    wrong = {
+        "a node id": not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", introduction.node_id),
+        "a name": not 1 <= len(introduction.name) <= 64 or not introduction.name.isprintable(),
+        "an id or a name for a node": any(map(_is_reserved, (introduction.node_id, introduction.name))),
+        "a set of labels": len(introduction.labels) > 32 or not all(map(_is_label, introduction.labels.items())),
+        "a list of variables": len(introduction.env_allow) > 64,
+        "a working directory": not introduction.working_dir.startswith("/"),
+        "a description of this machine": any(len(text.encode()) > 256 for text in texts),
+        "an introduction": len(INTRODUCTION.encode(introduction)) > HANDSHAKE_FRAME_BYTES_MAX - TAG_BYTES,
+    }
+    for what, is_wrong in wrong.items():
+        if is_wrong:
+            raise Final(f"no gateway takes {what} like this: {introduction}")
+
+
+def _is_reserved(text: str) -> bool:
+    return text.lower() == "local" or text.startswith(("node:", "ssh:"))
+
+
+def _is_label(label: tuple[str, str]) -> bool:
+    key, value = label
+    is_value = len(value) <= 63 and (value.isprintable() and not set(value) & set("=,"))
+    return is_value and re.fullmatch("[A-Za-z0-9._/-]{1,63}", key) is not None
 
 
 def _check_pin(identity: Identity, shown: bytes, expected: bytes | None) -> None:

@@ -58,22 +58,22 @@ class Journal:
         return run_id in self._forgotten
 
     def begin(self, entry: Entry) -> None:
-        """Remembers a run before anything of it exists. Raises OSError."""
+        """Remembers a run before anything of it exists. Raises OSError, and nothing is remembered then."""
+        self.folder_of(entry.run_id).mkdir(mode=0o700, parents=True)
         self._append(_begun(entry))
         self.entries[entry.run_id] = entry
-        self.folder_of(entry.run_id).mkdir(mode=0o700, parents=True)
 
     def spawned(self, entry: Entry, pid: int) -> None:
         entry.pid = pid
-        self._append(_spawned(entry))
+        self._append_if_possible(_spawned(entry))
 
     def ended(self, entry: Entry, ending: Ending, totals: dict[Stream, int]) -> None:
         entry.ending, entry.totals = ending, totals
-        self._append(_ended(entry))
+        self._append_if_possible(_ended(entry))
 
     def forget(self, run_id: Id) -> None:
         """Frees everything of a run but its id."""
-        self._append({"forgotten": run_id.hex()})
+        self._append_if_possible({"forgotten": run_id.hex()})
         self._note_forgotten(run_id)
         shutil.rmtree(self.folder_of(run_id), ignore_errors=True)
 
@@ -81,8 +81,15 @@ class Journal:
         with self._file.open("ab") as file:
             file.write(json.dumps(line).encode() + b"\n")
         self._lines += 1
-        if self._lines > LINES_MAX:
-            self._rewrite()
+
+    def _append_if_possible(self, line: dict[str, Any]) -> None:
+        """Writes down how a run went on. On a full disk this process still knows it, and the next one says `lost`."""
+        try:
+            self._append(line)
+            if self._lines > LINES_MAX:
+                self._rewrite()
+        except OSError:
+            return
 
     def _load(self) -> Id:
         try:

@@ -16,9 +16,18 @@ from moltis_node import messages
 from moltis_node.channel import Channel
 from moltis_node.codec import Codec
 from moltis_node.errors import Final, ProtocolError
-from moltis_node.handshake import Asking, Caller, await_verdict, connection_code, gateway_signs, node_signs, prove
+from moltis_node.handshake import (
+    Asking,
+    Caller,
+    await_verdict,
+    check_introduction,
+    connection_code,
+    gateway_signs,
+    node_signs,
+    prove,
+)
 from moltis_node.identity import FIELD_PRIME, Identity, fingerprint, verifies
-from moltis_node.messages import Accepted, GatewayProof, Intent, Introduction, NodeProof
+from moltis_node.messages import Accepted, GatewayProof, Intent, Introduction, NodeProof, Platform, Policy
 from moltis_node.noise import Cipher, Initiator, prologue
 
 from .vectors import load
@@ -217,3 +226,33 @@ def test_a_proof_says_whether_it_wants_to_pair() -> None:
         node_signs("x", bytes(32), replace(node, intent=intent), gateway) for intent in (Intent.PAIR, Intent.CONNECT)
     )
     assert pair != connect
+
+
+PLATFORM = Platform("linux", "x86_64", "Debian 12", "6.1", "box")
+INTRODUCTION = Introduction("box", "Büro 2", {}, PLATFORM, "0", "me", "/", 0, Policy.FULL, (), ())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"node_id": "-x"},
+        {"node_id": "a" * 65},
+        {"node_id": "Local"},
+        {"name": ""},
+        {"name": "x" * 65},
+        {"name": "a\tb"},
+        {"name": "ssh:x"},
+        {"labels": {"a b": ""}},
+        {"labels": {"a": "x=y"}},
+        {"labels": {"a": "x" * 64}},
+        {"labels": {f"k{number}": "" for number in range(33)}},
+        {"env_allow": tuple(f"V{number}" for number in range(65))},
+        {"working_dir": "relative"},
+        {"user": "x" * 257},
+        {"working_dir": "/" + "x" * 4096},
+    ],
+)
+def test_an_introduction_that_no_gateway_takes_ends_the_node_with_words(changes: dict[str, Any]) -> None:
+    check_introduction(INTRODUCTION)
+    with pytest.raises(Final, match="no gateway takes"):
+        check_introduction(replace(INTRODUCTION, **changes))
