@@ -13,6 +13,7 @@ from .messages import (
     Ended,
     Ending,
     FromKeeper,
+    GapReason,
     HasEnded,
     Outcome,
     Reason,
@@ -76,7 +77,7 @@ class Run:
         self.spools = {stream: Spool(folder, stream) for stream in Stream}
         self._process: Process | None = None
         self._attached = False
-        if entry.ending is not None:
+        if entry.totals is not None:
             self._complete(entry.totals)
 
     @property
@@ -120,14 +121,15 @@ class Run:
 
     def _end(self, ending: Ending) -> None:
         self._process = None
-        self._journal.ended(self.entry, ending, {stream: spool.total for stream, spool in self.spools.items()})
-        self._complete(self.entry.totals)
+        totals = {stream: spool.total for stream, spool in self.spools.items()}
+        self._journal.ended(self.entry, ending, totals)
+        self._complete(totals)
         self._listener().changed()
 
-    def _complete(self, totals: dict[Stream, int] | None) -> None:
+    def _complete(self, totals: dict[Stream, int]) -> None:
+        lost_by = GapReason.POWER_CUT if self.is_from_before else GapReason.KEEPER_DIED
         for stream, spool in self.spools.items():
-            spool.complete = True
-            spool.total = max(spool.total, totals[stream] if totals else 0)
+            spool.complete(totals[stream], lost_by)
 
     def end_as_lost(self) -> None:
         """Says the truth of a run whose node died while it ran: how it ended is not known."""

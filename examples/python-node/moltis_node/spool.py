@@ -49,8 +49,7 @@ class Spool:
         self.acknowledged = 0
         self.total = self._kept_end
         """All bytes that the command wrote, with those that could not be kept."""
-        self.complete = False
-        """Whether the command has ended, so that `total` is final."""
+        self._complete = False
 
     @property
     def _kept_end(self) -> int:
@@ -89,9 +88,16 @@ class Spool:
                 with segment.path.open("rb") as file:
                     file.seek(offset - segment.start)
                     return file.read(min(length_max, segment.end - offset))
-        if self._broken is not None and self.complete and offset < self.total:
+        if self._complete and self._broken is not None and offset < self.total:
             return Hole(self.total, self._broken)
         return b""
+
+    def complete(self, total: int, otherwise: GapReason) -> None:
+        """Says that the command has ended and wrote `total`; what is missing here is gone because of `otherwise`."""
+        self.total = max(self.total, total)
+        self._complete = True
+        if self._broken is None and self._kept_end < self.total:
+            self._broken = otherwise
 
     def acknowledge(self, offset: int) -> None:
         """Frees what the gateway has stored, but the newest 64 KiB of it."""

@@ -232,6 +232,27 @@ def test_after_a_power_cut_a_gateway_that_knows_more_than_the_files_is_believed(
     play(tmp_path, script)
 
 
+def test_what_a_power_cut_took_is_told_as_a_gap(tmp_path: Path) -> None:
+    async def script(node: NodeInMemory, gateway: Gateway) -> None:
+        gateway.run("start", digest=DIGEST, spec=spec("echo", "hello"))
+        await gateway.hear_output()
+        await gateway.cut()
+        for file in (node.folder / "runs" / RUN_ID).iterdir():
+            file.write_bytes(b"he")
+        node.boot_id = Id(bytes(16))
+        node.begin()
+        gateway = node.connect()
+        await gateway.hear_run("runs")
+        gateway.run("resume", stdout=0, stderr=0)
+        assert (await gateway.hear_run("output"))["bytes"] == base64.b64encode(b"he").decode()
+        gap = await gateway.hear_run("gap")
+        assert (gap["from"], gap["to"], gap["reason"]) == (2, 6, "power_cut")
+        assert (await gateway.hear_run("ended"))["totals"]["stdout"] == 6
+        await gateway.cut()
+
+    play(tmp_path, script)
+
+
 def test_a_resume_beyond_what_was_written_closes(tmp_path: Path) -> None:
     async def script(_: NodeInMemory, gateway: Gateway) -> None:
         gateway.run("start", digest=DIGEST, spec=spec("echo", "hello"))
