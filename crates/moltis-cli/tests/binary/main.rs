@@ -18,6 +18,7 @@ mod crash;
 mod disks;
 mod doctor;
 mod exec;
+mod fleet;
 mod homes;
 mod input;
 mod metrics;
