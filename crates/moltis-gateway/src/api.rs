@@ -8,6 +8,7 @@
 //! Here is no handler, no status line and no route.
 
 pub mod doctor;
+pub mod events;
 pub mod fleet;
 pub mod follow;
 pub mod gateway;

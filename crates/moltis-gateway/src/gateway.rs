@@ -211,9 +211,11 @@ impl GatewayBuilder {
                 guests: guests.clone(),
                 dir: config.dir.clone(),
             },
-            stop: shared.tasks.stop().clone(),
+            tasks: shared.tasks.clone(),
+            events: shared.events.clone(),
         };
         let api = ApiState::new(rooms, u64::from_be_bytes(random::bytes()));
+        shared.tasks.spawn(http::print_events(api.clone()));
         Ok(Gateway(Arc::new(Inner {
             config,
             identity,

@@ -9,16 +9,19 @@
 //! [`serve`]. What happens behind `/ws` is not here.
 
 mod auth;
+mod authority;
 mod caller;
 mod convert;
 mod doctor;
 mod envelope;
 mod error;
+mod events;
 mod extract;
 mod follow;
 mod gate;
 mod gateway;
 pub(crate) mod guests;
+mod hangup;
 mod health;
 mod host;
 mod join;
@@ -31,13 +34,17 @@ mod output;
 mod pairing;
 pub mod peer;
 mod result;
+mod run_events;
 mod runs;
 pub(crate) mod serve;
+mod sse;
+mod streams;
 mod table;
 #[cfg(test)]
 mod tests;
 mod throttle;
 mod tokens;
+mod unread;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,6 +60,7 @@ use crate::api::doctor::Finding;
 use crate::api::runs::Run;
 use crate::clock::Clock;
 use crate::doctor::gather::Doctor;
+use crate::events::Events;
 use crate::exec::{RunStatus, Runs};
 use crate::metrics::RouteSeconds;
 #[cfg(feature = "metrics")]
@@ -61,10 +69,14 @@ use crate::output::Outputs;
 use crate::pairing::PairingDesk;
 use crate::roster::Roster;
 use crate::store::{Store, Target};
+use crate::tasks::Tasks;
+use events::Press;
+use streams::Streams;
 use table::table;
 use throttle::Throttle;
 
 pub use error::{ApiError, ApiResult};
+pub(crate) use events::print_events;
 pub use host::{HostError, Hosts};
 
 /// Returns the router of everything that this gateway serves, at any prefix.
@@ -116,8 +128,10 @@ pub(crate) struct Rooms {
     /// What is looked at when somebody scrapes.
     #[cfg(feature = "metrics")]
     pub(crate) watched: Sources,
-    /// The end of followed answers.
-    pub(crate) stop: CancellationToken,
+    /// The tasks of answers that last, and their end.
+    pub(crate) tasks: Tasks,
+    /// The bell.
+    pub(crate) events: Events,
 }
 
 /// What handlers work with. Cloning shares it.
@@ -128,6 +142,8 @@ pub(crate) struct ApiState(Arc<Inner>);
 struct Inner {
     rooms: Rooms,
     throttle: Mutex<Throttle>,
+    streams: Streams,
+    press: Press,
     /// Random for each process, so that ids of two gateways do not meet in one log.
     request_base: u64,
     requests: AtomicU64,
@@ -167,6 +183,8 @@ impl ApiState {
             started_at: rooms.clock.now(),
             rooms,
             throttle: Mutex::default(),
+            streams: Streams::default(),
+            press: Press::default(),
             request_base,
             requests: AtomicU64::new(0),
             request_times: RouteSeconds::default(),
@@ -236,8 +254,29 @@ impl ApiState {
         &self.0.rooms.watched
     }
 
+    fn tasks(&self) -> &Tasks {
+        &self.0.rooms.tasks
+    }
+
     fn stop(&self) -> &CancellationToken {
-        &self.0.rooms.stop
+        self.tasks().stop()
+    }
+
+    fn events(&self) -> &Events {
+        &self.0.rooms.events
+    }
+
+    fn streams(&self) -> &Streams {
+        &self.0.streams
+    }
+
+    fn press(&self) -> &Press {
+        &self.0.press
+    }
+
+    /// Returns the random number of this process.
+    fn incarnation(&self) -> u32 {
+        self.roster().incarnation()
     }
 
     /// Puts a run together with the present.

@@ -26,7 +26,7 @@ use moltis_proto::{DeviceId, Labels, NodeId, NodeName, Refusal, RequestId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use self::book::Book;
+use self::book::{Book, Waiting};
 use self::desk::{Command, Desk, Seen};
 pub use self::rules::Warning;
 use self::rules::{Knock, Ruling};
@@ -267,12 +267,21 @@ impl PairingDesk {
         let book = self.shared.book();
         let (wall, now) = (self.shared.clock.now(), Instant::now());
         book.waiting(now)
-            .map(|waiting| Pending {
-                expires_at: waiting.expires_at(wall, now),
-                warnings: rules::warnings(&book, &waiting.request),
-                request: waiting.request.clone(),
-            })
+            .map(|waiting| Pending::of(waiting, &book, wall, now))
             .collect()
+    }
+
+    /// Returns a request by its id, one that was answered within the last day too: as it was shown,
+    /// with the warnings of now.
+    pub fn request(&self, id: RequestId) -> Option<Pending> {
+        let book = self.shared.book();
+        let (wall, now) = (self.shared.clock.now(), Instant::now());
+        if let Some(waiting) = book.waiting_request(id) {
+            return Some(Pending::of(waiting, &book, wall, now));
+        }
+        let answered = book.answered().find(|request| request.id == id)?;
+        let was_waiting = Waiting::new(answered.clone(), wall, now);
+        Some(Pending::of(&was_waiting, &book, wall, now))
     }
 
     /// Returns the request with this id, or whose id begins with it. Answered ones are found too, so
@@ -425,6 +434,16 @@ impl Shared {
     fn change<T>(&self, change: impl FnOnce(&mut Book) -> T) -> T {
         let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
         change(&mut book)
+    }
+}
+
+impl Pending {
+    fn of(waiting: &Waiting, book: &Book, wall: Timestamp, now: Instant) -> Self {
+        Self {
+            expires_at: waiting.expires_at(wall, now),
+            warnings: rules::warnings(book, &waiting.request),
+            request: waiting.request.clone(),
+        }
     }
 }
 

@@ -45,6 +45,8 @@ pub enum Action {
     Diagnose,
     /// See what is counted.
     ReadMetrics,
+    /// Follow what happens, as far as it is about something that one may see.
+    FollowEvents,
 }
 
 /// Why somebody may not do something.
@@ -52,13 +54,13 @@ pub enum Action {
 pub enum Denied {
     /// Nobody knows who asks.
     Unauthenticated,
-    /// The token lacks this scope.
-    ScopeMissing(Scope),
+    /// The token has none of these scopes, any of which would do.
+    ScopeMissing(&'static [Scope]),
 }
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Public,
         Self::ReadNodes,
         Self::AdminNodes,
@@ -68,19 +70,22 @@ impl Action {
         Self::AdminTokens,
         Self::Diagnose,
         Self::ReadMetrics,
+        Self::FollowEvents,
     ];
 
-    /// Returns the scope that a token needs for it; `None` where nobody needs one.
-    pub fn scope(self) -> Option<Scope> {
+    /// Returns the scopes of which a token needs any one for it; none where nobody needs one.
+    pub fn scopes(self) -> &'static [Scope] {
         match self {
-            Self::Public => None,
-            Self::ReadNodes => Some(Scope::NodesRead),
-            Self::AdminNodes => Some(Scope::NodesAdmin),
-            Self::ReadRuns => Some(Scope::RunsRead),
-            Self::WriteRuns => Some(Scope::RunsWrite),
-            Self::RunHere | Self::Diagnose => Some(Scope::Admin),
-            Self::AdminTokens => Some(Scope::TokensAdmin),
-            Self::ReadMetrics => Some(Scope::Metrics),
+            Self::Public => &[],
+            Self::ReadNodes => &[Scope::NodesRead],
+            Self::AdminNodes => &[Scope::NodesAdmin],
+            Self::ReadRuns => &[Scope::RunsRead],
+            Self::WriteRuns => &[Scope::RunsWrite],
+            Self::RunHere | Self::Diagnose => &[Scope::Admin],
+            Self::AdminTokens => &[Scope::TokensAdmin],
+            // Who has one of them is shown its part: each kind of event asks again.
+            Self::FollowEvents => &[Scope::NodesRead, Scope::RunsRead, Scope::NodesAdmin],
+            Self::ReadMetrics => &[Scope::Metrics],
         }
     }
 }
@@ -90,13 +95,14 @@ impl Action {
 /// # Errors
 /// Why not.
 pub fn authorize(who: Option<&Principal>, action: Action) -> Result<(), Denied> {
-    let Some(needed) = action.scope() else {
+    let any_of = action.scopes();
+    if action == Action::Public {
         return Ok(());
-    };
+    }
     match who {
         None => Err(Denied::Unauthenticated),
-        Some(principal) if principal.has(needed) => Ok(()),
-        Some(_) => Err(Denied::ScopeMissing(needed)),
+        Some(principal) if any_of.iter().any(|scope| principal.has(*scope)) => Ok(()),
+        Some(_) => Err(Denied::ScopeMissing(any_of)),
     }
 }
 
@@ -136,9 +142,9 @@ mod tests {
     fn a_token_may_do_what_its_scopes_name_and_nothing_else() {
         for action in Action::ALL {
             for scope in Scope::ALL {
-                let may = action
-                    .scope()
-                    .is_none_or(|needed| needed == *scope || *scope == Scope::Admin);
+                let may = action == Action::Public
+                    || action.scopes().contains(scope)
+                    || *scope == Scope::Admin;
                 let said = authorize(Some(&token(&[*scope])), action);
                 assert_eq!(said.is_ok(), may, "{scope} for {action:?}");
             }

@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -82,6 +82,8 @@ struct Inner {
     syncer: Arc<Syncer>,
     /// Why the last write failed, and when; `None` after one that did not.
     trouble: Mutex<Option<(StoreError, Instant)>>,
+    /// Counts tokens that were revoked.
+    revocations: watch::Sender<u64>,
     /// Held for its lock.
     _lock: File,
 }
@@ -153,6 +155,7 @@ impl Store {
             readers,
             syncer,
             trouble: Mutex::default(),
+            revocations: watch::Sender::new(0),
             _lock: files.lock,
         })))
     }

@@ -100,6 +100,17 @@ impl RunHandle {
         self.record()
     }
 
+    /// Waits until its process is known to live, or it is over, and returns its record.
+    ///
+    /// # Cancel safety
+    /// Dropping it lets go of the waiting only.
+    pub async fn begun(&mut self) -> Arc<RunRecord> {
+        let begun =
+            |record: &Arc<RunRecord>| matches!(record.stage, RunStage::Running | RunStage::Ended);
+        self.record.wait_for(begun).await.map(drop).ok();
+        self.record()
+    }
+
     /// Returns its output from these offsets on, and its end.
     pub fn follow(&self, stdout_from: u64, stderr_from: u64) -> Follow {
         Follow {

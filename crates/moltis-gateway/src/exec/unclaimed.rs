@@ -175,7 +175,7 @@ impl Shared {
             record.totals = totals;
         });
         self.table.remove(run);
-        self.events.send(Event::RunEnded(run.id));
+        self.events.send(Event::RunLetGo(run.record()));
         Ok(())
     }
 }

@@ -12,11 +12,13 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::ApiState;
+use super::authority::Authority;
 use super::error::{ApiError, ApiResult};
 use super::gate::peer_of;
+use super::hangup::Hangup;
 use super::peer::Peer;
 use crate::api::problem::Code;
-use crate::api::tokens::TOKEN_PREFIX;
+use crate::api::tokens::{Scope, TOKEN_PREFIX};
 use crate::principal::{Action, Denied, Principal, authorize};
 use crate::store::{TokenHash, TokenRecord};
 
@@ -30,24 +32,31 @@ pub(super) async fn guard(
     next: Next,
 ) -> Response {
     let admitted = match action {
-        Action::Public => Ok(None),
+        Action::Public => Ok((None, None)),
         _ => match read(&state, &request) {
-            Ok(shown) => identify(&state, shown).await.map(Some),
+            Ok(shown) => identify(&state, shown).await,
             Err(error) => Err(error),
         },
     };
-    let checked = admitted.and_then(|who| {
+    let checked = admitted.and_then(|(who, authority)| {
         authorize(who.as_ref(), action).map_err(|denied| refuse(denied, who.as_ref()))?;
-        Ok(who)
+        Ok((who, authority))
     });
-    match checked {
-        Ok(who) => {
-            if let Some(who) = who {
-                request.extensions_mut().insert(who);
-            }
-            next.run(request).await
+    let (who, authority) = match checked {
+        Ok(checked) => checked,
+        Err(error) => return error.into_response(),
+    };
+    if let Some(who) = who {
+        request.extensions_mut().insert(who);
+    }
+    match authority {
+        None => next.run(request).await,
+        Some(authority) => {
+            let hangup = Hangup::of(request.extensions());
+            authority
+                .hold(next.run(request), hangup, state.tasks())
+                .await
         }
-        Err(error) => error.into_response(),
     }
 }
 
@@ -73,20 +82,22 @@ fn read(state: &ApiState, request: &Request) -> ApiResult<Shown> {
     }
 }
 
-/// Finds out who that is.
-async fn identify(state: &ApiState, shown: Shown) -> ApiResult<Principal> {
+/// Finds out who that is, and how long its word counts; the operator's does not end.
+async fn identify(
+    state: &ApiState,
+    shown: Shown,
+) -> ApiResult<(Option<Principal>, Option<Authority>)> {
     let (hash, peer) = match shown {
-        Shown::User(principal) => return Ok(principal),
+        Shown::User(principal) => return Ok((Some(principal), None)),
         Shown::Token { hash, peer } => (hash, peer),
     };
-    let now = state.clock().now();
-    match state.store().token(hash).await? {
-        Some(token) if token.is_live(now) => {
-            note_use(state, &token, now).await;
-            Ok(token.into())
+    match Authority::of(state.store(), state.clock(), hash).await? {
+        Some((token, authority)) => {
+            note_use(state, &token, state.clock().now()).await;
+            Ok((Some(token.into()), Some(authority)))
         }
         // Unknown, expired and revoked are one answer: none of them tells a guess from a token.
-        Some(_) | None => Err(throttled(
+        None => Err(throttled(
             state,
             &peer,
             unauthenticated("this token is not known here, has expired, or was revoked"),
@@ -168,13 +179,19 @@ fn unauthenticated(detail: &str) -> ApiError {
 pub(super) fn refuse(denied: Denied, who: Option<&Principal>) -> ApiError {
     match denied {
         Denied::Unauthenticated => unauthenticated("this needs a token, and there is none"),
-        Denied::ScopeMissing(scope) => {
+        Denied::ScopeMissing(any_of) => {
             let who = who.map(ToString::to_string).unwrap_or_default();
-            ApiError::new(
-                Code::ScopeMissing,
-                format!("`{who}` lacks the scope `{scope}`, which this needs"),
-            )
-            .hint(format!(
+            let scope = any_of.first().copied().unwrap_or(Scope::Admin);
+            let detail = match any_of {
+                [_one] => format!("`{who}` lacks the scope `{scope}`, which this needs"),
+                several => {
+                    let several: Vec<_> =
+                        several.iter().map(|scope| format!("`{scope}`")).collect();
+                    let several = several.join(", ");
+                    format!("`{who}` has none of the scopes {several}, one of which this needs")
+                }
+            };
+            ApiError::new(Code::ScopeMissing, detail).hint(format!(
                 "make a token with it: moltis token create --name <name> --scope {scope}"
             ))
         }

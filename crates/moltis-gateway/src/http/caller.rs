@@ -5,6 +5,7 @@ use axum::http::request::Parts;
 
 use super::auth::refuse;
 use super::error::ApiError;
+use super::hangup::Hangup;
 use super::peer::Peer;
 use crate::audit::Actor;
 use crate::exec::Asker;
@@ -17,6 +18,8 @@ pub(super) struct Caller {
     pub(super) who: Principal,
     /// From where.
     pub(super) peer: Peer,
+    /// The end of its connection, where that is in our hands.
+    pub(super) hangup: Option<Hangup>,
 }
 
 impl Caller {
@@ -66,6 +69,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
         Ok(Self {
             who,
             peer: peer.map_or(Peer::Unknown, |ConnectInfo(peer)| *peer),
+            hangup: Hangup::of(&parts.extensions),
         })
     }
 }

@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 use self::inputs::{BodyKind, Writer};
 use super::gate;
 use super::table::{Route, table};
+use crate::api::events::{EventData, Output, Reset};
 use crate::api::follow::Gap;
 use crate::api::problem::{Code, Problem};
 use crate::api::{PREFIX, REQUEST_ID_HEADER};
@@ -132,8 +133,11 @@ impl Desk {
         settings.definitions_path = "/components/schemas".into();
         settings.meta_schema = None;
         let mut answers = settings.clone().for_serialize().into_generator();
-        // Frames carry it, of which the document speaks in words only.
+        // Frames and events carry these, of which the document speaks in words only.
         answers.subschema_for::<Gap>();
+        answers.subschema_for::<EventData>();
+        answers.subschema_for::<Output>();
+        answers.subschema_for::<Reset>();
         Self {
             requests: settings.for_deserialize().into_generator(),
             answers,
@@ -157,9 +161,11 @@ impl Desk {
             "responses": self.responses(route),
             "security": [],
         });
-        if let Some(scope) = route.action.scope() {
-            operation["security"] = json!([{ SCHEME: [scope] }]);
-            operation["description"] = format!("Needs the scope `{scope}`.").into();
+        let any_of = route.action.scopes();
+        if !any_of.is_empty() {
+            let security = any_of.iter().map(|scope| json!({ SCHEME: [scope] }));
+            operation["security"] = security.collect();
+            operation["description"] = words::needs(any_of).into();
         }
         let parameters = self.parameters(route);
         if !parameters.is_empty() {

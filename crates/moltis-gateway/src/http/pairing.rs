@@ -22,11 +22,7 @@ use crate::api::{Empty, List};
 
 /// `GET pairing`
 pub(super) async fn status(State(desk): State<ApiState>) -> axum::Json<PairingStatus> {
-    let expires_at = desk.pairing().window();
-    axum::Json(PairingStatus {
-        enabled: expires_at.is_some(),
-        expires_at,
-    })
+    axum::Json(desk.pairing().window().into())
 }
 
 /// `PUT pairing`

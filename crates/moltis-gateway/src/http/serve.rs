@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::guests::Guests;
+use super::hangup::Hangup;
 use super::listen::{Connection, Listener};
 use super::peer::Peer;
 
@@ -101,9 +102,12 @@ async fn speak<S>(stream: S, peer: Peer, router: Router, stop: CancellationToken
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let hangup = Hangup::default();
+    let by_handlers = hangup.clone();
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(by_handlers.clone());
         let router = router.clone();
         async move {
             Ok::<_, Infallible>(
@@ -130,13 +134,23 @@ where
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
     );
+    let spoken = async {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => ended,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    };
     let ended = tokio::select! {
         biased;
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+        () = hangup.asked() => {
+            tracing::debug!(peer.addr = %peer, "a connection was closed with its answer");
+            return;
         }
+        ended = spoken => ended,
     };
     if let Err(error) = ended {
         tracing::debug!(peer.addr = %peer, %error, "a connection ended badly");

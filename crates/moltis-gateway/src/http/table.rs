@@ -11,8 +11,11 @@ use schemars::JsonSchema;
 
 use super::openapi::inputs::{Arguments, Inputs};
 use super::openapi::{self, Answer};
-use super::{ApiState, doctor, gateway, health, nodes, output, pairing, runs, tokens};
+use super::{
+    ApiState, doctor, events, gateway, health, nodes, output, pairing, run_events, runs, tokens,
+};
 use crate::api::doctor::Finding;
+use crate::api::events::{LAST_EVENT_ID_HEADER, MEDIA_TYPE as EVENTS};
 use crate::api::fleet::{FleetResults, FleetRuns};
 use crate::api::gateway::Gateway;
 use crate::api::nodes::{Node, NodeDetail};
@@ -20,7 +23,9 @@ use crate::api::pairing::{PairingCommand, PairingRequest, PairingStatus};
 use crate::api::problem::Code;
 use crate::api::runs::{Run, RunResult, StdinAccepted};
 use crate::api::tokens::{NewToken, Token};
-use crate::api::{Health, IDEMPOTENCY_KEY_HEADER, List, NEXT_OFFSET_HEADER, RUN_ID_HEADER, follow};
+use crate::api::{
+    Health, IDEMPOTENCY_KEY_HEADER, List, NEXT_OFFSET_HEADER, RUN_ID_HEADER, events as told, follow,
+};
 use crate::principal::Action;
 
 /// One row: a way in, who may take it, and what it promises.
@@ -52,7 +57,7 @@ pub(super) struct Promise {
 /// Every route there is.
 #[rustfmt::skip]
 pub(super) fn table() -> Vec<Route> {
-    use Action::{AdminNodes, AdminTokens, Diagnose, Public, ReadNodes, ReadRuns, WriteRuns};
+    use Action::{AdminNodes, AdminTokens, Diagnose, FollowEvents, Public, ReadNodes, ReadRuns, WriteRuns};
     use Code as C;
     use Method as M;
     vec![
@@ -149,6 +154,12 @@ pub(super) fn table() -> Vec<Route> {
             .is("follow_run", "Everything that happens to a run, as it happens, until it is over.")
             .gives_media(200, follow::MEDIA_TYPE, follow::IN_WORDS)
             .or(&[C::NotFound, C::Ambiguous]),
+        Route::new(M::GET, "/api/v1/runs/{id}/events", ReadRuns, run_events::follow)
+            .is("follow_run_events", "What happens to a run, as server-sent events, until it is over.")
+            .reads(LAST_EVENT_ID_HEADER, "The id of the last event that the reader has: it goes on at the byte behind it, at whatever process.")
+            .gives_media(200, EVENTS, told::RUN_IN_WORDS)
+            .gives_nothing(204, "The reader has the last event of a run that is over.")
+            .or(&[C::NotFound, C::Ambiguous]),
         Route::new(M::POST, "/api/v1/runs/{id}/stdin", WriteRuns, runs::stdin)
             .is("write_stdin", "Send bytes to a command's stdin. They are placed by their offset, so that a request can be repeated. For a run on `local` this takes the scope `admin`.")
             .gives::<StdinAccepted>(200, "Where to go on.")
@@ -169,6 +180,11 @@ pub(super) fn table() -> Vec<Route> {
             .is("claim_run", "Take a run that a node brought and nobody asked for (`unclaimed`).")
             .gives::<Run>(200, "The run.")
             .or(&[C::NotFound, C::Ambiguous, C::AlreadyAnswered, C::RunEnded]),
+
+        Route::new(M::GET, "/api/v1/events", FollowEvents, events::follow)
+            .is("follow_events", "What happens, as server-sent events: the part of it that the asker may see.")
+            .reads(LAST_EVENT_ID_HEADER, "The id of the last event that the reader has: it goes on behind it, or is told by `reset` that it cannot.")
+            .gives_media(200, EVENTS, told::IN_WORDS),
 
         Route::new(M::GET, "/api/v1/tokens", AdminTokens, tokens::list)
             .is("list_tokens", "API tokens, without their secrets.")

@@ -2,6 +2,7 @@
 //! never end. What routes do is tested in `tests/http/`, with a real node behind them.
 
 mod itself;
+mod streams;
 mod trouble;
 
 use std::net::SocketAddr;
@@ -110,13 +111,21 @@ impl Door {
     }
 }
 
-/// Sends a request as it stands and reads until the gateway closes.
+/// Sends a request as it stands and reads until the gateway closes. Of a stream of events, which
+/// does not end, the beginning is the answer.
 async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    let read = stream.read_to_end(&mut answer);
+    let read = async {
+        while stream.read_buf(&mut answer).await.unwrap() > 0 {
+            let text = String::from_utf8_lossy(&answer);
+            if text.contains("text/event-stream") && text.contains("\r\n\r\n") {
+                break;
+            }
+        }
+    };
     let read = tokio::time::timeout(Duration::from_secs(30), read).await;
-    read.expect("the gateway answers and closes").unwrap();
+    read.expect("the gateway answers and closes");
     String::from_utf8(answer).unwrap()
 }
 

@@ -5,10 +5,11 @@
 
 use jiff::Timestamp;
 use serde_json::json;
+use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use super::row::{self, Columns};
-use super::writer::{Fold, fold_text};
+use super::writer::{Fold, Folded, fold_text};
 use super::{Store, StoreError, Written};
 use crate::audit::{Action, Actor, Entry};
 
@@ -197,7 +198,23 @@ impl Store {
             audit: Some(Entry::new(now, by, Action::TokenRevoke, &id, json!({}))),
             then: Vec::new(),
         };
-        self.fold(fold).await.map(super::writer::Folded::written)
+        // In a task, so that the bell rings for every revocation that is done, whoever still waits.
+        let (told, done) = oneshot::channel();
+        let store = self.clone();
+        super::spawn(async move {
+            let written = store.fold(fold).await.map(Folded::written);
+            if matches!(written, Ok(Some(_))) {
+                store.0.revocations.send_modify(|count| *count += 1);
+            }
+            told.send(written).ok(); // the asker has gone
+        });
+        done.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Counts tokens that were revoked. Whoever goes on doing something on a token's word looks at
+    /// the token again whenever this moves.
+    pub fn token_revocations(&self) -> watch::Receiver<u64> {
+        self.0.revocations.subscribe()
     }
 }
 

@@ -59,13 +59,9 @@ impl Client {
         sender.send_request(request).await.unwrap()
     }
 
+    /// Sends a request and reads the whole answer, or of events, which do not end, the beginning.
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
-        let (parts, body) = self.open(request).await.into_parts();
-        Answer {
-            status: parts.status,
-            headers: parts.headers,
-            body: body.collect().await.unwrap().to_bytes(),
-        }
+        Answer::of(self.open(request).await).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -103,6 +99,23 @@ impl Client {
 }
 
 impl Answer {
+    /// Reads an answer, as [`Client::send`].
+    pub(crate) async fn of(response: Response<Incoming>) -> Self {
+        let (parts, mut body) = response.into_parts();
+        let media = parts.headers.get(CONTENT_TYPE);
+        let body = if media.is_some_and(|media| media == "text/event-stream") {
+            let first = body.frame().await.map(|first| first.unwrap());
+            first.map_or_else(Bytes::new, |first| first.into_data().unwrap())
+        } else {
+            body.collect().await.unwrap().to_bytes()
+        };
+        Self {
+            status: parts.status,
+            headers: parts.headers,
+            body,
+        }
+    }
+
     pub(crate) fn value(&self) -> Value {
         self.read()
     }

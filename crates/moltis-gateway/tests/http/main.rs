@@ -11,6 +11,8 @@ mod bad_input;
 mod bodies;
 mod client;
 mod doctor;
+mod events;
+mod feed;
 mod fleet;
 #[path = "../session/gateway.rs"]
 #[expect(
@@ -26,4 +28,5 @@ mod gateway;
 mod node;
 mod openapi;
 mod output;
+mod run_events;
 mod runs;

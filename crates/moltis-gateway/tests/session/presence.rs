@@ -65,7 +65,7 @@ async fn a_key_in_two_places_is_reported_and_the_newest_stays() {
         node = newer;
     }
     let mut cloned = 0;
-    while let Ok(event) = events.try_recv() {
+    while let Ok(Some(event)) = events.try_recv() {
         cloned += usize::from(event == Event::KeyCloned(device.id()));
     }
     assert_eq!(cloned, 1);

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::api::tokens::Scope;
+
 /// What stands at the top.
 pub(super) const ABOUT: &str = "\
 The HTTP API of a Moltis gateway: nodes, pairing, runs and their output, and tokens.
@@ -30,6 +32,15 @@ Nodes connect to `/ws`, which speaks a protocol of its own and takes no token.
 pub(super) const SECURITY: &str = "\
 A token `moltis_...`, made by `moltis token create` or `POST /api/v1/tokens`. The scope that an \
 operation needs stands beside it; `admin` has all of them.";
+
+/// Returns which scopes an operation needs.
+pub(super) fn needs(any_of: &[Scope]) -> String {
+    let names: Vec<_> = any_of.iter().map(|scope| format!("`{scope}`")).collect();
+    match &names[..] {
+        [one] => format!("Needs the scope {one}."),
+        several => format!("Needs one of the scopes {}.", several.join(", ")),
+    }
+}
 
 /// Returns what may stand for `{id}` in a path.
 pub(super) fn id_in(path: &str) -> &'static str {
