@@ -11,7 +11,6 @@ mod exit;
 mod failure;
 mod logging;
 mod notify;
-mod open_files;
 mod output;
 mod paths;
 mod program;

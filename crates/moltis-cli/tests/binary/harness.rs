@@ -464,7 +464,7 @@ impl Printed {
         });
     }
 
-    fn wait_for_end(&self) {
+    pub(crate) fn wait_for_end(&self) {
         let mut text = self.lock();
         let deadline = std::time::SystemTime::now() + LONG;
         while !text.ended {
