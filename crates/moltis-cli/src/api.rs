@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -46,6 +46,8 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub(crate) struct Client {
     address: Address,
     token: Option<Secret>,
+    /// Bytes that a connection reads ahead; `None` is as many as the library likes.
+    read_ahead_max: Option<usize>,
     idle: Mutex<Option<Connection>>,
     tasks: TaskTracker,
 }
@@ -84,9 +86,21 @@ impl Client {
         Ok(Self {
             address,
             token,
+            read_ahead_max: None,
             idle: Mutex::new(None),
             tasks: TaskTracker::new(),
         })
+    }
+
+    /// The same, for many connections at once: each reads only so many bytes ahead, at least 8 KiB.
+    pub(crate) fn reading_ahead(mut self, bytes_max: usize) -> Self {
+        self.read_ahead_max = Some(bytes_max);
+        self
+    }
+
+    /// Returns whether the gateway is asked over the network, if only that of this machine.
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self.address, Address::Remote { .. })
     }
 
     /// Asks for one thing.
@@ -294,7 +308,12 @@ impl Client {
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         is_here: bool,
     ) -> Result<Connection, ApiError> {
-        let (sender, connection) = handshake(TokioIo::new(stream))
+        let mut builder = http1::Builder::new();
+        if let Some(bytes) = self.read_ahead_max {
+            builder.max_buf_size(bytes);
+        }
+        let (sender, connection) = builder
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ApiError::Cut(error.to_string()))?;
         self.tasks.spawn(async move {

@@ -171,6 +171,9 @@ pub(crate) struct Keeper {
     /// The gateway machine's own keeper: policy `full`, no longest time, the home directory
     #[arg(long)]
     pub(crate) local: bool,
+    /// The soft limit of open files for what it runs, where whoever starts it has raised its own
+    #[arg(long, value_name = "N")]
+    pub(crate) open_files: Option<u64>,
 }
 
 /// Which gateway a command talks to.

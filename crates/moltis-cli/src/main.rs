@@ -11,6 +11,7 @@ mod exit;
 mod failure;
 mod logging;
 mod notify;
+mod open_files;
 mod output;
 mod paths;
 mod program;

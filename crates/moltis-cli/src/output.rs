@@ -58,6 +58,18 @@ impl Output {
         self.stderr_is_terminal
     }
 
+    /// Returns whether stdout takes colours: a terminal that has them, and nobody said `NO_COLOR`.
+    pub(crate) fn stdout_takes_colours(self) -> bool {
+        let choice = anstream::AutoStream::choice(&std::io::stdout());
+        self.stdout_is_terminal && choice != anstream::ColorChoice::Never
+    }
+
+    /// Returns whether stderr takes colours, as [`Output::stdout_takes_colours`].
+    pub(crate) fn stderr_takes_colours(self) -> bool {
+        let choice = anstream::AutoStream::choice(&std::io::stderr());
+        self.stderr_is_terminal && choice != anstream::ColorChoice::Never
+    }
+
     /// Returns whether a person types.
     pub(crate) fn stdin_is_terminal(self) -> bool {
         self.stdin_is_terminal

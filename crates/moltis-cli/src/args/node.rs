@@ -1,10 +1,12 @@
 //! `moltis node …`: this machine as a node, and the nodes of a gateway.
 
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use moltis_gateway::exec::Selector;
 
 use super::values::{self, LabelChange};
 use super::{Format, Logs, Remote};
@@ -202,11 +204,15 @@ pub(crate) struct PolicyAllow {
 #[command(after_help = "\
 Example:
   moltis node list
-  moltis node list --all --json")]
+  moltis node list --all --json
+  moltis node list --select 'gpu=true,runtime=python'")]
 pub(crate) struct List {
     /// Offline and revoked ones too
     #[arg(long)]
     pub(crate) all: bool,
+    /// Only nodes that match, as for `moltis node exec`; no revoked one does
+    #[arg(long, value_name = "SELECTOR")]
+    pub(crate) select: Option<Selector>,
     #[command(flatten)]
     pub(crate) format: Format,
     #[command(flatten)]
@@ -397,23 +403,42 @@ pub(crate) struct Reject {
     pub(crate) remote: Remote,
 }
 
-/// Run a command on a node
+/// Run a command on a node, or on all that match
 ///
 /// Both outputs stream as they come, and the exit code is that of the command: 124 timed out,
 /// 125 Moltis could not run it, 126 not executable, 127 not found, 128+n ended by signal n,
 /// 130 cancelled by Ctrl+C, 255 the outcome is not known. The first Ctrl+C cancels the run and waits
 /// for its end; the second leaves at once. The run goes on when a connection is cut; a cut that is
 /// noticed is said once on stderr.
+///
+/// With --select it runs on every node that matches. Each line of output begins with the node's
+/// name, and a summary on stderr says how many exited 0, and who did not. The exit code is 0 when
+/// every node gave 0, else 1; 125 when no node matches. Nodes that match and are offline are named
+/// and count as failed; add `state=online` to leave them out.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   moltis node exec box -- make -j8 test
   moltis node exec box --shell 'dmesg | tail'
   moltis node exec box --stdin -- tar xf - < backup.tar
-  moltis node exec local -- uname -a")]
+  moltis node exec local -- uname -a
+  moltis node exec --select 'gpu=true,platform=linux' -- nvidia-smi -L
+  moltis node exec --select role=web --parallel 2 --fail-fast -- systemctl restart web
+  moltis node exec --select 'role=web,room!=cellar' --dry-run
+
+A selector is one or more of these, joined by commas, and all of them hold:
+  key=value   the label is this
+  key!=value  the label is another, or missing
+  key         the label is there
+  all         every node
+The keys platform, arch, runtime, provider, state (online, offline) and name are facts of the
+machine: platform=linux, runtime=python, provider=ollama. A label of such a name is label:platform.")]
 pub(crate) struct Exec {
     /// Id, unique prefix of an id, or display name; `local` is the gateway's own machine
-    pub(crate) node: String,
+    #[arg(required_unless_present = "select")]
+    pub(crate) node: Option<String>,
+    #[command(flatten)]
+    pub(crate) many: Many,
     #[command(flatten)]
     pub(crate) how: ExecHow,
     /// Print the run's id and leave; `moltis runs attach` follows it
@@ -434,6 +459,23 @@ pub(crate) struct Exec {
     /// Program and arguments, after `--`
     #[arg(last = true, value_name = "ARGV")]
     pub(crate) argv: Vec<OsString>,
+}
+
+/// On which nodes a command runs, where it is not one.
+#[derive(Debug, Args)]
+pub(crate) struct Many {
+    /// Run it on every node that matches
+    #[arg(long, value_name = "SELECTOR", conflicts_with_all = ["node", "tty"])]
+    pub(crate) select: Option<Selector>,
+    /// At most so many nodes at a time [default: all]
+    #[arg(long, value_name = "N", requires = "select", conflicts_with_all = ["node", "detach"], allow_hyphen_values = true, value_parser = values::parallel)]
+    pub(crate) parallel: Option<NonZeroUsize>,
+    /// Start no more behind one that did not exit 0; without --parallel one node at a time
+    #[arg(long, requires = "select", conflicts_with_all = ["node", "detach"])]
+    pub(crate) fail_fast: bool,
+    /// List the nodes that match, and run nothing
+    #[arg(long, requires = "select", conflicts_with_all = ["node", "detach"])]
+    pub(crate) dry_run: bool,
 }
 
 /// How a command runs.

@@ -1,6 +1,7 @@
 //! Parsers of single values: durations, addresses, `key=value`. Each says what it expected.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use moltis_proto::limits;
@@ -40,6 +41,12 @@ fn seconds(text: &str) -> Result<u64, String> {
         .ok()
         .filter(|seconds| *seconds <= TIMEOUT_SECONDS_MAX)
         .ok_or_else(|| format!("at most {TIMEOUT_SECONDS_MAX} seconds (a year) are possible"))
+}
+
+/// Parses how many nodes run at a time: at least 1.
+pub(crate) fn parallel(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse()
+        .map_err(|_| "expected how many nodes at a time, at least 1, as `10`".to_owned())
 }
 
 /// Parses how long the pairing window stays open: `1s` to `60m`.

@@ -1,10 +1,13 @@
 //! `moltis node exec` and `moltis node shell`: from the words of a command line to a run, its
 //! output and its exit code.
 //!
-//! Here a request is made and sent; [`follow`] stays with the run until it is over.
+//! Here a request is made and sent; [`follow`] stays with the run until it is over. One command on
+//! many nodes is [`fleet`]'s.
 
+mod cancel;
 mod collect;
 mod ending;
+mod fleet;
 pub(super) mod follow;
 mod reader;
 mod stdin;
@@ -33,10 +36,20 @@ const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
 
 /// `moltis node exec`.
 pub(super) fn exec(context: &Context, args: Exec) -> anyhow::Result<Exit> {
-    let command = command(args.shell, args.argv)?;
-    let request = request(context, args.node, command, args.how)?;
-    let client = context.client(&args.remote)?;
     let json = args.format.json;
+    let client = context.client(&args.remote)?;
+    if args.many.dry_run {
+        return on_one_thread(fleet::dry_run(context, &client, args.many, json));
+    }
+    let command = command(args.shell, args.argv)?;
+    let mut request = request(context, args.node, command, args.how)?;
+    if let Some(select) = args.many.select.clone() {
+        fleet::take_stdin(&mut request)?;
+        if args.detach {
+            return on_one_thread(fleet::detach(context, &client, request, &select, json));
+        }
+        return on_one_thread(fleet::run(context, client, request, args.many, json));
+    }
     if args.detach {
         on_one_thread(detach(context, &client, &request, json))
     } else {
@@ -70,7 +83,9 @@ async fn detach(
     json: bool,
 ) -> anyhow::Result<Exit> {
     // The answer comes when the run is on the gateway's disk.
-    let run: Run = once(async |key| client.send_once("runs", request, key).await).await?;
+    let run: Run = once(async |key| client.send_once("runs", request, key).await)
+        .await
+        .map_err(NotDone::into_failure)?;
     if json {
         context.output.json(&Detached {
             run_id: &run.id,
@@ -104,7 +119,7 @@ async fn start_and_follow(
         loop {
             tokio::select! {
                 biased;
-                started = &mut starting => break started?,
+                started = &mut starting => break started.map_err(NotDone::into_failure)?,
                 signal = stops.next() => {
                     if stopped_by.is_some() {
                         return Err(failure("left before the gateway answered")
@@ -178,7 +193,7 @@ fn text(word: OsString, what: &str) -> Result<String, Failure> {
 
 fn request(
     context: &Context,
-    node: String,
+    node: Option<String>,
     words: Words,
     how: ExecHow,
 ) -> Result<StartRun, Failure> {
@@ -199,7 +214,7 @@ fn request(
     };
     let tty = how.tty.then(|| tty(context));
     Ok(StartRun {
-        node: Some(node),
+        node,
         argv,
         command,
         cwd,
@@ -233,9 +248,29 @@ fn input(context: &Context, request: &StartRun) -> Input {
     }
 }
 
+/// Why a request was not done, as far as is known.
+#[derive(Debug)]
+enum NotDone {
+    /// It was refused, or the gateway was never reached.
+    Refused(ApiError),
+    /// The gateway was lost behind it, for good.
+    Unknown,
+}
+
+impl NotDone {
+    fn into_failure(self) -> Failure {
+        match self {
+            Self::Refused(error) => error.not_run(),
+            Self::Unknown => failure("whether the command was started is not known")
+                .exit(Exit::UNKNOWN)
+                .hint("look at the newest ones: moltis runs list"),
+        }
+    }
+}
+
 /// Sends a request under a key of its own. When its fate is unknown it is sent again, and still
 /// nothing starts twice.
-async fn once<T>(mut send: impl AsyncFnMut(&str) -> Result<T, ApiError>) -> Result<T, Failure> {
+async fn once<T>(mut send: impl AsyncFnMut(&str) -> Result<T, ApiError>) -> Result<T, NotDone> {
     let key = uuid::Uuid::new_v4().simple().to_string();
     for attempt in 1..=ATTEMPTS {
         let error = match send(&key).await {
@@ -244,13 +279,11 @@ async fn once<T>(mut send: impl AsyncFnMut(&str) -> Result<T, ApiError>) -> Resu
         };
         let fate_is_unknown = attempt > 1 || matches!(error, ApiError::Cut(_));
         if !fate_is_unknown || !error.passes() {
-            return Err(error.not_run());
+            return Err(NotDone::Refused(error));
         }
         tokio::time::sleep(ATTEMPT_PAUSE).await;
     }
-    Err(failure("whether the command was started is not known")
-        .exit(Exit::UNKNOWN)
-        .hint("look at the newest ones: moltis runs list"))
+    Err(NotDone::Unknown)
 }
 
 #[cfg(test)]

@@ -17,13 +17,14 @@ use moltis_node::keeper::connect;
 use tokio::task::JoinSet;
 
 use super::Context;
-use super::starter::starter;
+use super::starter::{Keeps, starter};
 use crate::args;
 use crate::config_file::{self, ConfigFile};
 use crate::exit::Exit;
 use crate::failure::{Failure, failure, report};
 use crate::logging::{self, Target};
 use crate::notify;
+use crate::open_files;
 use crate::output::Output;
 use crate::paths::Home;
 use crate::signals::stop_on_signal;
@@ -81,7 +82,8 @@ async fn serve(
         listeners.push(listen(Listener::tcp(address))?);
     }
     let bound: Vec<_> = listeners.iter().filter_map(Listener::address).collect();
-    let starter = Arc::new(starter(home, &context.settings, true)?);
+    let keeps = Keeps::Local(open_files::raise());
+    let starter = Arc::new(starter(home, &context.settings, keeps)?);
     let local = home.local_runs();
     let connector = move || -> Connecting {
         let (starter, local) = (Arc::clone(&starter), local.clone());

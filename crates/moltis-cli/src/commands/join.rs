@@ -17,7 +17,7 @@ use moltis_node::{KeeperDir, LinkError, Node, NodeBuilder, NodeState};
 use moltis_telemetry::{Collector, CollectorConfig};
 
 pub(super) use self::run::run;
-use super::starter::starter;
+use super::starter::{Keeps, starter};
 use super::{Context, on_one_thread};
 use crate::account::Account;
 use crate::args::node::Add;
@@ -90,7 +90,7 @@ impl Prepared {
         sampled.ollama_host.clone_from(&self.config.ollama_host);
         let keepers = KeeperDir::new(
             self.home.node_runs(),
-            starter(&self.home, &context.settings, false)?,
+            starter(&self.home, &context.settings, Keeps::Node)?,
         );
         let file = ConfigFile::new(self.home.node_config());
         Ok(Node::builder(file, self.identity, keepers)

@@ -15,6 +15,7 @@ use crate::account::Account;
 use crate::args::Keeper;
 use crate::exit::Exit;
 use crate::logging::{self, LogFormat, Target};
+use crate::open_files;
 use crate::settings::Settings;
 
 /// The time of a run on the gateway's own machine that asks for none.
@@ -29,6 +30,10 @@ pub(super) async fn run(context: &Context, args: Keeper) -> anyhow::Result<Exit>
         LogFormat::Text,
         Target::Stderr,
     )?;
+    if let Some(soft) = args.open_files {
+        // Before the keeper looks what its commands shall inherit.
+        open_files::lower_to(soft);
+    }
     let boot_id = moltis_telemetry::boot_id()?;
     let account = Account::of_process(&context.settings);
     let version = env!("CARGO_PKG_VERSION");

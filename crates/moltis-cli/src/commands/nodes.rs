@@ -14,46 +14,61 @@ use crate::api::{ApiError, Client};
 use crate::args::node::{Describe, Forget, Label, List, Rename, Revoke};
 use crate::args::values::LabelChange;
 use crate::exit::Exit;
+use crate::output::Output;
 use crate::units::{ago, short, size, span};
 
 /// `moltis node list`.
 pub(super) async fn list(context: &Context, args: List) -> anyhow::Result<Exit> {
     let client = context.client(&args.remote)?;
-    let path = if args.all {
-        "nodes"
-    } else {
-        "nodes?state=online"
+    let mut query = Vec::new();
+    if !args.all {
+        query.push("state=online".to_owned());
+    }
+    if let Some(select) = &args.select {
+        query.push(format!("select={}", escape(&select.to_string())));
+    }
+    let path = match query.join("&") {
+        query if query.is_empty() => "nodes".to_owned(),
+        query => format!("nodes?{query}"),
     };
     let nodes: Vec<Node> = client
-        .list(path, usize::MAX)
+        .list(&path, usize::MAX)
         .await
         .map_err(ApiError::into_failure)?;
     let output = context.output;
     if args.format.json {
         output.json(&nodes)?;
+    } else if let (true, Some(select)) = (nodes.is_empty(), &args.select) {
+        output.note(&if args.all {
+            format!("no node matches `{select}`")
+        } else {
+            format!("no connected node matches `{select}`; offline ones: --all")
+        });
     } else if nodes.is_empty() && args.all {
         output.note("no node has joined yet");
         output.hint("let one ask: moltis node pairing enable");
     } else if nodes.is_empty() {
         output.note("no node is connected; offline ones: moltis node list --all");
     } else {
-        let now = Timestamp::now();
-        let rows = nodes.iter().map(|node| row(node, now)).collect();
-        output.table(
-            &[
-                "NAME",
-                "ID",
-                "STATE",
-                "PLATFORM",
-                "CPU",
-                "MEMORY FREE",
-                "LAST SEEN",
-                "LABELS",
-            ],
-            rows,
-        )?;
+        table(output, &nodes)?;
     }
     Ok(Exit::SUCCESS)
+}
+
+/// Prints a line for each node.
+pub(super) fn table(output: Output, nodes: &[Node]) -> anyhow::Result<()> {
+    let now = Timestamp::now();
+    let heading = [
+        "NAME",
+        "ID",
+        "STATE",
+        "PLATFORM",
+        "CPU",
+        "MEMORY FREE",
+        "LAST SEEN",
+        "LABELS",
+    ];
+    output.table(&heading, nodes.iter().map(|node| row(node, now)).collect())
 }
 
 fn row(node: &Node, now: Timestamp) -> Vec<String> {

@@ -8,14 +8,25 @@ use std::process::Stdio;
 use moltis_node::keeper::Starter;
 
 use crate::failure::{Failure, OrFail as _};
+use crate::open_files::OpenFiles;
 use crate::paths::Home;
 use crate::settings::Settings;
+
+/// What a keeper process is for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Keeps {
+    /// Runs of a node.
+    Node,
+    /// Runs of the gateway's own machine. The gateway has raised its own soft limit of open files;
+    /// commands get the one that it found.
+    Local(OpenFiles),
+}
 
 /// Returns what starts a keeper process: this binary, detached.
 pub(super) fn starter(
     home: &Home,
     settings: &Settings,
-    local: bool,
+    keeps: Keeps,
 ) -> Result<impl Starter + 'static, Failure> {
     let program =
         std::env::current_exe().or_fail(|| "cannot find this program's file".to_owned())?;
@@ -43,8 +54,11 @@ pub(super) fn starter(
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::from(log));
-        if local {
+        if let Keeps::Local(files) = keeps {
             command.arg("--local");
+            if let Some(soft) = files.found {
+                command.arg("--open-files").arg(soft.to_string());
+            }
         }
         // The runtime reaps it when it ends before us.
         command.spawn().map(drop)

@@ -19,6 +19,7 @@ mod disks;
 mod doctor;
 mod events;
 mod exec;
+mod fleet;
 mod homes;
 mod input;
 mod metrics;

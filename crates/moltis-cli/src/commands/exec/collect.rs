@@ -10,24 +10,42 @@ use moltis_gateway::api::runs::RESULT_PART_BYTES_MAX;
 const PART: usize = RESULT_PART_BYTES_MAX as usize;
 
 /// One output as it comes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Collected {
+    /// Bytes of the head, and of the tail, at the most.
+    part: usize,
     head: Vec<u8>,
     tail: VecDeque<u8>,
     left_out: u64,
 }
 
+impl Default for Collected {
+    fn default() -> Self {
+        Self::in_parts_of(PART)
+    }
+}
+
 impl Collected {
+    /// Keeps so many bytes of the head, and of the tail, and never more than of a single output.
+    pub(super) fn in_parts_of(part: usize) -> Self {
+        Self {
+            part: part.min(PART),
+            head: Vec::new(),
+            tail: VecDeque::new(),
+            left_out: 0,
+        }
+    }
+
     /// Takes what the command wrote next.
     pub(super) fn push(&mut self, mut bytes: &[u8]) {
         if self.left_out == 0 && self.tail.is_empty() {
-            let room = PART - self.head.len();
+            let room = self.part - self.head.len();
             let (head, rest) = bytes.split_at(room.min(bytes.len()));
             self.head.extend_from_slice(head);
             bytes = rest;
         }
         self.tail.extend(bytes);
-        let too_many = self.tail.len().saturating_sub(PART);
+        let too_many = self.tail.len().saturating_sub(self.part);
         self.tail.drain(..too_many);
         self.left_out += too_many as u64;
     }

@@ -8,18 +8,17 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::Method;
-use moltis_gateway::api::problem::Code;
-use moltis_gateway::api::runs::{Cancel, Resize, Run, State, Stream};
+use moltis_gateway::api::runs::{Resize, Run, State, Stream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, LocalSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::super::Context;
+use super::cancel;
 use super::collect::Collected;
 use super::ending::{End, finish};
 use super::reader::{self, index};
@@ -30,12 +29,6 @@ use crate::exit::Exit;
 use crate::output::streams::{Escapes, Streams};
 use crate::terminal::{self, RawMode};
 use crate::units::short;
-
-/// Pause before a cancel that the gateway has not heard is said again.
-const CANCEL_PAUSE: Duration = Duration::from_millis(200);
-
-/// How long a second Ctrl+C waits for the gateway to hear the first.
-const LEAVE_TIME: Duration = Duration::from_millis(500);
 
 /// How a run is followed.
 #[derive(Debug, Clone, Copy)]
@@ -328,22 +321,10 @@ impl Follower {
     /// Asks for the run's end because of this signal, until the gateway has heard it.
     fn cancel(&mut self, because: i32) {
         self.ended_by = Some(because);
-        let client = Rc::clone(&self.client);
-        let path = format!("runs/{}/cancel", self.run_id);
-        let refusal = self.refusal.clone();
+        let (client, run_id) = (Rc::clone(&self.client), self.run_id.clone());
+        let refused = self.refusal.clone();
         self.cancelling = Some(tokio::task::spawn_local(async move {
-            let mut refusal = Some(refusal);
-            while let Err(error) = client.tell(Method::POST, &path, &Cancel::default()).await {
-                let is_unwritable = error.code() == Some(Code::StoreReadOnly);
-                // Any other answer means that it is heard, or that the ending is on its way.
-                if !is_unwritable && !error.passes() {
-                    return;
-                }
-                if let Some(refusal) = refusal.take_if(|_| is_unwritable) {
-                    refusal.send(error).await.ok(); // the follower has ended
-                }
-                sleep(CANCEL_PAUSE).await;
-            }
+            cancel::until_heard(&client, &run_id, refused).await;
         }));
     }
 
@@ -410,7 +391,7 @@ impl Follower {
     /// before: a gateway that is there hears that first.
     async fn close(&mut self, end: End) -> End {
         if let (End::Left, Some(cancelling)) = (&end, self.cancelling.take()) {
-            timeout(LEAVE_TIME, cancelling).await.ok(); // the gateway is away
+            timeout(cancel::LEAVE_TIME, cancelling).await.ok(); // the gateway is away
         }
         let (run, streams) = match (end, self.streams.take()) {
             (End::Ended(run), Some(streams)) => (run, streams),
@@ -427,7 +408,8 @@ impl Follower {
     }
 }
 
-async fn writer_failed(streams: Option<&Streams>) {
+/// Waits until the writer fails; for ever where nothing is written.
+pub(super) async fn writer_failed(streams: Option<&Streams>) {
     match streams {
         Some(streams) => streams.failed().await,
         None => std::future::pending().await,
@@ -438,6 +420,7 @@ async fn next_input(input: Option<&mut mpsc::Receiver<stdin::Event>>) -> Option<
     input?.recv().await
 }
 
-async fn room(streams: Option<&Streams>) -> Option<mpsc::Permit<'_, (Stream, Bytes)>> {
+/// Waits for room at the writer; `None` where there is none.
+pub(super) async fn room(streams: Option<&Streams>) -> Option<mpsc::Permit<'_, (Stream, Bytes)>> {
     streams?.reserve().await.ok()
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use moltis_gateway::api::follow::{Decoder, Frame, Gap};
 use moltis_gateway::api::runs::{Run, Stream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::api::{ApiError, Client, Pieces};
@@ -53,23 +53,39 @@ pub(super) fn start(
     pieces: Option<Pieces>,
 ) -> mpsc::Receiver<Event> {
     let (events, queue) = mpsc::channel(QUEUE);
+    let alone = Rc::new(Semaphore::new(1));
+    let tell = async move |event| events.send(event).await.is_ok();
+    tokio::task::spawn_local(read(client, run_id, pieces, alone, tell));
+    queue
+}
+
+/// Reads a run from its first byte to its end, or until `tell` says that nobody listens. Of all
+/// readers with the same `room` at most so many hold a frame at a time.
+pub(super) async fn read(
+    client: Rc<Client>,
+    run_id: String,
+    pieces: Option<Pieces>,
+    room: Rc<Semaphore>,
+    tell: impl AsyncFn(Event) -> bool,
+) {
     let reader = Reader {
         client,
         run_id,
         pieces,
         offsets: [0; 2],
-        events,
+        room,
+        tell,
     };
-    tokio::task::spawn_local(reader.run());
-    queue
+    reader.run().await;
 }
 
-struct Reader {
+struct Reader<T> {
     client: Rc<Client>,
     run_id: String,
     pieces: Option<Pieces>,
     offsets: [u64; 2],
-    events: mpsc::Sender<Event>,
+    room: Rc<Semaphore>,
+    tell: T,
 }
 
 /// Why one connection ended.
@@ -79,7 +95,7 @@ enum End {
     Error(ApiError),
 }
 
-impl Reader {
+impl<T: AsyncFn(Event) -> bool> Reader<T> {
     async fn run(mut self) {
         let mut pause = PAUSE_MIN;
         let mut away_since = None;
@@ -117,6 +133,8 @@ impl Reader {
             return End::Done;
         }
         let mut decoder = Decoder::default();
+        let room = Rc::clone(&self.room);
+        let mut held = None;
         loop {
             let piece = match timeout(SILENCE_MAX, pieces.next()).await {
                 Ok(Ok(Some(piece))) => piece,
@@ -124,6 +142,9 @@ impl Reader {
                 Ok(Err(error)) => return End::Error(error),
                 Err(_) => return cut("nothing was heard of it for a minute"),
             };
+            if held.is_none() {
+                held = room.acquire().await.ok(); // nobody closes it
+            }
             decoder.feed(&piece);
             loop {
                 match decoder.next_frame() {
@@ -136,6 +157,9 @@ impl Reader {
                     Ok(None) => break,
                     Err(error) => return cut(&error.to_string()),
                 }
+            }
+            if !decoder.is_torn() {
+                held = None;
             }
         }
     }
@@ -179,7 +203,7 @@ impl Reader {
     }
 
     async fn tell(&self, event: Event) -> bool {
-        self.events.send(event).await.is_ok()
+        (self.tell)(event).await
     }
 }
 
