@@ -1,10 +1,11 @@
-//! The client of the gateway's HTTP API: over `gateway.sock`, or over TCP with `--gateway`.
+//! The client of the gateway's HTTP API: over `gateway.sock`, or with `--gateway` over TCP and TLS.
 //!
 //! The words are those of [`moltis_gateway::api`]; here is how they travel, and what a person is
 //! told when they do not. Every wait has a deadline.
 
 pub(crate) mod address;
 mod error;
+mod tls;
 
 use std::time::Duration;
 
@@ -25,8 +26,9 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use self::address::Address;
+use self::address::{Address, Scheme};
 pub(crate) use self::error::ApiError;
+use self::tls::Tls;
 use crate::args::Remote;
 use crate::failure::Failure;
 use crate::paths::Home;
@@ -48,6 +50,7 @@ pub(crate) struct Client {
     token: Option<Secret>,
     /// Bytes that a connection reads ahead; `None` is as many as the library likes.
     read_ahead_max: Option<usize>,
+    tls: Tls,
     idle: Mutex<Option<Connection>>,
     tasks: TaskTracker,
 }
@@ -55,8 +58,16 @@ pub(crate) struct Client {
 #[derive(Debug)]
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
-    /// The other end is on this machine, so that a token may be shown to it in the clear.
-    is_here: bool,
+    way: Way,
+}
+
+/// What is between us and the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Nothing that leaves this machine, or TLS: a token may be shown.
+    Private,
+    /// Whatever others can read.
+    Open,
 }
 
 /// The body of a request.
@@ -76,17 +87,19 @@ impl Client {
     /// nothing.
     ///
     /// # Errors
-    /// The address is none.
+    /// The address is none, or what `--tls-ca` names holds no certificate.
     pub(crate) fn new(settings: &Settings, remote: &Remote) -> Result<Self, Failure> {
-        let remote = remote.gateway.as_deref().filter(|url| !url.is_empty());
-        let (address, token) = match remote {
+        let url = remote.gateway.as_deref().filter(|url| !url.is_empty());
+        let (address, token) = match url {
             Some(url) => (Address::parse(url)?, settings.api_token.clone()),
             None => (Address::local(Home::find(settings)?), None),
         };
+        let tls = Tls::new(&address, remote.tls_ca.as_deref())?;
         Ok(Self {
             address,
             token,
             read_ahead_max: None,
+            tls,
             idle: Mutex::new(None),
             tasks: TaskTracker::new(),
         })
@@ -198,19 +211,21 @@ impl Client {
         let pieces = self.pieces(answer).await?;
         let run_id = run_id.ok_or(ApiError::NotAGateway {
             status: StatusCode::OK,
+            found: error::Found::Nothing,
         })?;
         Ok((run_id, pieces))
     }
 
     async fn pieces(&self, answer: Response<Incoming>) -> Result<Pieces, ApiError> {
         let status = answer.status();
+        let found = error::Found::of(&answer);
         if status.is_success() {
             return Ok(Pieces {
                 body: answer.into_body(),
             });
         }
         let bytes = self.collect(answer).await?;
-        Err(ApiError::from_answer(status, &bytes))
+        Err(ApiError::from_answer(status, found, &bytes))
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -224,17 +239,22 @@ impl Client {
     }
 
     async fn decode<T: DeserializeOwned>(&self, answer: Response<Incoming>) -> Result<T, ApiError> {
+        let (status, found) = (answer.status(), error::Found::of(&answer));
         let bytes = self.read_whole(answer).await?;
-        serde_json::from_slice(&bytes).map_err(ApiError::Strange)
+        serde_json::from_slice(&bytes).map_err(|error| match found {
+            error::Found::Nothing => ApiError::Strange(error),
+            found => ApiError::NotAGateway { status, found },
+        })
     }
 
     async fn read_whole(&self, answer: Response<Incoming>) -> Result<Bytes, ApiError> {
         let status = answer.status();
+        let found = error::Found::of(&answer);
         let bytes = self.collect(answer).await?;
         if status.is_success() {
             Ok(bytes)
         } else {
-            Err(ApiError::from_answer(status, &bytes))
+            Err(ApiError::from_answer(status, found, &bytes))
         }
     }
 
@@ -289,16 +309,29 @@ impl Client {
                     .await
                     .map_err(|_| not_reached(late()))?
                     .map_err(not_reached)?;
-                self.shake_hands(stream, true).await
+                self.shake_hands(stream, Way::Private).await
             }
-            Address::Remote { host, port, .. } => {
+            Address::Remote {
+                url,
+                scheme,
+                host,
+                port,
+                ..
+            } => {
                 let stream = timeout(CONNECT_TIME, TcpStream::connect((host.as_str(), *port)))
                     .await
                     .map_err(|_| not_reached(late()))?
                     .map_err(not_reached)?;
                 stream.set_nodelay(true).map_err(not_reached)?;
+                if *scheme == Scheme::Https {
+                    let opening = timeout(CONNECT_TIME, self.tls.open(stream, url, host));
+                    let stream = opening.await.map_err(|_| not_reached(late()))??;
+                    return self.shake_hands(stream, Way::Private).await;
+                }
                 let peer = stream.peer_addr().map_err(not_reached)?;
-                self.shake_hands(stream, peer.ip().is_loopback()).await
+                let is_here = peer.ip().to_canonical().is_loopback();
+                let way = if is_here { Way::Private } else { Way::Open };
+                self.shake_hands(stream, way).await
             }
         }
     }
@@ -306,7 +339,7 @@ impl Client {
     async fn shake_hands(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        is_here: bool,
+        way: Way,
     ) -> Result<Connection, ApiError> {
         let mut builder = http1::Builder::new();
         if let Some(bytes) = self.read_ahead_max {
@@ -319,7 +352,7 @@ impl Client {
         self.tasks.spawn(async move {
             connection.await.ok(); // whoever waits for an answer is told by the sender
         });
-        Ok(Connection { sender, is_here })
+        Ok(Connection { sender, way })
     }
 
     fn head(
@@ -339,7 +372,7 @@ impl Client {
             request = request.header(IDEMPOTENCY_KEY_HEADER, key);
         }
         if let Some(token) = &self.token {
-            if !connection.is_here {
+            if connection.way == Way::Open {
                 return Err(ApiError::TokenInTheClear);
             }
             let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))

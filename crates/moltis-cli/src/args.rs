@@ -7,6 +7,7 @@ pub(crate) mod doctor;
 pub(crate) mod node;
 pub(crate) mod pages;
 pub(crate) mod runs;
+pub(crate) mod tls;
 pub(crate) mod token;
 pub(crate) mod values;
 
@@ -35,6 +36,7 @@ Environment:
   MOLTIS_HOME        where everything is kept (default ~/.moltis)
   MOLTIS_GATEWAY     the gateway to administer, instead of the one on this machine
   MOLTIS_API_TOKEN   the token for it, made by `moltis token create`
+  MOLTIS_TLS_CA      a file of certificates to trust too, when it is asked by https
   MOLTIS_LOG         a filter for the log, as `info` or `moltis_gateway=debug`
   NO_COLOR           no colours"
 )]
@@ -84,13 +86,17 @@ Example:
   moltis gateway
   moltis gateway --listen 0.0.0.0:9090
   moltis gateway install --listen 0.0.0.0:9090
+  moltis gateway --listen 0.0.0.0:9090 --tls-generate
   moltis gateway --listen 127.0.0.1:0 --listen [::1]:0
 
 When it is ready it prints `listening on http://127.0.0.1:9090`, a line for each address.
 The file moltis.toml in the home directory may say the same and more:
   [gateway]
   listen = [\"0.0.0.0:9090\"]
-  hosts = [\"gateway.lan\"]")]
+  hosts = [\"gateway.lan\"]
+  tls_cert = \"/etc/letsencrypt/live/gateway.lan/fullchain.pem\"
+  tls_key = \"/etc/letsencrypt/live/gateway.lan/privkey.pem\"
+  trusted_proxies = [\"127.0.0.1\"]")]
 pub(crate) struct Gateway {
     /// The gateway as a service.
     #[command(subcommand)]
@@ -107,6 +113,8 @@ pub(crate) struct Listen {
     /// [default: 127.0.0.1:9090]
     #[arg(long = "listen", value_name = "ADDRESS:PORT", value_parser = values::listen_address)]
     pub(crate) addresses: Vec<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) tls: tls::Https,
 }
 
 /// The gateway as a service of the operating system.
@@ -179,8 +187,8 @@ pub(crate) struct Keeper {
 /// Which gateway a command talks to.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Remote {
-    /// Administer this gateway instead of the one on this machine; the token comes from
-    /// `MOLTIS_API_TOKEN`
+    /// Administer this gateway instead of the one on this machine, as `https://gw:9090`; the token
+    /// comes from `MOLTIS_API_TOKEN`
     #[arg(
         long,
         value_name = "URL",
@@ -188,6 +196,14 @@ pub(crate) struct Remote {
         hide_env_values = true
     )]
     pub(crate) gateway: Option<String>,
+    /// Trust the certificates in this file too, as that of a gateway which made its own
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MOLTIS_TLS_CA",
+        hide_env_values = true
+    )]
+    pub(crate) tls_ca: Option<PathBuf>,
 }
 
 /// How a command prints its data.

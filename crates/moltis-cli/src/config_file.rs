@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
@@ -20,6 +20,16 @@ pub(crate) struct ConfigFile {
     pub(crate) listen: Option<Vec<SocketAddr>>,
     /// `gateway.hosts`
     pub(crate) hosts: Option<Vec<String>>,
+    /// `gateway.trusted_proxies`
+    pub(crate) trusted_proxies: Option<Vec<String>>,
+    /// `gateway.tls_cert`
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// `gateway.tls_key`
+    pub(crate) tls_key: Option<PathBuf>,
+    /// `gateway.tls_generate`
+    pub(crate) tls_generate: Option<bool>,
+    /// `gateway.insecure_http`
+    pub(crate) insecure_http: Option<bool>,
     /// `runs.keep_days`
     pub(crate) keep_days: Option<u64>,
     /// `runs.keep_bytes`
@@ -82,6 +92,48 @@ const KEYS: &[Key] = &[
         name: "hosts",
         read: |value, file| {
             file.hosts = Some(texts(value).ok_or("a list of host names, as [\"gateway.lan\"]")?);
+            Ok(())
+        },
+    },
+    Key {
+        table: "gateway",
+        name: "trusted_proxies",
+        read: |value, file| {
+            let list = texts(value)
+                .ok_or("a list of addresses and networks, as [\"127.0.0.1\", \"10.0.0.0/8\"]")?;
+            file.trusted_proxies = Some(list);
+            Ok(())
+        },
+    },
+    Key {
+        table: "gateway",
+        name: "tls_cert",
+        read: |value, file| {
+            file.tls_cert = Some(path(value).ok_or(FILE)?);
+            Ok(())
+        },
+    },
+    Key {
+        table: "gateway",
+        name: "tls_key",
+        read: |value, file| {
+            file.tls_key = Some(path(value).ok_or(FILE)?);
+            Ok(())
+        },
+    },
+    Key {
+        table: "gateway",
+        name: "tls_generate",
+        read: |value, file| {
+            file.tls_generate = Some(value.as_bool().ok_or("true or false")?);
+            Ok(())
+        },
+    },
+    Key {
+        table: "gateway",
+        name: "insecure_http",
+        read: |value, file| {
+            file.insecure_http = Some(value.as_bool().ok_or("true or false")?);
             Ok(())
         },
     },
@@ -161,6 +213,8 @@ const KEYS: &[Key] = &[
 ];
 
 const BYTES: &str = "a number of bytes from 1048576 (1 MiB) to 1125899906842624 (1 PiB)";
+
+const FILE: &str = "the path of a file in PEM, as \"/etc/ssl/gateway.pem\"";
 
 /// Reads the file; `shown` is its path as a person writes it.
 ///
@@ -278,6 +332,11 @@ fn texts(value: &DeValue<'_>) -> Option<Vec<String>> {
         .collect()
 }
 
+fn path(value: &DeValue<'_>) -> Option<PathBuf> {
+    let text = value.as_str().filter(|text| !text.is_empty())?;
+    Some(PathBuf::from(text))
+}
+
 fn addresses(value: &DeValue<'_>) -> Option<Vec<SocketAddr>> {
     let texts = texts(value)?;
     let addresses: Option<Vec<_>> = texts.iter().map(|text| text.parse().ok()).collect();
@@ -324,6 +383,11 @@ mod tests {
             [gateway]
             listen = ["127.0.0.1:0", "[::1]:9090"]
             hosts = ["gateway.lan"]
+            trusted_proxies = ["127.0.0.1", "10.0.0.0/8"]
+            tls_cert = "/etc/ssl/gw.pem"
+            tls_key = "keys/gw.pem"
+            tls_generate = false
+            insecure_http = true
             [runs]
             keep_days = 7
             keep_bytes = 10_000_000
@@ -341,6 +405,11 @@ mod tests {
         assert_eq!(file.default_route(), "node:Build Server");
         assert_eq!(file.listen.unwrap().len(), 2);
         assert_eq!(file.hosts.unwrap(), ["gateway.lan"]);
+        assert_eq!(file.trusted_proxies.unwrap().len(), 2);
+        assert_eq!(file.tls_cert.unwrap(), Path::new("/etc/ssl/gw.pem"));
+        assert_eq!(file.tls_key.unwrap(), Path::new("keys/gw.pem"));
+        assert_eq!(file.tls_generate, Some(false));
+        assert_eq!(file.insecure_http, Some(true));
         assert_eq!(file.keep_days, Some(7));
         assert_eq!(file.keep_bytes, Some(10_000_000));
         assert_eq!(file.output_bytes_max, Some(1 << 20));
@@ -382,6 +451,9 @@ mod tests {
             "[gateway]\nlisten = \"127.0.0.1:9090\"\n",
             "[gateway]\nlisten = [\"localhost\"]\n",
             "[gateway]\nlisten = []\n",
+            "[gateway]\ntls_cert = true\n",
+            "[gateway]\ninsecure_http = \"yes\"\n",
+            "[gateway]\ntrusted_proxies = \"127.0.0.1\"\n",
             "\n\n[runs]\nkeep_days = 0\n",
             "[runs]\nkeep_days = -1\n",
             "[runs]\nkeep_bytes = \"1 GiB\"\n",

@@ -1,7 +1,6 @@
 //! This program as a service of the operating system: what is installed, and how it stands in
 //! words. The manager itself is the service crate's.
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use moltis_service::{Begin, Installation, Installed, Manager, Name, Service, ServiceError};
@@ -9,6 +8,7 @@ use moltis_service::{State, Status, User};
 use serde::Serialize;
 
 use crate::account::Account;
+use crate::args::Listen;
 use crate::failure::{Failure, failure};
 use crate::output::Output;
 use crate::paths::Home;
@@ -50,17 +50,20 @@ pub(crate) fn node(home: &Home, settings: &Settings) -> Result<Service, Failure>
     Ok(on(home, service).argument("node").argument("run"))
 }
 
-/// Returns the gateway of this home as a service that listens where `listen` says, or else where
-/// its configuration does.
+/// Returns the gateway of this home as a service that listens where and how `listen` says, or else
+/// as its configuration does.
 pub(crate) fn gateway(
     home: &Home,
     settings: &Settings,
-    listen: &[SocketAddr],
+    listen: &Listen,
 ) -> Result<Service, Failure> {
     let service = Service::new(GATEWAY, "Moltis gateway", program::path(settings)?);
     let mut service = on(home, service).argument("gateway");
-    for address in listen {
+    for address in &listen.addresses {
         service = service.argument("--listen").argument(address.to_string());
+    }
+    for word in listen.tls.words() {
+        service = service.argument(word);
     }
     // Commands on this machine find programs as they do in the shell in which this was typed.
     if let Some(path) = &settings.path {

@@ -24,6 +24,11 @@ pub struct GatewayConfig {
     pub hosts: Vec<String>,
     /// Serve everything, not nodes alone, without TLS on addresses that are not loopback.
     pub insecure_http: bool,
+    /// Where the certificate of HTTPS comes from; `None` is plain HTTP.
+    pub tls: Option<TlsConfig>,
+    /// Peers whose `X-Forwarded-…` headers are believed: addresses and networks, as `127.0.0.1` and
+    /// `10.0.0.0/8`.
+    pub trusted_proxies: Vec<String>,
     /// The file that these settings were read from, so that the doctor can say when it has changed;
     /// `None` where there is none.
     pub settings_file: Option<SettingsFile>,
@@ -37,6 +42,23 @@ pub struct GatewayConfig {
     pub session: SessionLimits,
     /// How long [`Gateway::shutdown`](crate::Gateway::shutdown) may take: 10 s.
     pub shutdown_grace: Duration,
+}
+
+/// Where the certificate of HTTPS comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TlsConfig {
+    /// Two files in PEM, which are read again when they change.
+    Files {
+        /// The certificate with its chain, the server's own first.
+        certificate: PathBuf,
+        /// Its private key.
+        key: PathBuf,
+    },
+    /// The gateway makes a certificate in its directory, signed by itself, and renews it.
+    Generated {
+        /// Names and IP addresses that it is for, beside loopback and [`GatewayConfig::hosts`].
+        names: Vec<String>,
+    },
 }
 
 /// A file of settings, as it was when it was read.
@@ -70,6 +92,8 @@ impl GatewayConfig {
             dir: dir.into(),
             hosts: Vec::new(),
             insecure_http: false,
+            tls: None,
+            trusted_proxies: Vec::new(),
             settings_file: None,
             runs: RunsConfig::default(),
             admission: AdmissionConfig::default(),

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use jiff::{SignedDuration, Timestamp};
 
 pub use crate::api::doctor::{Finding, Level};
+use crate::http::tls::TlsStatus;
 use crate::store::{Inspected, StoreError};
 use files::Files;
 
@@ -122,6 +123,8 @@ struct Running {
     listening: Vec<SocketAddr>,
     /// Everything is served without TLS on every address.
     insecure_http: bool,
+    /// HTTPS, where there is a certificate.
+    tls: Option<TlsStatus>,
     /// When the pairing window closes; `None` while it is closed.
     pairing_closes_at: Option<Timestamp>,
     /// All that are not revoked.

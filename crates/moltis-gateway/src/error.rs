@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use moltis_identity::KeyFileError;
 
-use crate::http::HostError;
+use crate::http::tls::TlsError;
+use crate::http::{HostError, ProxyError};
 use crate::output::OutputError;
 use crate::store::StoreError;
 
@@ -45,4 +46,10 @@ pub enum BuildError {
     /// A host of the configuration is none.
     #[error("the gateway's hosts cannot be used")]
     Host(#[from] HostError),
+    /// A trusted proxy of the configuration is no address.
+    #[error("the gateway's trusted proxies cannot be used")]
+    Proxy(#[from] ProxyError),
+    /// The certificate cannot be read or made.
+    #[error("the gateway's certificate cannot be used")]
+    Tls(#[from] TlsError),
 }

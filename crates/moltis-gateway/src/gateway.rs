@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use jiff::Timestamp;
 use moltis_identity::{Fingerprint, GatewayIdentity, random};
 use moltis_proto::message::Windows;
@@ -23,8 +24,11 @@ use crate::doctor::gather::Doctor;
 use crate::error::BuildError;
 use crate::events::Events;
 use crate::exec::{Runs, Shared};
+use crate::http::forwarded::{self, Proxies};
 use crate::http::guests::Guests;
 use crate::http::listen::Listener;
+use crate::http::serve::Reception;
+use crate::http::tls::{Tls, TlsError, TlsStatus};
 use crate::http::{self, ApiState, DoorConfig, Hosts, Rooms};
 use crate::local::{KeeperConnector, Local};
 #[cfg(feature = "metrics")]
@@ -55,7 +59,7 @@ struct Inner {
     door: Door,
     api: ApiState,
     /// The TCP connections of all listeners.
-    guests: Guests,
+    reception: Reception,
 }
 
 /// Puts a gateway together.
@@ -113,9 +117,10 @@ impl GatewayBuilder {
         check_dir(&self.config.dir)?;
         check_windows(&self.config.windows)?;
         let hosts = Hosts::new(&self.config.hosts)?;
+        let proxies = Proxies::new(&self.config.trusted_proxies)?;
         let store = Store::open(&self.config.dir).await?;
         let tasks = Tasks::new();
-        let built = self.put_together(hosts, store.clone(), tasks.clone());
+        let built = self.put_together(hosts, proxies, store.clone(), tasks.clone());
         let built = built.await;
         if built.is_err() {
             // Whoever tries again finds the store free, and no task of this try at work.
@@ -128,6 +133,7 @@ impl GatewayBuilder {
     async fn put_together(
         self,
         hosts: Hosts,
+        proxies: Proxies,
         store: Store,
         tasks: Tasks,
     ) -> Result<Gateway, BuildError> {
@@ -143,6 +149,7 @@ impl GatewayBuilder {
             None => GatewayIdentity::load_or_create(&config.dir.join("gateway_key"))?,
         };
         let identity = Arc::new(identity);
+        let tls = open_tls(&config, &hosts, clock.now())?;
         let outputs = Outputs::open(&config.dir, boot_id, config.runs.output)?;
         let events = Events::default();
         let desk = PairingDesk::open(store.clone(), clock.clone(), events.clone(), &tasks).await?;
@@ -166,6 +173,12 @@ impl GatewayBuilder {
         shared
             .tasks
             .spawn(retention::keep_up(Arc::clone(&shared), keep));
+        if let Some(tls) = &tls {
+            let stop = shared.tasks.stop().clone();
+            shared
+                .tasks
+                .spawn(tls.clone().keep_up(shared.clock.clone(), stop));
+        }
         let has_local = local.is_some();
         let runs = Runs::new(
             Arc::clone(&shared),
@@ -184,6 +197,7 @@ impl GatewayBuilder {
             dir: config.dir.clone(),
             settings: config.settings_file.clone(),
             insecure_http: config.insecure_http,
+            tls: tls.clone(),
             default_route: config.runs.default_route.clone(),
             has_local,
             store: shared.store.clone(),
@@ -195,7 +209,7 @@ impl GatewayBuilder {
         };
         let guests = Guests::default();
         let rooms = Rooms {
-            door: door_config(&config, hosts),
+            door: door_config(&config, hosts, tls.clone()),
             store: shared.store.clone(),
             clock: shared.clock.clone(),
             outputs: shared.outputs.clone(),
@@ -223,7 +237,11 @@ impl GatewayBuilder {
             runs,
             door,
             api,
-            guests,
+            reception: Reception {
+                guests,
+                tls,
+                proxies,
+            },
         })))
     }
 }
@@ -242,7 +260,11 @@ impl Gateway {
 
     /// Returns everything that is served, at any prefix: `/ws` for nodes, the API, health.
     pub fn router(&self) -> Router {
-        http::router(self.0.api.clone()).merge(self.0.door.clone().router())
+        let proxies = self.0.reception.proxies.clone();
+        let unwrap = from_fn_with_state(proxies, forwarded::unwrap);
+        http::router(self.0.api.clone())
+            .merge(self.0.door.clone().router())
+            .layer(unwrap)
     }
 
     /// Answers on a listener until `stop`, or until the gateway is shut down. From the call on, and
@@ -256,8 +278,8 @@ impl Gateway {
         let ours = self.0.shared.tasks.stop().clone();
         let either = stop.child_token();
         let listening = self.0.api.listening(listener.address());
-        let guests = self.0.guests.clone();
-        let serving = http::serve::serve(listener, self.router(), guests, either.clone());
+        let reception = self.0.reception.clone();
+        let serving = http::serve::serve(listener, self.router(), reception, either.clone());
         async move {
             let _listening = listening;
             let mut serving = std::pin::pin!(serving);
@@ -339,6 +361,11 @@ impl Gateway {
         &self.0.api
     }
 
+    /// Returns how HTTPS stands; `None` where the configuration names no certificate.
+    pub fn tls(&self) -> Option<TlsStatus> {
+        self.0.reception.tls.as_ref().map(Tls::status)
+    }
+
     /// Returns the configuration.
     pub fn config(&self) -> &GatewayConfig {
         &self.0.config
@@ -356,12 +383,24 @@ impl Gateway {
 }
 
 /// Returns what decides who may come in by HTTP. The gateway is its process's user's.
-fn door_config(config: &GatewayConfig, hosts: Hosts) -> DoorConfig {
+fn door_config(config: &GatewayConfig, hosts: Hosts, tls: Option<Tls>) -> DoorConfig {
     DoorConfig {
         hosts,
+        tls,
         insecure_http: config.insecure_http,
         owner_uid: rustix::process::geteuid().as_raw(),
     }
+}
+
+/// Reads the certificate, or makes it.
+fn open_tls(
+    config: &GatewayConfig,
+    hosts: &Hosts,
+    now: Timestamp,
+) -> Result<Option<Tls>, TlsError> {
+    let names = || hosts.iter().map(|host| host.host.to_string());
+    let open = |tls| Tls::open(tls, &config.dir, names(), now);
+    config.tls.as_ref().map(open).transpose()
 }
 
 fn check_dir(dir: &Path) -> Result<(), BuildError> {

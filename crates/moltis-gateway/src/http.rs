@@ -18,6 +18,7 @@ mod error;
 mod events;
 mod extract;
 mod follow;
+pub(crate) mod forwarded;
 mod gate;
 mod gateway;
 pub(crate) mod guests;
@@ -43,6 +44,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod throttle;
+pub mod tls;
 mod tokens;
 mod unread;
 
@@ -74,9 +76,11 @@ use events::Press;
 use streams::Streams;
 use table::table;
 use throttle::Throttle;
+use tls::Tls;
 
 pub use error::{ApiError, ApiResult};
 pub(crate) use events::print_events;
+pub use forwarded::ProxyError;
 pub use host::{HostError, Hosts};
 
 /// Returns the router of everything that this gateway serves, at any prefix.
@@ -100,6 +104,8 @@ pub(crate) struct DoorConfig {
     pub hosts: Hosts,
     /// Serve everything without TLS on every address.
     pub insecure_http: bool,
+    /// HTTPS, where there is a certificate.
+    pub tls: Option<Tls>,
     /// The user whose gateway this is.
     pub owner_uid: u32,
 }
@@ -286,6 +292,10 @@ impl ApiState {
             Target::Local | Target::Ssh(_) => None,
         };
         Run::of(status, node.map(|node| node.record.name.to_string()))
+    }
+
+    fn tls(&self) -> Option<&Tls> {
+        self.door().tls.as_ref()
     }
 
     fn door(&self) -> &DoorConfig {

@@ -129,9 +129,10 @@ async fn upgrade(
         door.refused(Refused::ShuttingDown);
         return come_back_in(1);
     }
-    let address = peer.and_then(|Extension(ConnectInfo(peer))| peer.ip());
+    let peer = peer.map_or(Peer::Unknown, |Extension(ConnectInfo(peer))| peer);
+    let address = peer.ip();
     // A peer without an address is a process of this machine, or the embedder's care.
-    let source = address.unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    let source = peer.source().unwrap_or(IpAddr::from([0, 0, 0, 0]));
     let stranger = match door.0.admission.admit(source) {
         Ok(stranger) => stranger,
         Err(turned) => {

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::file::{ConfigFile, ConfigFileError, Stamp};
 pub use self::rules::NodeRules;
+use crate::tls::ExtraRoots;
 use crate::url::GatewayUrl;
 
 /// Longest time of a command where nothing else is said, in seconds.
@@ -45,6 +46,10 @@ pub struct NodeConfig {
         with = "words::fingerprint"
     )]
     pub gateway_key: Option<Fingerprint>,
+    /// Certificates that are trusted beside the system's roots, where the gateway is dialled with
+    /// TLS: text in PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_ca: Option<ExtraRoots>,
     /// No gateway has taken this node yet. The one whose key stands here is asked to pair until it
     /// does; without a key only `node add` asks, in front of a person.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -108,6 +113,7 @@ impl NodeConfig {
         Self {
             gateway_url,
             gateway_key: None,
+            tls_ca: None,
             pair: false,
             name,
             labels: Labels::default(),

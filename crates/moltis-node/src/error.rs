@@ -12,6 +12,7 @@ use moltis_proto::{CodecError, NODE_ADD};
 use moltis_telemetry::PlatformError;
 
 use crate::config::ConfigFileError;
+use crate::tls::TlsError;
 use crate::url::GatewayUrl;
 
 /// The steps of one attempt to connect, each with a deadline of its own.
@@ -90,8 +91,14 @@ pub enum LinkError {
     Tls {
         /// The address dialled.
         url: GatewayUrl,
-        /// What TLS said.
-        source: io::Error,
+        /// What was wrong.
+        source: TlsError,
+    },
+    /// What answers without TLS is only there to lead to TLS.
+    #[error("{url} is answered by TLS alone")]
+    TlsExpected {
+        /// The address dialled.
+        url: GatewayUrl,
     },
     /// A web server that knows no such page.
     #[error("{url} answers HTTP {status}: there is a web server, but no gateway at this path")]
@@ -255,6 +262,7 @@ impl LinkError {
             Self::SettingsChanged | Self::KeeperLeaves => Outlook::AtOnce,
             Self::NotFound { .. }
             | Self::WebPage { .. }
+            | Self::TlsExpected { .. }
             | Self::ProxyWithoutUpgrade { .. }
             | Self::NotAGateway { .. }
             | Self::Version(_)
@@ -298,12 +306,8 @@ impl LinkError {
             Self::Unreachable { .. } | Self::TimedOut { step: Step::Connect, .. } => {
                 "check the address, the network and the firewall between".to_owned()
             }
-            Self::Tls { url, .. } => format!(
-                "for a gateway without TLS use ws://{}{}; a certificate has to be valid for `{}`",
-                url.authority(),
-                url.path(),
-                url.host()
-            ),
+            Self::Tls { url, source } => return source.hint(&url.other_scheme().to_string()),
+            Self::TlsExpected { url } => format!("with TLS: {}", url.other_scheme()),
             Self::NotFound { url, .. } | Self::WebPage { url, .. } => format!(
                 "the gateway prints its address when it starts; the path is /ws, and you dialled {}",
                 url.path()
@@ -311,6 +315,10 @@ impl LinkError {
             Self::ProxyWithoutUpgrade { .. } => {
                 "let the proxy pass `Upgrade` and `Connection` on for this path (nginx: proxy_http_version 1.1)".to_owned()
             }
+            Self::NotAGateway { url, .. } if !url.is_tls() => format!(
+                "check host and port; if TLS is spoken there: {}",
+                url.other_scheme()
+            ),
             Self::NotAGateway { .. } => "check host and port".to_owned(),
             Self::Version(_) => "bring the older of the two to the other's version: moltis --version".to_owned(),
             Self::GatewayKeyChanged { found, url, .. } => format!(

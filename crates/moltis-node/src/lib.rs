@@ -13,6 +13,7 @@ pub mod home;
 pub mod keeper;
 pub mod keepers;
 pub mod state;
+pub mod tls;
 pub mod url;
 
 mod backoff;

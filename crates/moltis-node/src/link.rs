@@ -155,7 +155,8 @@ impl Link {
         self.attempts = self.attempts.saturating_add(1);
         self.tell.dialing(&config, self.attempts);
         let introduction = self.introduction(&config);
-        let (socket, negotiated) = dial::dial(&config.gateway_url, &self.offers).await?;
+        let (socket, negotiated) =
+            dial::dial(&config.gateway_url, config.tls_ca.as_ref(), &self.offers).await?;
         let claims = Claims {
             url: &config.gateway_url,
             identity: &self.identity,

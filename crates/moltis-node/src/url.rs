@@ -118,6 +118,21 @@ impl GatewayUrl {
         &self.path
     }
 
+    /// Returns the same address with TLS where it has none, and without where it has.
+    #[must_use]
+    pub fn other_scheme(&self) -> Self {
+        Self {
+            tls: !self.tls,
+            ..self.clone()
+        }
+    }
+
+    /// Returns whether this can be the same gateway as `other`, which is reached with TLS while this
+    /// one is reached without, or the other way about.
+    pub fn differs_in_tls(&self, other: &Self) -> bool {
+        self.tls != other.tls && self.host == other.host && self.path == other.path
+    }
+
     /// Returns `host:port`, an IPv6 address in brackets: what the `Host` header says.
     pub fn authority(&self) -> String {
         if self.host.contains(':') {

@@ -1,4 +1,4 @@
-//! Where a gateway is administered: its socket on this machine, or an `http://` address.
+//! Where a gateway is administered: its socket on this machine, or an `https://` or `http://` address.
 
 use std::fmt::Write as _;
 
@@ -13,10 +13,12 @@ pub(crate) enum Address {
         /// The home.
         home: Home,
     },
-    /// TCP.
+    /// TCP, and maybe TLS.
     Remote {
         /// As it was typed.
         url: String,
+        /// How.
+        scheme: Scheme,
         /// A name, or an address without brackets.
         host: String,
         /// The port.
@@ -26,35 +28,41 @@ pub(crate) enum Address {
     },
 }
 
+/// How a gateway elsewhere is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    /// In the clear.
+    Http,
+    /// With TLS.
+    Https,
+}
+
 impl Address {
     /// Returns the socket of this machine.
     pub(crate) fn local(home: Home) -> Self {
         Self::Local { home }
     }
 
-    /// Parses `http://host:port[/prefix]`.
+    /// Parses `https://host[:port][/prefix]` or `http://host:port[/prefix]`.
     ///
     /// # Errors
     /// Says which part is wrong.
     pub(crate) fn parse(url: &str) -> Result<Self, Failure> {
         let shown = crate::visible::inline(url).into_owned();
         let wrong = |problem: &str| {
-            usage(format!("`{shown}` {problem}")).hint("expected --gateway http://127.0.0.1:9090")
+            usage(format!("`{shown}` {problem}"))
+                .hint("expected --gateway https://<host>:9090, or http://127.0.0.1:9090")
         };
-        if url.starts_with("https://") {
-            return Err(usage("https to a gateway comes with a later release").hint(
-                "until then an SSH tunnel: ssh -N -L 9090:127.0.0.1:9090 <gateway>, \
-                 and --gateway http://127.0.0.1:9090",
-            ));
-        }
         if url.starts_with("ws://") || url.starts_with("wss://") {
             return Err(wrong(
                 "is where nodes dial, not where a gateway is administered",
             ));
         }
-        let rest = url
+        let (scheme, rest) = url
             .strip_prefix("http://")
-            .ok_or_else(|| wrong("does not begin with `http://`"))?;
+            .map(|rest| (Scheme::Http, rest))
+            .or_else(|| Some((Scheme::Https, url.strip_prefix("https://")?)))
+            .ok_or_else(|| wrong("begins with neither `https://` nor `http://`"))?;
         if rest.contains(['?', '#']) {
             return Err(wrong("has a query or a fragment"));
         }
@@ -66,10 +74,14 @@ impl Address {
             return Err(usage("the gateway's address holds a user name or password")
                 .hint("leave out everything up to the `@`; the token goes into MOLTIS_API_TOKEN"));
         }
-        let (host, port) = authority
+        let has_port = authority
             .rsplit_once(':')
-            .filter(|(host, _)| !host.is_empty() && (!host.contains(':') || host.ends_with(']')))
-            .ok_or_else(|| wrong("names no host and port"))?;
+            .filter(|(host, _)| !host.is_empty() && (!host.contains(':') || host.ends_with(']')));
+        let (host, port) = match has_port {
+            Some((host, port)) => (host, port),
+            None if scheme == Scheme::Https && is_bare(authority) => (authority, "443"),
+            None => return Err(wrong("names no host and port")),
+        };
         let port = port
             .parse()
             .ok()
@@ -82,6 +94,7 @@ impl Address {
         }
         Ok(Self::Remote {
             url: url.to_owned(),
+            scheme,
             host: host.to_owned(),
             port,
             prefix: path.trim_end_matches('/').to_owned(),
@@ -104,6 +117,11 @@ impl Address {
             Self::Remote { prefix, .. } => prefix,
         }
     }
+}
+
+/// Returns whether this is a host without a port: an IPv6 address stands in brackets.
+fn is_bare(authority: &str) -> bool {
+    !authority.is_empty() && (!authority.contains(':') || authority.ends_with(']'))
 }
 
 /// Returns a text as one segment of a path, or one value of a query (RFC 3986, 2.1).
@@ -129,12 +147,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_http_with_host_and_port() {
+    fn an_address_is_https_or_http_with_a_host() {
         for (url, host_header, prefix) in [
             ("http://127.0.0.1:9090", "127.0.0.1:9090", ""),
             ("http://127.0.0.1:9090/", "127.0.0.1:9090", ""),
             ("http://[::1]:80/moltis/", "[::1]:80", "/moltis"),
             ("http://gateway.lan:1", "gateway.lan:1", ""),
+            ("https://gateway.lan", "gateway.lan:443", ""),
+            ("https://[::1]/moltis", "[::1]:443", "/moltis"),
+            ("https://gateway.lan:9090/", "gateway.lan:9090", ""),
         ] {
             let address = Address::parse(url).unwrap();
             assert_eq!(address.host_header(), host_header);
@@ -145,7 +166,9 @@ mod tests {
     #[test]
     fn anything_else_is_told_apart() {
         let said = |url| Address::parse(url).unwrap_err().to_string();
-        assert!(said("https://gw:1").contains("later release"));
+        assert!(said("https://").contains("no host and port"));
+        assert!(said("https://::1").contains("no host and port"));
+        assert!(said("https://gw:").contains("no port"));
         assert!(said("ws://gw:1/ws").contains("where nodes dial"));
         assert!(said("gw:9090").contains("http://"));
         assert!(said("http://gw").contains("no host and port"));

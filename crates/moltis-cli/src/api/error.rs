@@ -1,7 +1,9 @@
 //! What can go wrong between a command and the gateway, and how it is told.
 
-use hyper::StatusCode;
+use hyper::header::{CONTENT_TYPE, LOCATION};
+use hyper::{Response, StatusCode};
 use moltis_gateway::api::problem::{Code, Problem};
+use moltis_node::tls::TlsError;
 
 use super::address::Address;
 use crate::exit::Exit;
@@ -28,10 +30,20 @@ pub(crate) enum ApiError {
     #[error("{}", .0.detail)]
     Problem(Box<Problem>),
     /// A status without an explanation: somebody else answered.
-    #[error("the answer is not a gateway's: {status}")]
+    #[error("the answer is not a gateway's: {status}{found}")]
     NotAGateway {
         /// Its status.
         status: StatusCode,
+        /// What else gave it away.
+        found: Found,
+    },
+    /// There is no TLS connection.
+    #[error("no TLS connection to {url}")]
+    Tls {
+        /// The gateway's address.
+        url: String,
+        /// Why.
+        source: TlsError,
     },
     /// An answer that cannot be read.
     #[error("the gateway's answer cannot be read: {0}")]
@@ -44,6 +56,48 @@ pub(crate) enum ApiError {
     /// The token is no token.
     #[error("MOLTIS_API_TOKEN holds a character that no token has")]
     BadToken,
+}
+
+/// What an answer is that no gateway gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Nothing of the kind.
+    Nothing,
+    /// A page for people.
+    Page,
+    /// It leads elsewhere, where a token is not for.
+    Elsewhere(String),
+}
+
+impl Found {
+    /// Looks at the head of an answer.
+    pub(super) fn of<T>(answer: &Response<T>) -> Self {
+        let headers = answer.headers();
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        if answer.status().is_redirection()
+            && let Some(to) = text(LOCATION)
+        {
+            return Self::Elsewhere(to.chars().take(200).collect());
+        }
+        match text(CONTENT_TYPE) {
+            Some(kind) if kind.starts_with("text/html") => Self::Page,
+            _ => Self::Nothing,
+        }
+    }
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::Page => f.write_str(", a web page"),
+            Self::Elsewhere(to) => write!(
+                f,
+                ", a redirect to {}, which is not followed: a token is for the gateway alone",
+                crate::visible::inline(to)
+            ),
+        }
+    }
 }
 
 impl ApiError {
@@ -78,10 +132,10 @@ impl ApiError {
     }
 
     /// Reads an answer that is no success.
-    pub(super) fn from_answer(status: StatusCode, body: &[u8]) -> Self {
+    pub(super) fn from_answer(status: StatusCode, found: Found, body: &[u8]) -> Self {
         match serde_json::from_slice(body) {
             Ok(problem) => Self::Problem(Box::new(problem)),
-            Err(_) => Self::NotAGateway { status },
+            Err(_) => Self::NotAGateway { status, found },
         }
     }
 
@@ -127,13 +181,24 @@ impl ApiError {
                 }
             }
             Self::Problem(problem) => of_problem(*problem),
-            Self::NotAGateway { .. } => {
-                failure(self.to_string()).hint("does something else listen on this address?")
+            Self::NotAGateway { ref found, .. } => {
+                let hint = match found {
+                    Found::Elsewhere(_) => "name the address that it leads to, if you trust it: --gateway <url>",
+                    Found::Page | Found::Nothing => "does something else listen on this address?",
+                };
+                failure(self.to_string()).hint(hint)
+            }
+            Self::Tls { ref url, ref source } => {
+                let hint = source.hint(&url.replacen("https", "http", 1));
+                let failure = failure(self.to_string());
+                let failure = hint.into_iter().fold(failure, Failure::hint);
+                failure.because(self)
             }
             Self::Strange(_) => failure(self.to_string())
                 .hint("bring the older of the two to the other's version: moltis --version"),
             Self::TokenInTheClear => failure(self.to_string()).hint(
-                "an SSH tunnel keeps it secret: ssh -N -L 9090:127.0.0.1:9090 <gateway>, \
+                "ask by https://, for which the gateway needs a certificate (moltis gateway --tls-generate); or an \
+                 SSH tunnel keeps it secret: ssh -N -L 9090:127.0.0.1:9090 <gateway>, \
                  then --gateway http://127.0.0.1:9090",
             ),
             Self::Cut(_) | Self::BadToken => failure(self.to_string()),

@@ -57,6 +57,7 @@ Example:
 Example:
   moltis node add --host ws://192.168.1.5:9090/ws --name \"Build Server\"
   moltis node add --host ws://gw:9090/ws --label gpu=true --timeout 3600
+  moltis node add --host wss://gw:9090/ws --tls-ca gateway_tls.pem
   moltis node add --host ws://gw:9090/ws --foreground")]
 pub(crate) struct Add {
     /// Address of the gateway, as `ws://192.168.1.5:9090/ws`
@@ -85,6 +86,10 @@ pub(crate) struct Add {
     /// Pin the gateway's key before the first connection, as `moltis node pairing enable` prints it
     #[arg(long, value_name = "SHA256:…")]
     pub(crate) gateway_key: Option<String>,
+    /// Trust the certificates in this file too, for a gateway at wss:// which made its own; they are
+    /// copied into node.json
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
     /// Replace the pinned key of the gateway by --gateway-key
     #[arg(long, requires = "gateway_key")]
     pub(crate) repin: bool,

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use moltis_proto::limits;
@@ -15,6 +16,11 @@ pub(crate) fn listen_address(text: &str) -> Result<SocketAddr, String> {
         "expected an address and a port, as `127.0.0.1:9090`, `0.0.0.0:9090` or `[::1]:9090`"
             .to_owned()
     })
+}
+
+/// Parses a path, and makes it absolute: a service starts elsewhere.
+pub(crate) fn path(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|_| "expected the path of a file".to_owned())
 }
 
 /// Parses the timeout of one run: whole seconds, from 1 to a year.

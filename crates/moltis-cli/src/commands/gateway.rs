@@ -5,6 +5,7 @@
 
 pub(super) mod backup;
 pub(super) mod service;
+mod tls;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use moltis_gateway::{Gateway, GatewayConfig};
 use moltis_node::keeper::connect;
 use tokio::task::JoinSet;
 
+use self::tls::Served;
 use super::Context;
 use super::starter::{Keeps, starter};
 use crate::args;
@@ -78,7 +80,8 @@ async fn serve(
     let stop = stop_on_signal()?;
     // The socket comes first: it says whether a gateway runs here already.
     let mut listeners = vec![listen(Listener::unix(&home.gateway_socket()).await)?];
-    for address in addresses(args, &file) {
+    let args::Listen { addresses, tls } = args;
+    for address in listening(addresses, &file) {
         listeners.push(listen(Listener::tcp(address))?);
     }
     let bound: Vec<_> = listeners.iter().filter_map(Listener::address).collect();
@@ -95,17 +98,28 @@ async fn serve(
             Ok(streams.collect())
         })
     };
-    let gateway = Gateway::builder(config(home, file, settings_file))
+    let mut config = config(home, &file, settings_file);
+    tls::configure(&mut config, &tls, &file, home, &bound)?;
+    let insecure_http = config.insecure_http;
+    let built = Gateway::builder(config)
         .keeper(connector)
         .boot_id(moltis_telemetry::boot_id()?)
         .build()
-        .await?;
+        .await;
+    let gateway = built.map_err(tls::explained)?;
     // All of them, before one can be asked where the gateway listens.
     let serve = |listener| gateway.serve(listener, &stop);
     let served: Vec<_> = listeners.into_iter().map(serve).collect();
     let mut serving: JoinSet<()> = served.into_iter().collect();
-    announce(context.output, &bound);
-    notify::status(&format!("listening on {}", shown(&bound).join(", ")));
+    let certificate = gateway.tls();
+    let shown = shown(tls::scheme(certificate.is_some()), &bound);
+    announce(context.output, &shown);
+    let served = Served::of(certificate.is_some(), insecure_http);
+    say_who_reaches(context.output, &bound, served, "moltis gateway");
+    if let Some(certificate) = &certificate {
+        tls::tell(context.output, home, certificate);
+    }
+    notify::status(&format!("listening on {}", shown.join(", ")));
     notify::ready();
     stop.cancelled().await;
     notify::stopping();
@@ -114,18 +128,19 @@ async fn serve(
     Ok(Exit::SUCCESS)
 }
 
-fn addresses(args: args::Listen, file: &ConfigFile) -> Vec<SocketAddr> {
-    if !args.addresses.is_empty() {
-        return args.addresses;
+fn listening(named: Vec<SocketAddr>, file: &ConfigFile) -> Vec<SocketAddr> {
+    if !named.is_empty() {
+        return named;
     }
     file.listen.clone().unwrap_or_else(|| vec![LISTEN])
 }
 
-fn config(home: &Home, file: ConfigFile, settings_file: SettingsFile) -> GatewayConfig {
+fn config(home: &Home, file: &ConfigFile, settings_file: SettingsFile) -> GatewayConfig {
     let mut config = GatewayConfig::new(home.dir());
     config.settings_file = Some(settings_file);
     config.runs.default_route = file.default_route();
-    config.hosts = file.hosts.unwrap_or_default();
+    config.hosts = file.hosts.clone().unwrap_or_default();
+    config.trusted_proxies = file.trusted_proxies.clone().unwrap_or_default();
     if let Some(days) = file.keep_days {
         config.runs.keep_days = u32::try_from(days).unwrap_or(u32::MAX);
     }
@@ -156,23 +171,24 @@ fn listen(listener: Result<Listener, ListenError>) -> Result<Listener, Failure> 
     })
 }
 
-fn shown(addresses: &[SocketAddr]) -> Vec<String> {
+fn shown(scheme: &str, addresses: &[SocketAddr]) -> Vec<String> {
     let shown = addresses.iter();
-    shown.map(|address| format!("http://{address}")).collect()
+    shown
+        .map(|address| format!("{scheme}://{address}"))
+        .collect()
 }
 
-/// Says that it is ready, and who can reach it. Where nobody reads, it serves all the same.
-fn announce(output: Output, addresses: &[SocketAddr]) {
-    let lines: Vec<_> = shown(addresses)
+/// Says that it is ready. Where nobody reads, it serves all the same.
+fn announce(output: Output, shown: &[String]) {
+    let lines: Vec<_> = shown
         .iter()
         .map(|address| format!("listening on {address}"))
         .collect();
     output.text(&lines.join("\n")).ok(); // a gateway whose stdout is closed still serves
-    say_who_reaches(output, addresses, "moltis gateway");
 }
 
-/// Says who can reach these addresses; `command` is what listens elsewhere.
-fn say_who_reaches(output: Output, addresses: &[SocketAddr], command: &str) {
+/// Says who can reach these addresses, and what they are served; `command` is what listens elsewhere.
+fn say_who_reaches(output: Output, addresses: &[SocketAddr], served: Served, command: &str) {
     let (loopback, open): (Vec<&SocketAddr>, Vec<&SocketAddr>) = addresses
         .iter()
         .partition(|address| address.ip().is_loopback());
@@ -182,10 +198,17 @@ fn say_who_reaches(output: Output, addresses: &[SocketAddr], command: &str) {
             address.port()
         ));
     }
-    if let Some(address) = open.first() {
-        output.note(&format!(
+    let Some(address) = open.first() else { return };
+    match served {
+        Served::Nodes => output.note(&format!(
             "on {address}, which has no TLS, nodes are served at /ws and everything else is refused; \
-             administer it on this machine, or through an SSH tunnel"
-        ));
+             administer it on this machine, through an SSH tunnel, or with TLS: {command} --tls-generate, \
+             or --tls-cert <file> --tls-key <file>"
+        )),
+        Served::Everything => output.warn(&format!(
+            "everything is served on {address} without TLS too: who is on the way can read passwords, \
+             tokens and output"
+        )),
+        Served::Https => {}
     }
 }

@@ -34,4 +34,5 @@ mod signals;
 mod systemd;
 mod terminal;
 mod texts;
+mod tls;
 mod volume;

@@ -44,7 +44,7 @@ fn errors_read_as_reviewed() {
         &["node", "shell", "box"],
         &["node", "frobnicate"],
         &["runs", "list", "--state", "sleeping"],
-        &["runs", "list", "--gateway", "https://gw"],
+        &["runs", "list", "--gateway", "https://gw:0"],
         &["token", "create", "--name", "x", "--scope", "all"],
     ]
     .map(|args| said(&home, args));

@@ -1,12 +1,13 @@
 //! The checks, but for the one of files: each from what was seen to how it stands.
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use moltis_proto::limits::disk_reserve_bytes;
 
 use super::words::{ago, list, quoted, size, span};
 use super::{
     AtRest, Database, DefaultRoute, Diagnosis, Disk, Level, Node, Room, Running, SettingsState,
 };
+use crate::http::tls::{TlsStatus, Validity};
 use crate::session::chain;
 use crate::store::{Inspected, StoreError};
 
@@ -45,6 +46,40 @@ pub(super) fn config(settings: &SettingsState) -> Diagnosis {
 
 /// Who can reach the gateway?
 pub(super) fn listen(seen: &Running) -> Diagnosis {
+    match &seen.tls {
+        Some(tls) => certificate(tls, seen.now).unwrap_or_else(|| reach(seen)),
+        None => reach(seen),
+    }
+}
+
+/// What is wrong with the certificate; `None` where nothing is.
+fn certificate(tls: &TlsStatus, now: Timestamp) -> Option<Diagnosis> {
+    let about = &tls.certificate;
+    let path = about.path.display();
+    if let Some(problem) = about.problem(now) {
+        return Some(Diagnosis::error(format!("{problem}: nodes and commands refuse it"))
+            .hint("put a new one in its place, which is taken up within seconds, or start the gateway with --tls-generate"));
+    }
+    if let Some(trouble) = &tls.trouble {
+        return Some(Diagnosis::error(format!(
+            "the certificate was changed and cannot be used: {trouble}; the one that was read before is in use for another {}",
+            span(about.not_after.duration_since(now))
+        ))
+        .hint("mend the file: it is taken up within seconds"));
+    }
+    if about.validity(now) == Validity::EndsSoon {
+        return Some(
+            Diagnosis::warning(format!(
+                "the certificate `{path}` expires in {}",
+                span(about.not_after.duration_since(now))
+            ))
+            .hint("renew it: a new file in its place is taken up within seconds"),
+        );
+    }
+    None
+}
+
+fn reach(seen: &Running) -> Diagnosis {
     let all = list(seen.listening.iter().map(ToString::to_string));
     let Some(first) = seen.listening.first() else {
         return Diagnosis::warning("the gateway listens on no address: no node can reach it")
@@ -69,9 +104,15 @@ pub(super) fn listen(seen: &Running) -> Diagnosis {
         ))
         .hint("administer it over the Unix socket or an SSH tunnel, and turn `insecure_http` off");
     }
-    Diagnosis::ok(format!(
-        "listens on {all}; other machines are served /ws and /healthz there"
-    ))
+    match &seen.tls {
+        Some(tls) => Diagnosis::ok(format!(
+            "listens on {all} and serves https there, by a certificate that holds for another {}",
+            span(tls.certificate.not_after.duration_since(seen.now))
+        )),
+        None => Diagnosis::ok(format!(
+            "listens on {all}; other machines are served /ws and /healthz there"
+        )),
+    }
 }
 
 /// May strangers ask to pair?
@@ -303,6 +344,7 @@ mod tests {
             settings: SettingsState::Embedded,
             listening: vec!["127.0.0.1:9090".parse().unwrap()],
             insecure_http: false,
+            tls: None,
             pairing_closes_at: None,
             nodes: Vec::new(),
             default_route: DefaultRoute::Local,

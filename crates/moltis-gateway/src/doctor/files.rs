@@ -16,7 +16,7 @@ use super::{Diagnosis, Level};
 const ENTRIES_MAX: usize = 50_000;
 
 /// Files that hold a private key.
-const KEYS: [&str; 2] = ["node_key", "gateway_key"];
+const KEYS: [&str; 3] = ["node_key", "gateway_key", "gateway_tls_key.pem"];
 
 /// The directory of stored output.
 pub(super) const OUTPUTS: &str = "outputs";

@@ -16,6 +16,7 @@ use super::{
 use crate::clock::Clock;
 use crate::config::SettingsFile;
 use crate::exec::Route;
+use crate::http::tls::Tls;
 use crate::output::Outputs;
 use crate::pairing::PairingDesk;
 use crate::roster::{NodeView, Roster};
@@ -30,6 +31,7 @@ pub(crate) struct Doctor {
     pub(crate) dir: PathBuf,
     pub(crate) settings: Option<SettingsFile>,
     pub(crate) insecure_http: bool,
+    pub(crate) tls: Option<Tls>,
     pub(crate) default_route: String,
     /// There is a way to a keeper of this machine.
     pub(crate) has_local: bool,
@@ -84,6 +86,7 @@ impl Doctor {
             settings: settings(self.settings.as_ref()),
             listening,
             insecure_http: self.insecure_http,
+            tls: self.tls.as_ref().map(Tls::status),
             pairing_closes_at: self.pairing.window(),
             nodes: known.map(node).collect(),
             default_route: self.default_route(),

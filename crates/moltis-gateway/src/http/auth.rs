@@ -152,7 +152,7 @@ fn bearer(headers: &HeaderMap) -> ApiResult<Option<&str>> {
 
 /// Counts a failed token, and answers 429 in place of `error` when there were too many.
 fn throttled(state: &ApiState, peer: &Peer, error: ApiError) -> ApiError {
-    let Some(source) = peer.ip() else {
+    let Some(source) = peer.source() else {
         return error;
     };
     match state.throttle().fail(source, Instant::now()) {

@@ -6,7 +6,7 @@ use axum::http::request::Parts;
 use super::auth::refuse;
 use super::error::ApiError;
 use super::hangup::Hangup;
-use super::peer::Peer;
+use super::peer::{Peer, Proxied};
 use crate::audit::Actor;
 use crate::exec::Asker;
 use crate::principal::{Action, Principal, authorize};
@@ -46,7 +46,11 @@ impl Caller {
 
     fn source(&self) -> Option<String> {
         match self.peer {
-            Peer::Tcp { .. } => self.peer.ip().map(|ip| ip.to_string()),
+            Peer::Tcp { .. } | Peer::Tls { .. } => self.peer.ip().map(|ip| ip.to_string()),
+            Peer::Proxied(Proxied { client, proxy, .. }) => Some(match client {
+                Some(client) => client.to_string(),
+                None => format!("behind {}", proxy.ip().to_canonical()),
+            }),
             Peer::Unix { .. } => Some("socket".to_owned()),
             Peer::Unknown => None,
         }

@@ -1,18 +1,21 @@
-//! What is checked before a route is looked up: does this address speak to strangers in the clear,
+//! What is checked before a route is looked up: would this be said in the clear to other machines,
 //! is the host ours, does a change come from our own pages.
 //!
 //! `/ws` and `/healthz` pass: nodes prove themselves by key, and health is no secret.
 
-use axum::extract::{ConnectInfo, Request, State};
-use axum::http::header::{HOST, ORIGIN};
-use axum::http::{HeaderMap, HeaderValue, Method};
+use std::net::SocketAddr;
+
+use axum::extract::{ConnectInfo, OriginalUri, Request, State};
+use axum::http::header::{HOST, LOCATION, ORIGIN};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
-use super::ApiState;
 use super::error::{ApiError, ApiResult};
 use super::host::Authority;
-use super::peer::Peer;
+use super::peer::{Peer, Security};
+use super::{ApiState, forwarded};
+use crate::api::PREFIX as API_PREFIX;
 use crate::api::problem::Code;
 
 /// Paths that everybody may ask for, by any host.
@@ -28,23 +31,25 @@ pub(super) async fn check(State(state): State<ApiState>, request: Request, next:
     if is_open(request.uri().path()) {
         return next.run(request).await;
     }
-    match admit(&state, &request) {
+    let peer = peer_of(&request);
+    if let Err(error) = check_transport(&state, &peer) {
+        return to_https(&state, &peer, &request).unwrap_or_else(|| error.into_response());
+    }
+    match admit(&state, &peer, &request) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
 }
 
-fn admit(state: &ApiState, request: &Request) -> ApiResult<()> {
-    let peer = peer_of(request);
-    check_transport(state, &peer)?;
-    check_host(state, &peer, request)?;
+fn admit(state: &ApiState, peer: &Peer, request: &Request) -> ApiResult<()> {
+    check_host(state, peer, request)?;
     if matches!(
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS
     ) {
         return Ok(());
     }
-    check_origin(state, &peer, request.headers())
+    check_origin(state, peer, request.headers())
 }
 
 /// Returns who sent this request.
@@ -53,23 +58,76 @@ pub(super) fn peer_of(request: &Request) -> Peer {
     info.map_or(Peer::Unknown, |ConnectInfo(peer)| *peer)
 }
 
+/// What a proxy tells can close the door, and opens none: TLS outside of it says nothing of the way
+/// from it to us.
 fn check_transport(state: &ApiState, peer: &Peer) -> ApiResult<()> {
-    let Some(local) = peer.local() else {
+    if state.door().insecure_http {
         return Ok(());
+    }
+    let (local, in_the_clear) = match *peer {
+        Peer::Unix { .. } | Peer::Unknown | Peer::Tls { .. } => return Ok(()),
+        Peer::Tcp { local, .. } => (local, !is_loopback(local)),
+        Peer::Proxied(proxied) => {
+            let hop = proxied.hop == Security::Plain && !is_loopback(proxied.local);
+            if !hop && proxied.outside == Some(Security::Plain) {
+                return Err(clear_before(proxied.proxy));
+            }
+            (proxied.local, hop)
+        }
     };
-    if local.ip().to_canonical().is_loopback() || state.door().insecure_http {
+    if !in_the_clear {
         return Ok(());
     }
     let port = local.port();
     let detail = format!(
-        "{local} is not a loopback address and has no TLS, so it answers /ws and /healthz only: \
-         passwords, tokens and output would cross the network in the clear"
+        "{local} is not a loopback address and this connection has no TLS, so it answers /ws and \
+         /healthz only: passwords, tokens and output would cross the network in the clear"
     );
-    // The one way out that this release has; those that follow belong here too.
-    Err(ApiError::new(Code::TlsRequired, detail).hint(format!(
-        "use an SSH tunnel to an address of loopback that the gateway listens on: \
-         ssh -L {port}:127.0.0.1:{port} <this machine>, then http://127.0.0.1:{port}"
-    )))
+    let tunnel = format!(
+        "an SSH tunnel to an address of loopback that the gateway listens on (ssh -L \
+         {port}:127.0.0.1:{port} <this machine>, then http://127.0.0.1:{port})"
+    );
+    let ways = match state.tls() {
+        Some(_) => format!("ask by https:// on the same port, or use {tunnel}"),
+        None => format!(
+            "start the gateway with --tls-cert <file> --tls-key <file>, or with --tls-generate; or use \
+             {tunnel}; or, where nobody else is on the network, start it with --insecure-http"
+        ),
+    };
+    Err(ApiError::new(Code::TlsRequired, detail).hint(ways))
+}
+
+fn clear_before(proxy: SocketAddr) -> ApiError {
+    let detail = format!(
+        "the proxy at {} was asked by http://: passwords, tokens and output would cross the network \
+         in the clear",
+        proxy.ip()
+    );
+    ApiError::new(Code::TlsRequired, detail)
+        .hint("ask the proxy by https://, and let it redirect who does not")
+}
+
+fn is_loopback(local: SocketAddr) -> bool {
+    local.ip().to_canonical().is_loopback()
+}
+
+/// Sends a browser that asked for a page in the clear to the same page by TLS, where there is TLS on
+/// this port. A program is told: what it sent with its request would be sent twice.
+fn to_https(state: &ApiState, peer: &Peer, request: &Request) -> Option<Response> {
+    let asks = matches!(*request.method(), Method::GET | Method::HEAD);
+    let path = request.extensions().get::<OriginalUri>();
+    let path = path.map_or(request.uri(), |OriginalUri(uri)| uri);
+    let path = path.path_and_query()?.as_str();
+    let is_page = asks && !path.contains(API_PREFIX) && !path.starts_with("//");
+    let is_direct = matches!(peer, Peer::Tcp { .. });
+    if !is_page || !is_direct || state.tls().is_none() {
+        return None;
+    }
+    check_host(state, peer, request).ok()?;
+    let host = request.headers().get(HOST)?.to_str().ok()?;
+    let location = HeaderValue::try_from(format!("https://{host}{path}")).ok()?;
+    let status = StatusCode::TEMPORARY_REDIRECT;
+    Some((status, [(LOCATION, location)]).into_response())
 }
 
 fn check_host(state: &ApiState, peer: &Peer, request: &Request) -> ApiResult<()> {
@@ -81,16 +139,32 @@ fn check_host(state: &ApiState, peer: &Peer, request: &Request) -> ApiResult<()>
         ));
     };
     let host = host.to_str().unwrap_or("?");
-    let asked = Authority::parse(host).filter(|asked| state.door().hosts.allow(asked, peer));
+    let hosts = &state.door().hosts;
+    let asked = Authority::parse(host).filter(|asked| hosts.allow(asked, peer));
     // A request line may name a host too; it then must be the same one.
     let line = request
         .uri()
         .authority()
         .map(|line| Authority::parse(line.as_str()));
-    if asked.is_some() && line.is_none_or(|line| line == asked) {
+    // What a proxy was asked for is what the client's browser believes to talk to.
+    let outside = forwarded::hosts(peer, request.headers());
+    let foreign = outside.iter().any(|outside| {
+        let ours = outside
+            .as_ref()
+            .is_some_and(|outside| hosts.allow(outside, peer));
+        !ours
+    });
+    if asked.is_some() && line.is_none_or(|line| line == asked) && !foreign {
         return Ok(());
     }
-    let detail = format!("the host `{}` is not served here", host.escape_debug());
+    let named = if asked.is_some() && foreign {
+        let of_proxy = request.headers().get("x-forwarded-host");
+        of_proxy.and_then(|host| host.to_str().ok()).unwrap_or("?")
+    } else {
+        host
+    };
+    let shown: String = named.chars().take(300).collect();
+    let detail = format!("the host `{}` is not served here", shown.escape_debug());
     Err(ApiError::new(Code::WrongHost, detail).hint(
         "ask for 127.0.0.1, localhost or an address that the gateway listens on, with its port, or \
          add the name to `hosts` under `[gateway]` in moltis.toml",

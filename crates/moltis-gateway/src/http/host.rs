@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::peer::Peer;
+use super::peer::{Peer, Proxied};
 
 /// A host and maybe a port, as they stand in a header.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,6 +115,11 @@ impl Hosts {
         list.iter().map(parse).collect::<Result<_, _>>().map(Self)
     }
 
+    /// Returns the configured hosts.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Authority> {
+        self.0.iter()
+    }
+
     /// Returns whether a peer may ask for `asked`: loopback and the address it dialled, at the port
     /// it dialled, and what the configuration adds, at its own port or any.
     pub(crate) fn allow(&self, asked: &Authority, peer: &Peer) -> bool {
@@ -122,7 +127,9 @@ impl Hosts {
             ours.host == asked.host && (ours.port.is_none() || ours.port == asked.port)
         });
         let own = match peer {
-            Peer::Tcp { local, .. } => {
+            Peer::Tcp { local, .. }
+            | Peer::Tls { local, .. }
+            | Peer::Proxied(Proxied { local, .. }) => {
                 (is_loopback(&asked.host) || is_address(&asked.host, *local))
                     && asked.port.is_none_or(|port| port == local.port())
             }
@@ -142,6 +149,15 @@ fn is_loopback(host: &Host) -> bool {
 
 fn is_address(host: &Host, local: SocketAddr) -> bool {
     matches!(host, Host::Ip(ip) if *ip == local.ip().to_canonical())
+}
+
+impl std::fmt::Display for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Ip(ip) => write!(f, "{ip}"),
+        }
+    }
 }
 
 impl std::fmt::Display for Authority {

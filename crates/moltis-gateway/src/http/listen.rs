@@ -3,7 +3,7 @@
 //! Called by whoever starts a gateway; [`super::serve`] takes what is made here.
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -205,6 +205,16 @@ impl Drop for SocketFile {
             tracing::debug!(path = %self.path.display(), %error, "the socket's file stays behind");
         }
     }
+}
+
+/// Returns the address that this machine uses on its network; `None` where it has none. Nothing is
+/// sent: connecting a UDP socket only asks the kernel for a route.
+pub fn lan_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    // TEST-NET-1 (RFC 5737): nobody's address, so the default route answers.
+    socket.connect("192.0.2.1:9").ok()?;
+    let ip = socket.local_addr().ok()?.ip();
+    (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
 }
 
 /// Removes a socket that nobody listens on.

@@ -1,6 +1,5 @@
 //! `pairing`: the window, the requests that wait, and the line to type on another machine.
 
-use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use axum::extract::State;
@@ -13,8 +12,12 @@ use super::ApiState;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Id, Json};
-use super::host::Authority;
-use super::{join, nodes};
+use super::host::{Authority, Host};
+use super::join::{Asked, Scheme, Ways, Whose};
+use super::listen::lan_address;
+use super::peer::{Peer, Security};
+use super::tls::Tls;
+use super::{forwarded, join, nodes};
 use crate::api::nodes::NodeDetail;
 use crate::api::pairing::{Approve, PairingCommand, PairingRequest, PairingStatus, SetPairing};
 use crate::api::problem::Code;
@@ -83,35 +86,66 @@ pub(super) async fn reject(
 /// `GET pairing/command`
 pub(super) async fn command(
     State(desk): State<ApiState>,
+    caller: Caller,
     headers: HeaderMap,
 ) -> ApiResult<axum::Json<PairingCommand>> {
-    let asked = headers
-        .get(HOST)
-        .and_then(|host| Authority::parse(host.to_str().ok()?));
-    let addresses = desk.addresses();
-    let join = join::choose(asked.as_ref(), &addresses, lan_address()).ok_or_else(|| {
+    let tls = desk.tls();
+    let covers = |host: &Host| tls.is_some_and(|tls| tls.covers(&host.to_string()));
+    let ways = Ways {
+        listening: &desk.addresses(),
+        lan: lan_address(),
+        hosts: desk.door().hosts.iter().cloned().collect(),
+        covers: tls.map(|_| &covers as &dyn Fn(&Host) -> bool),
+    };
+    let join = join::choose(asked(&caller.peer, &headers).as_ref(), &ways).ok_or_else(|| {
         ApiError::new(
             Code::NotFound,
             "the gateway listens on no address that a node could dial",
         )
         .hint("start it with --listen 0.0.0.0:9090")
     })?;
-    let url = format!("ws://{}/ws", join.authority);
+    let url = join.to_string();
     let key = desk.fingerprint();
+    let mut command = format!("{NODE_ADD} --host {url} --gateway-key {key}");
+    let own = tls.map(Tls::status).filter(|tls| tls.is_own);
+    let mut warnings: Vec<String> = join.warning.into_iter().collect();
+    if let Some(own) = own.filter(|_| join.scheme == Scheme::Wss && join.whose == Whose::Ours) {
+        let path = own.certificate.path;
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        command = format!("{command} --tls-ca {file}");
+        warnings.push(format!(
+            "the gateway made its certificate itself: copy {} to that machine first",
+            path.display()
+        ));
+    }
     Ok(axum::Json(PairingCommand {
-        command: format!("{NODE_ADD} --host {url} --gateway-key {key}"),
+        command,
         url,
         gateway_fingerprint: key.to_string(),
-        warning: join.warning,
+        warning: (!warnings.is_empty()).then(|| warnings.join("; ")),
     }))
 }
 
-/// Returns the address that this machine uses on its network. Nothing is sent: connecting a UDP
-/// socket only asks the kernel for a route.
-fn lan_address() -> Option<IpAddr> {
-    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-    // TEST-NET-1 (RFC 5737): nobody's address, so the default route answers.
-    socket.connect("192.0.2.1:9").ok()?;
-    let ip = socket.local_addr().ok()?.ip();
-    (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
+/// Returns the address by which somebody asks: that of the outermost proxy, where there are some.
+fn asked(peer: &Peer, headers: &HeaderMap) -> Option<Asked> {
+    let host = || Authority::parse(headers.get(HOST)?.to_str().ok()?);
+    let Peer::Proxied(proxied) = peer else {
+        let authority = host()?;
+        return Some(Asked {
+            authority,
+            of_proxy: None,
+        });
+    };
+    // Of several words none is better than the others.
+    let authority = match <[_; 1]>::try_from(forwarded::hosts(peer, headers)) {
+        Ok([outside]) => outside?,
+        Err(_) => host()?,
+    };
+    Some(Asked {
+        authority,
+        of_proxy: Some(match proxied.outside {
+            Some(Security::Tls) => Scheme::Wss,
+            Some(Security::Plain) | None => Scheme::Ws,
+        }),
+    })
 }

@@ -20,6 +20,15 @@ pub enum Peer {
         /// Ours, as the peer dialled it.
         local: SocketAddr,
     },
+    /// A TCP connection with TLS on it, which ends here.
+    Tls {
+        /// Its address.
+        remote: SocketAddr,
+        /// Ours, as the peer dialled it.
+        local: SocketAddr,
+    },
+    /// Somebody behind a proxy that is trusted.
+    Proxied(Proxied),
     /// A process of this machine, by what the kernel says of it.
     Unix {
         /// Its effective user when it connected.
@@ -29,6 +38,31 @@ pub enum Peer {
     },
     /// The embedder's server does not say. Transport and addresses are then the embedder's care.
     Unknown,
+}
+
+/// Somebody behind a proxy that is trusted: who, as the proxy tells, and how the proxy came to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proxied {
+    /// Its address: never one of loopback, which no proxy can know of another machine. `None` where
+    /// the proxy tells none that can be believed.
+    pub client: Option<IpAddr>,
+    /// The proxy's address.
+    pub proxy: SocketAddr,
+    /// Ours, as the proxy dialled it.
+    pub local: SocketAddr,
+    /// What is between the proxy and us.
+    pub hop: Security,
+    /// What is between the client and the proxy; `None` where the proxy does not tell.
+    pub outside: Option<Security>,
+}
+
+/// Whether others on the way can read along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Security {
+    /// They can.
+    Plain,
+    /// There is TLS.
+    Tls,
 }
 
 impl Peer {
@@ -52,18 +86,40 @@ impl Peer {
     }
 
     /// Returns the peer's IP address, an IPv4 address in IPv6 clothes as IPv4; `None` for a Unix
-    /// socket.
+    /// socket, and where a proxy does not tell.
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
-            Self::Tcp { remote, .. } => Some(remote.ip().to_canonical()),
+            Self::Tcp { remote, .. } | Self::Tls { remote, .. } => Some(remote.ip().to_canonical()),
+            Self::Proxied(proxied) => proxied.client,
             Self::Unix { .. } | Self::Unknown => None,
+        }
+    }
+
+    /// Returns the address under which what this peer does is counted: its own, or where a proxy
+    /// does not tell it, nobody's (`0.0.0.0`), which is shared by all of those.
+    pub fn source(&self) -> Option<IpAddr> {
+        match self {
+            Self::Proxied(proxied) => {
+                let nobodys = IpAddr::from([0, 0, 0, 0]);
+                Some(proxied.client.unwrap_or(nobodys))
+            }
+            _ => self.ip(),
+        }
+    }
+
+    /// Returns the same peer, who speaks TLS.
+    pub(super) fn over_tls(self) -> Self {
+        match self {
+            Self::Tcp { remote, local } => Self::Tls { remote, local },
+            other => other,
         }
     }
 
     /// Returns the address of ours that was dialled.
     pub fn local(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp { local, .. } => Some(*local),
+            Self::Tcp { local, .. } | Self::Tls { local, .. } => Some(*local),
+            Self::Proxied(proxied) => Some(proxied.local),
             Self::Unix { .. } | Self::Unknown => None,
         }
     }
@@ -72,7 +128,11 @@ impl Peer {
 impl std::fmt::Display for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tcp { remote, .. } => write!(f, "{remote}"),
+            Self::Tcp { remote, .. } | Self::Tls { remote, .. } => write!(f, "{remote}"),
+            Self::Proxied(Proxied { client, proxy, .. }) => match client {
+                Some(client) => write!(f, "{client} through {proxy}"),
+                None => write!(f, "somebody behind {proxy}"),
+            },
             Self::Unix {
                 uid,
                 pid: Some(pid),

@@ -1,4 +1,5 @@
-//! The accept loop: each connection becomes a task that speaks HTTP/1.1 with the router.
+//! The accept loop: each connection becomes a task that speaks HTTP/1.1 with the router, by TLS where
+//! there is a certificate and the peer begins so.
 //!
 //! Not `axum::serve`, which has no limit on the time and size of a request's head, and whose
 //! buffers are large. Called by `Gateway::serve`; it returns when `stop` is cancelled and every
@@ -16,17 +17,24 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
-use super::guests::Guests;
+use super::forwarded::Proxies;
+use super::guests::{Guest, Guests};
 use super::hangup::Hangup;
 use super::listen::{Connection, Listener};
 use super::peer::Peer;
+use super::tls::{Opened, Tls};
 
 /// How long a peer may take for the head of a request, the wait for it included.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long a peer may take for its first byte and, where that begins TLS, for the handshake.
+const OPEN_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Bytes of a request's head. A longer one is answered 431.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -43,11 +51,22 @@ const STOP_GRACE: Duration = Duration::from_secs(3);
 /// The wait after a failed accept: no descriptor is free, and trying at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers on `listener` until `stop`. A TCP connection for which `guests` has no room is closed.
+/// What a TCP connection meets before its first request. Cloning shares it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reception {
+    /// The count of connections. One for which there is no room is closed.
+    pub(crate) guests: Guests,
+    /// HTTPS.
+    pub(crate) tls: Option<Tls>,
+    /// Peers that speak for many, each of which is counted by itself elsewhere.
+    pub(crate) proxies: Proxies,
+}
+
+/// Answers on `listener` until `stop`.
 pub(crate) async fn serve(
     listener: Listener,
     router: Router,
-    guests: Guests,
+    reception: Reception,
     stop: CancellationToken,
 ) {
     let connections = TaskTracker::new();
@@ -60,16 +79,22 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((Connection::Tcp(stream), peer)) => {
-                let Some(guest) = guests.admit(peer.ip()) else {
+                let source = peer.ip().filter(|ip| !reception.proxies.trust(*ip));
+                let Some(guest) = reception.guests.admit(source) else {
                     tracing::debug!(peer.addr = %peer, "a connection too many was closed");
                     continue;
                 };
-                let speak = speak(stream, peer, router.clone(), stop.clone());
-                let counted = async move {
-                    speak.await;
-                    drop(guest);
-                };
-                connections.spawn(until(cut.clone(), counted));
+                let (router, stop) = (router.clone(), stop.clone());
+                match &reception.tls {
+                    None => {
+                        let speak = speak(stream, peer, router, stop);
+                        connections.spawn(until(cut.clone(), counted(guest, speak)));
+                    }
+                    Some(tls) => {
+                        let open = open(tls.clone(), stream, peer, router, stop);
+                        connections.spawn(until(cut.clone(), counted(guest, open)));
+                    }
+                }
             }
             Ok((Connection::Unix(stream), peer)) => {
                 let speak = speak(stream, peer, router.clone(), stop.clone());
@@ -80,12 +105,35 @@ pub(crate) async fn serve(
     }
     drop(listener);
     connections.close();
-    if tokio::time::timeout(STOP_GRACE, connections.wait())
-        .await
-        .is_err()
-    {
+    if timeout(STOP_GRACE, connections.wait()).await.is_err() {
         cut.cancel();
         connections.wait().await;
+    }
+}
+
+async fn counted(guest: Guest, work: impl Future<Output = ()>) {
+    work.await;
+    drop(guest);
+}
+
+/// Finds out what a peer speaks, and speaks it.
+async fn open(tls: Tls, stream: TcpStream, peer: Peer, router: Router, stop: CancellationToken) {
+    let opening = timeout(OPEN_TIME_MAX, tls.open_connection(stream));
+    let opened = tokio::select! {
+        biased;
+        () = stop.cancelled() => return,
+        // The room of a handshake is given back before the first request.
+        opened = Box::pin(opening) => opened,
+    };
+    match opened {
+        Ok(Ok(Opened::Plain(stream))) => Box::pin(speak(stream, peer, router, stop)).await,
+        Ok(Ok(Opened::Tls(stream))) => {
+            Box::pin(speak(stream, peer.over_tls(), router, stop)).await;
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(peer.addr = %peer, %error, "a connection came to no TLS");
+        }
+        Err(_) => tracing::debug!(peer.addr = %peer, "a connection took too long to begin"),
     }
 }
 
@@ -127,7 +175,9 @@ where
         // The local user may think between two requests; a stranger may not hold the socket.
         .header_read_timeout(match peer {
             Peer::Unix { .. } => None,
-            Peer::Tcp { .. } | Peer::Unknown => Some(HEAD_TIME_MAX),
+            Peer::Tcp { .. } | Peer::Tls { .. } | Peer::Proxied(_) | Peer::Unknown => {
+                Some(HEAD_TIME_MAX)
+            }
         });
     let mut connection = pin!(
         builder

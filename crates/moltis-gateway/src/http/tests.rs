@@ -3,6 +3,7 @@
 
 mod itself;
 mod streams;
+mod transport;
 mod trouble;
 
 use std::net::SocketAddr;
@@ -314,10 +315,7 @@ async fn on_a_network_address_only_nodes_and_health_are_answered() {
         let answer = ask(path).await;
         assert_eq!(code(&answer), "tls_required", "{path}");
         assert!(answer.contains("ssh -L"), "{answer}");
-        // `moltis gateway` has none of these flags.
-        for none in ["--tls", "--insecure-http"] {
-            assert!(!answer.contains(none), "{none} in {answer}");
-        }
+        assert!(answer.contains("--tls-generate"), "{answer}");
     }
     assert_eq!(status(&ask("/healthz").await), 200);
     let loopback = TcpStream::connect(("127.0.0.1", port)).await.unwrap();

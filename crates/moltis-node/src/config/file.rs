@@ -14,9 +14,10 @@ use super::{ConfigError, NodeConfig};
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The keys at the top of the file.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "gateway_url",
     "gateway_key",
+    "tls_ca",
     "pair",
     "name",
     "labels",

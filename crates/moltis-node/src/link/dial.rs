@@ -3,7 +3,6 @@
 //! What answers instead of a gateway is told apart in [`answer`].
 
 mod answer;
-mod tls;
 
 use std::future::Future;
 use std::io;
@@ -22,6 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 
 use crate::error::{LinkError, Step};
+use crate::tls::{ExtraRoots, client_config};
 use crate::url::GatewayUrl;
 
 /// How long the name server may take.
@@ -50,14 +50,15 @@ const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 /// A connection that carries WebSocket messages.
 pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// Connects and upgrades.
+/// Connects and upgrades. `roots` are trusted beside the system's.
 pub(super) async fn dial(
     url: &GatewayUrl,
+    roots: Option<&ExtraRoots>,
     offers: &[Subprotocol],
 ) -> Result<(Socket, Negotiated), LinkError> {
     let addresses = resolve(url).await?;
     let stream = connect(url, &addresses).await?;
-    let upgrade = Box::pin(upgrade(url, stream, offers));
+    let upgrade = Box::pin(upgrade(url, roots, stream, offers));
     within(Step::Upgrade, UPGRADE_TIME, upgrade).await
 }
 
@@ -132,6 +133,7 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
 
 async fn upgrade(
     url: &GatewayUrl,
+    roots: Option<&ExtraRoots>,
     stream: TcpStream,
     offers: &[Subprotocol],
 ) -> Result<(Socket, Negotiated), LinkError> {
@@ -151,7 +153,8 @@ async fn upgrade(
         .max_message_size(Some(FRAME_BYTES_MAX))
         .max_frame_size(Some(FRAME_BYTES_MAX));
     let connector = if url.is_tls() {
-        Connector::Rustls(tls::config().map_err(|source| LinkError::Tls {
+        // Read anew for each connection, so that the roots take no memory while it stands.
+        Connector::Rustls(client_config(roots).map_err(|source| LinkError::Tls {
             url: url.clone(),
             source,
         })?)

@@ -69,12 +69,38 @@ async fn web_servers_and_proxies_are_told_apart() {
         matches!(moved, LinkError::WebPage { status: 301, .. }),
         "{moved:?}"
     );
+    let secured = http(
+        "308 Permanent Redirect\r\nlocation: https://127.0.0.1/ws",
+        "",
+    )
+    .await;
+    assert!(
+        matches!(secured, LinkError::TlsExpected { .. }),
+        "{secured:?}"
+    );
+    assert!(secured.hint().unwrap().contains("wss://127.0.0.1:"));
+    let page = "<center>The plain HTTP request was sent to HTTPS port</center>";
+    let nginx = http("400 Bad Request\r\ncontent-type: text/html", page).await;
+    assert!(matches!(nginx, LinkError::TlsExpected { .. }), "{nginx:?}");
     let words = "A node connects with one of moltis.node.v1, moltis.node.v1+aes. To join:";
     let stripped = http("426 Upgrade Required", words).await;
     assert!(
         matches!(stripped, LinkError::ProxyWithoutUpgrade { .. }),
         "{stripped:?}"
     );
+    let secured = http(
+        "308 Permanent Redirect\r\nlocation: https://127.0.0.1/ws",
+        "",
+    )
+    .await;
+    assert!(
+        matches!(secured, LinkError::TlsExpected { .. }),
+        "{secured:?}"
+    );
+    assert!(secured.hint().unwrap().contains("wss://127.0.0.1:"));
+    let page = "<center>The plain HTTP request was sent to HTTPS port</center>";
+    let nginx = http("400 Bad Request\r\ncontent-type: text/html", page).await;
+    assert!(matches!(nginx, LinkError::TlsExpected { .. }), "{nginx:?}");
     let words = "A node connects with one of moltis.node.v3, moltis.node.v2. To join:";
     let newer = http("426 Upgrade Required", words).await;
     assert!(matches!(newer, LinkError::Version(None)), "{newer:?}");

@@ -4,11 +4,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use moltis_gateway::api::gateway::Gateway;
+use moltis_gateway::api::gateway::{Certificate, Gateway};
 use moltis_service::{Installation, Installed, Manager, ServiceError};
 use serde::Serialize;
 use tokio::time::{sleep, timeout};
 
+use super::tls::{self, Served};
 use crate::api::{ApiError, Client};
 use crate::args::{Format, Listen, Remote};
 use crate::commands::Context;
@@ -31,14 +32,14 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(in crate::commands) async fn install(context: &Context, args: Listen) -> anyhow::Result<Exit> {
     let home = context.home()?;
     let manager = service::manager(&context.settings);
-    let service = service::gateway(&home, &context.settings, &args.addresses)?;
+    let service = service::gateway(&home, &context.settings, &args)?;
     manager
         .check(&service)
         .await
         .map_err(|error| failed(error, GATEWAY))?;
     service::of_home(&manager, GATEWAY, &home)?;
     home.prepare()?;
-    config_file::load(&home.config(), &home.show(&home.config()))?;
+    let file = config_file::load(&home.config(), &home.show(&home.config()))?;
     let standing = service::standing(&manager, GATEWAY).await?;
     if !standing.is_wanted && ask(context).await?.is_some() {
         return Err(
@@ -76,7 +77,8 @@ pub(in crate::commands) async fn install(context: &Context, args: Listen) -> any
         .iter()
         .filter_map(|address| address.parse().ok())
         .collect();
-    let lines: Vec<_> = super::shown(&addresses)
+    let has_certificate = gateway.certificate.is_some();
+    let lines: Vec<_> = super::shown(tls::scheme(has_certificate), &addresses)
         .iter()
         .map(|address| format!("listening on {address}"))
         .collect();
@@ -88,7 +90,9 @@ pub(in crate::commands) async fn install(context: &Context, args: Listen) -> any
             arguments.join(" ")
         ));
     }
-    super::say_who_reaches(output, &addresses, "moltis gateway install");
+    let insecure_http = args.tls.insecure_http || file.insecure_http.unwrap_or(false);
+    let served = Served::of(has_certificate, insecure_http);
+    super::say_who_reaches(output, &addresses, served, "moltis gateway install");
     Ok(Exit::SUCCESS)
 }
 
@@ -173,6 +177,7 @@ struct Document {
     running: bool,
     addresses: Vec<String>,
     fingerprint: Option<String>,
+    certificate: Option<Certificate>,
     version: Option<String>,
     started_at: Option<jiff::Timestamp>,
 }
@@ -186,20 +191,22 @@ pub(in crate::commands) async fn status(context: &Context, format: Format) -> an
     let output = context.output;
     if format.json {
         let running = gateway.is_some();
-        let (addresses, fingerprint, version, started_at) = match gateway {
+        let (addresses, fingerprint, certificate, version, started_at) = match gateway {
             Some(known) => (
                 known.addresses,
                 Some(known.fingerprint),
+                known.certificate,
                 Some(known.version),
                 Some(known.started_at),
             ),
-            None => (Vec::new(), None, None, None),
+            None => (Vec::new(), None, None, None, None),
         };
         output.json(&Document {
             service: standing.word,
             running,
             addresses,
             fingerprint,
+            certificate,
             version,
             started_at,
         })?;
@@ -213,7 +220,10 @@ pub(in crate::commands) async fn status(context: &Context, format: Format) -> an
     };
     let addresses = gateway.as_ref().map_or_else(dash, |gateway| {
         let urls = gateway.addresses.iter();
-        let urls: Vec<_> = urls.map(|address| format!("http://{address}")).collect();
+        let scheme = tls::scheme(gateway.certificate.is_some());
+        let urls: Vec<_> = urls
+            .map(|address| format!("{scheme}://{address}"))
+            .collect();
         urls.join("\n")
     });
     let key = gateway.map_or_else(dash, |gateway| gateway.fingerprint);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use moltis_identity::{Fingerprint, NodeIdentity};
 use moltis_node::GatewayUrl;
 use moltis_node::config::{ConfigFile, NodeConfig};
+use moltis_node::tls::ExtraRoots;
 use moltis_proto::{Labels, NodeId, NodeName};
 use moltis_telemetry::API_KEY_VARIABLES;
 
@@ -31,6 +32,7 @@ pub(super) struct Request {
     labels: Option<Labels>,
     gateway_key: Option<Fingerprint>,
     repin: bool,
+    tls_ca: Option<ExtraRoots>,
     path: String,
     api_key_variables: Vec<String>,
     ollama_host: Option<String>,
@@ -70,6 +72,10 @@ impl Request {
             .host
             .parse()
             .map_err(|error| flag("--host", &error).hint("as --host ws://192.168.1.5:9090/ws"))?;
+        if args.tls_ca.is_some() && !url.is_tls() {
+            return Err(usage("--tls-ca goes with a gateway at wss:// only")
+                .hint(format!("with TLS: --host {}", url.other_scheme())));
+        }
         let name = args.name.as_ref().map(NodeName::new).transpose();
         let node_id = args.node_id.as_ref().map(NodeId::new).transpose();
         let key = args.gateway_key.as_deref().map(str::parse).transpose();
@@ -85,6 +91,7 @@ impl Request {
             labels: labels(&args.labels)?,
             gateway_key: key.map_err(|error| flag("--gateway-key", &error))?,
             repin: args.repin,
+            tls_ca: roots(args)?,
             path: settings.path.clone().unwrap_or_default(),
             api_key_variables: API_KEY_VARIABLES
                 .iter()
@@ -153,7 +160,8 @@ impl Request {
 
     fn check_before(&self, before: &NodeConfig) -> Result<(), Failure> {
         if before.gateway_url != self.url {
-            if !before.is_joined() {
+            // The pinned key says whether it is the same.
+            if !before.is_joined() || before.gateway_url.differs_in_tls(&self.url) {
                 return Ok(());
             }
             return Err(failure(format!(
@@ -185,11 +193,17 @@ impl Request {
         config.pair = !config.is_joined();
         if config.gateway_url != self.url {
             // What the owner said of this machine stays; what was said of another gateway does not.
+            if !config.gateway_url.differs_in_tls(&self.url) {
+                config.gateway_key = None;
+                config.tls_ca = None;
+            }
             config.gateway_url = self.url.clone();
-            config.gateway_key = None;
         }
         if let Some(key) = self.gateway_key {
             config.gateway_key = Some(key);
+        }
+        if let Some(roots) = &self.tls_ca {
+            config.tls_ca = Some(roots.clone());
         }
         if let Some(name) = &self.name {
             config.name = name.clone();
@@ -287,6 +301,19 @@ pub(super) fn leave_waiting(home: &Home, gateway: Fingerprint) -> Result<(), Fai
 
 fn flag(flag: &str, problem: &impl std::fmt::Display) -> Failure {
     usage(format!("{flag}: {problem}"))
+}
+
+/// Reads the file of `--tls-ca`, whose content goes into node.json: a service needs it as long as it
+/// lives, and the file may have come by a stick.
+fn roots(args: &Add) -> Result<Option<ExtraRoots>, Failure> {
+    let Some(path) = &args.tls_ca else {
+        return Ok(None);
+    };
+    let roots = ExtraRoots::read(path).map_err(|error| {
+        let failure = usage("--tls-ca cannot be used").because(error);
+        failure.hint("copy the gateway's certificate to this machine: it says at start where it is")
+    })?;
+    Ok(Some(roots))
 }
 
 fn labels(pairs: &[(String, String)]) -> Result<Option<Labels>, Failure> {

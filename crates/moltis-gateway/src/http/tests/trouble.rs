@@ -159,7 +159,10 @@ async fn a_connection_too_many_is_closed_and_another_one_takes_its_place() {
     let serving = TaskTracker::new().spawn(serve::serve(
         listener,
         router,
-        guests::Guests::new(2, 9),
+        serve::Reception {
+            guests: guests::Guests::new(2, 9),
+            ..serve::Reception::default()
+        },
         stop.clone(),
     ));
     let ask = async |stream: &mut TcpStream| {

@@ -4,12 +4,13 @@ use std::io;
 use std::time::Duration;
 
 use moltis_proto::Subprotocol;
-use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::error::{ProtocolError, SubProtocolError};
 use tokio_tungstenite::tungstenite::handshake::client::Response;
 use tokio_tungstenite::tungstenite::http::header;
+use tokio_tungstenite::tungstenite::{self, Error};
 
 use crate::error::{LinkError, Step};
+use crate::tls::TlsError;
 use crate::url::GatewayUrl;
 
 /// When to come back to a busy gateway that does not say.
@@ -24,14 +25,16 @@ pub(super) fn classify(url: &GatewayUrl, offers: &[Subprotocol], error: Error) -
     };
     match error {
         Error::Http(response) => status(url, offers, &response),
-        Error::Io(source) if is_tls(&source) => LinkError::Tls { url, source },
+        Error::Io(source) if let Some(source) = TlsError::find(&source, url.host()) => {
+            LinkError::Tls { url, source }
+        }
         Error::Io(source) if source.kind() == io::ErrorKind::UnexpectedEof => LinkError::Hangup {
             during: Some(Step::Upgrade),
         },
         Error::Io(source) => LinkError::Broken(source),
-        Error::Tls(source) => LinkError::Tls {
+        Error::Tls(tungstenite::error::TlsError::Rustls(source)) => LinkError::Tls {
+            source: TlsError::of(*source, url.host()),
             url,
-            source: io::Error::other(source),
         },
         Error::Protocol(ProtocolError::HandshakeIncomplete) => LinkError::Hangup {
             during: Some(Step::Upgrade),
@@ -52,6 +55,7 @@ pub(super) fn classify(url: &GatewayUrl, offers: &[Subprotocol], error: Error) -
 fn status(url: GatewayUrl, offers: &[Subprotocol], response: &Response) -> LinkError {
     let status = response.status().as_u16();
     match status {
+        300..=400 if !url.is_tls() && wants_tls(&url, response) => LinkError::TlsExpected { url },
         404 | 410 => LinkError::NotFound { url, status },
         426 if speaks_only_others(response, offers) => LinkError::Version(None),
         426 => LinkError::ProxyWithoutUpgrade { url },
@@ -87,15 +91,20 @@ fn is_page(response: &Response) -> bool {
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"))
 }
 
+/// A server that leads to https at the same host, or that says by its own words (nginx, Go) that plain HTTP reached a
+/// port of TLS.
+fn wants_tls(url: &GatewayUrl, response: &Response) -> bool {
+    let location = response.headers().get(header::LOCATION);
+    let location = location.and_then(|to| to.to_str().ok());
+    let location = location.and_then(|to| to.strip_prefix("https://"));
+    let body = response.body().as_deref().unwrap_or_default();
+    location.is_some_and(|to| to.trim_start_matches('[').starts_with(url.host()))
+        || (response.status() == 400 && String::from_utf8_lossy(body).contains("HTTPS"))
+}
+
 /// Seconds; a date (RFC 9110, 10.2.3) is left to the default.
 fn retry_after(response: &Response) -> Option<Duration> {
     let value = response.headers().get(header::RETRY_AFTER)?;
     let seconds = value.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
-}
-
-fn is_tls(error: &io::Error) -> bool {
-    error
-        .get_ref()
-        .is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
 }
