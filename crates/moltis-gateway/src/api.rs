@@ -13,6 +13,7 @@ pub mod fleet;
 pub mod follow;
 pub mod gateway;
 pub mod nodes;
+mod number;
 pub mod pairing;
 pub mod problem;
 pub mod runs;

@@ -32,6 +32,7 @@ mod metrics;
 mod nodes;
 mod openapi;
 mod output;
+mod page;
 mod pairing;
 pub mod peer;
 mod result;
@@ -53,7 +54,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use jiff::Timestamp;
 use moltis_identity::Fingerprint;
 use tokio_util::sync::CancellationToken;
@@ -87,7 +88,12 @@ pub use host::{HostError, Hosts};
 pub(crate) fn router(state: ApiState) -> Router {
     let routes = table().into_iter().fold(Router::new(), |router, route| {
         let guard = from_fn_with_state((state.clone(), route.action), auth::guard);
-        router.route(route.path, route.handler.route_layer(guard))
+        let handler = if route.refuses_query() {
+            route.handler.route_layer(from_fn(extract::refuse_query))
+        } else {
+            route.handler
+        };
+        router.route(route.path, handler.route_layer(guard))
     });
     routes
         .fallback(health::no_such_route)

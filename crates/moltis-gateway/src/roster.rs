@@ -172,12 +172,13 @@ impl Roster {
         Arc::clone(&read(&self.0.known))
     }
 
-    /// Returns all nodes, revoked ones too, sorted by name and id.
+    /// Returns all nodes, revoked ones too, sorted by name, id and device.
     pub fn list(&self) -> Vec<NodeView> {
         let directory = self.directory();
         let mut nodes: Vec<NodeView> = directory.iter().map(|record| self.view(record)).collect();
         nodes.sort_by(|a, b| {
-            (&a.record.name, &a.record.node_id).cmp(&(&b.record.name, &b.record.node_id))
+            let (a, b) = (&a.record, &b.record);
+            (&a.name, &a.node_id, a.device_id).cmp(&(&b.name, &b.node_id, b.device_id))
         });
         nodes
     }

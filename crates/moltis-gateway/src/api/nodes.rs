@@ -5,9 +5,14 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use moltis_proto::name::{LABELS_MAX, NAME_CHARS_MAX};
+
 use super::Timestamp;
 use super::runs::Run;
 use super::telemetry::{Platform, Telemetry};
+
+/// Nodes of one page, at the most and where nothing is said.
+pub const PAGE_MAX: u32 = 1000;
 
 /// One node, as lists show it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -99,11 +104,13 @@ pub enum Policy {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PatchNode {
-    /// The new display name.
+    /// The new display name: 1 to 64 visible characters, and no name of a route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = NAME_CHARS_MAX))]
     pub name: Option<String>,
-    /// The new labels, all of them.
+    /// The new labels, all of them: 32 at the most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = LABELS_MAX))]
     pub labels: Option<BTreeMap<String, String>>,
 }
 
@@ -117,4 +124,12 @@ pub struct ListNodes {
     /// Only nodes that this selector means, of which no revoked one is; all when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub select: Option<String>,
+    /// At most so many: 1 to 1000, 1000 when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = PAGE_MAX))]
+    pub limit: Option<u32>,
+    /// `next` of the page before. A node that is renamed between two pages may be missed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub cursor: Option<String>,
 }

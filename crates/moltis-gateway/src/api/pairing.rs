@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Timestamp;
+use moltis_proto::limits::WINDOW_TIME_MAX;
+
 use super::telemetry::Platform;
+use super::{Timestamp, number};
 
 /// Answer of `GET pairing` and `PUT pairing`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -24,7 +26,12 @@ pub struct SetPairing {
     /// Open or close the window.
     pub enabled: bool,
     /// How long it stays open: 1 to 3600 seconds, 600 when left out. Only with `enabled: true`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "number::whole_or_null",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(range(min = 1, max = WINDOW_TIME_MAX.as_secs()))]
     pub for_seconds: Option<u64>,
 }
 

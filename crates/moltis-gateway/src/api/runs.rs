@@ -4,13 +4,52 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::Timestamp;
+use super::{Timestamp, number};
+
+/// The longest time that can be asked for, whatever the node says: 10 years.
+pub const TIMEOUT_SECONDS_MAX: u64 = 3650 * 24 * 3600;
+
+/// Columns, and rows, of a terminal.
+pub const TTY_SIZE_MAX: u16 = 4096;
+
+/// Runs of one page, at the most.
+pub const PAGE_MAX: u32 = 500;
+
+/// The highest offset that JSON can carry everywhere: 2^53 − 1.
+pub const OFFSET_MAX: u64 = (1 << 53) - 1;
+
+/// Names of the signals that can be sent, and their numbers on the wire: those of signal(7) for x86
+/// and ARM. A node whose system counts otherwise translates.
+pub const SIGNALS: [(&str, i32); 20] = [
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ILL", 4),
+    ("TRAP", 5),
+    ("ABRT", 6),
+    ("BUS", 7),
+    ("FPE", 8),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("WINCH", 28),
+    ("SYS", 31),
+];
 
 /// Body of `POST runs`. Exactly one of `argv` and `command`; at most one of the three `stdin…`; at
 /// most one of `node` and `select`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("anyOf" = one_command()))]
 pub struct StartRun {
     /// A route: `local`, `node:<id or name>`, the id, a unique prefix or the name of a node. The
     /// configured route when left out.
@@ -23,8 +62,12 @@ pub struct StartRun {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub select: Option<String>,
     /// With `select`: at most so many run at a time, at least 1; all at once when left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[serde(
+        default,
+        deserialize_with = "number::whole_or_null",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(range(min = 1, max = u32::MAX))]
     pub parallel: Option<u32>,
     /// With `select`: no more are started behind one that did not exit 0. Without `parallel` they
     /// run one after the other.
@@ -36,18 +79,26 @@ pub struct StartRun {
     pub dry_run: bool,
     /// Program and arguments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub argv: Option<Vec<String>>,
     /// A line for `/bin/sh -c`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub command: Option<String>,
     /// Absolute path of the directory to start in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^/"))]
     pub cwd: Option<String>,
     /// Variables to set.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Seconds until the run is timed out, at least 1; the node's longest time when left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "number::whole_or_null",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(range(min = 1, max = TIMEOUT_SECONDS_MAX))]
     pub timeout_seconds: Option<u64>,
     /// All of stdin, as text. The gateway's process holds it until the node has taken it. Where that
     /// process ends in between, the same request under the same `Idempotency-Key` goes on with it;
@@ -56,6 +107,7 @@ pub struct StartRun {
     pub stdin: Option<String>,
     /// All of stdin, as bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("contentEncoding" = "base64"))]
     pub stdin_base64: Option<String>,
     /// Stdin comes later, by `POST runs/{id}/stdin`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -70,8 +122,12 @@ pub struct StartRun {
 #[serde(deny_unknown_fields)]
 pub struct Tty {
     /// Columns, 1 to 4096.
+    #[serde(deserialize_with = "number::whole")]
+    #[schemars(range(min = 1, max = TTY_SIZE_MAX))]
     pub cols: u16,
     /// Rows, 1 to 4096.
+    #[serde(deserialize_with = "number::whole")]
+    #[schemars(range(min = 1, max = TTY_SIZE_MAX))]
     pub rows: u16,
     /// The value of `TERM`; `xterm-256color` when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -103,9 +159,11 @@ pub struct ListRuns {
     pub state: Option<State>,
     /// At most so many: 1 to 500, 50 when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = PAGE_MAX))]
     pub limit: Option<u32>,
     /// `next` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub cursor: Option<String>,
 }
 
@@ -292,6 +350,7 @@ pub struct OutputQuery {
     pub stream: Stream,
     /// Offset of the first byte; 0 when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = OFFSET_MAX))]
     pub offset: Option<u64>,
     /// Go on until the stream is complete.
     #[serde(default)]
@@ -304,9 +363,11 @@ pub struct OutputQuery {
 pub struct FollowQuery {
     /// Offset of the first byte of stdout to send.
     #[serde(default)]
+    #[schemars(range(max = OFFSET_MAX))]
     pub stdout: u64,
     /// Offset of the first byte of stderr to send.
     #[serde(default)]
+    #[schemars(range(max = OFFSET_MAX))]
     pub stderr: u64,
 }
 
@@ -315,6 +376,7 @@ pub struct FollowQuery {
 #[serde(deny_unknown_fields)]
 pub struct StdinQuery {
     /// Offset of the first byte; bytes that were accepted before are skipped.
+    #[schemars(range(max = OFFSET_MAX))]
     pub offset: u64,
     /// Nothing follows these bytes.
     #[serde(default)]
@@ -337,8 +399,12 @@ pub struct StdinAccepted {
 #[serde(deny_unknown_fields)]
 pub struct Resize {
     /// Columns, 1 to 4096.
+    #[serde(deserialize_with = "number::whole")]
+    #[schemars(range(min = 1, max = TTY_SIZE_MAX))]
     pub cols: u16,
     /// Rows, 1 to 4096.
+    #[serde(deserialize_with = "number::whole")]
+    #[schemars(range(min = 1, max = TTY_SIZE_MAX))]
     pub rows: u16,
 }
 
@@ -347,6 +413,7 @@ pub struct Resize {
 #[serde(deny_unknown_fields)]
 pub struct SendSignal {
     /// `INT`, `TERM`, `HUP`, …; `SIGINT` does too.
+    #[schemars(regex(pattern = signal_pattern()))]
     pub signal: String,
 }
 
@@ -355,6 +422,34 @@ pub struct SendSignal {
 #[serde(deny_unknown_fields)]
 pub struct Cancel {
     /// Seconds between SIGTERM and SIGKILL, at most 300; 5 when left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "number::whole_or_null",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(range(max = 300))]
     pub grace_seconds: Option<u64>,
+}
+
+/// In words of JSON Schema: one of `argv` and `command` is there, and the other is not, or null; or
+/// none is needed.
+fn one_command() -> Value {
+    let only = |there: &str, kind: &str, other: &str| {
+        json!({
+            "required": [there],
+            "properties": { there: { "type": kind }, other: { "type": "null" } },
+        })
+    };
+    json!([
+        only("argv", "array", "command"),
+        only("command", "string", "argv"),
+        {
+            "required": ["select", "dry_run"],
+            "properties": { "select": { "type": "string" }, "dry_run": { "const": true } },
+        },
+    ])
+}
+
+fn signal_pattern() -> String {
+    format!("^(SIG)?({})$", SIGNALS.map(|(name, _)| name).join("|"))
 }

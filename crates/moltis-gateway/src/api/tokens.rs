@@ -3,7 +3,16 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Timestamp;
+use super::{Timestamp, number};
+
+/// The longest that a token may work: 10 years.
+pub const LIFE_SECONDS_MAX: u64 = 3650 * 24 * 3600;
+
+/// Characters of a token's name.
+pub const NAME_CHARS_MAX: usize = 64;
+
+/// Tokens of one page, at the most and where nothing is said.
+pub const PAGE_MAX: u32 = 1000;
 
 /// How every token begins, so that one found in a wrong place is known for what it is.
 pub const TOKEN_PREFIX: &str = "moltis_";
@@ -125,12 +134,33 @@ pub struct NewToken {
 #[serde(deny_unknown_fields)]
 pub struct CreateToken {
     /// What to call it: 1 to 64 visible characters, not in use.
+    #[schemars(length(min = 1, max = NAME_CHARS_MAX))]
     pub name: String,
     /// What it may do: at least one, and none that its maker lacks.
+    #[schemars(length(min = 1))]
     pub scopes: Vec<Scope>,
-    /// How long it works, in seconds; 90 days when left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// How long it works, in seconds: at least 1, at most 10 years; 90 days when left out.
+    #[serde(
+        default,
+        deserialize_with = "number::whole_or_null",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(range(min = 1, max = LIFE_SECONDS_MAX))]
     pub expires_in_seconds: Option<u64>,
+}
+
+/// Query of `GET tokens`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ListTokens {
+    /// At most so many: 1 to 1000, 1000 when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = PAGE_MAX))]
+    pub limit: Option<u32>,
+    /// `next` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub cursor: Option<String>,
 }
 
 #[cfg(test)]

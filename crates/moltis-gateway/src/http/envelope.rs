@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use axum::extract::{MatchedPath, NestedPath, Request, State};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER, WWW_AUTHENTICATE,
-    X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
@@ -21,6 +21,15 @@ use super::ApiState;
 use super::error::ApiError;
 use crate::api::REQUEST_ID_HEADER;
 use crate::api::problem::{Code, Problem};
+
+/// No other site embeds an answer.
+const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+
+/// No other site keeps hold of the window that shows one.
+const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
+
+/// The policy of an answer that is no page.
+const NOTHING_RUNS: &str = "default-src 'none'; frame-ancestors 'none'";
 
 /// Runs the request under its id and finishes the answer.
 pub(super) async fn wrap(State(state): State<ApiState>, request: Request, next: Next) -> Response {
@@ -52,6 +61,12 @@ pub(super) async fn wrap(State(state): State<ApiState>, request: Request, next: 
     }
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
+    headers.insert(OPENER_POLICY, HeaderValue::from_static("same-origin"));
+    // What is no page of ours never becomes one, whatever a command has printed.
+    headers
+        .entry(CONTENT_SECURITY_POLICY)
+        .or_insert(HeaderValue::from_static(NOTHING_RUNS));
     headers
         .entry(CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));

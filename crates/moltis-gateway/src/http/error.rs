@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use crate::api::problem::{Candidate, Code, GapRange, Problem};
+use crate::api::tokens::TOKEN_PREFIX;
 
 /// The result of a handler.
 pub type ApiResult<T> = Result<T, ApiError>;
@@ -34,12 +35,15 @@ struct Failure {
 /// Characters of a detail: a request may be a megabyte, its echo may not.
 const DETAIL_CHARS_MAX: usize = 800;
 
+/// Characters behind the prefix of a token from which on it is taken for one: 20 are 120 bits.
+const SECRET_CHARS_MIN: usize = 20;
+
 impl ApiError {
     /// A failure with words for the peer.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         Self(Box::new(Failure {
             code,
-            detail: cut(detail.into()),
+            detail: cut(without_tokens(detail.into())),
             hint: None,
             candidates: Vec::new(),
             gap: None,
@@ -126,6 +130,28 @@ impl ApiError {
     }
 }
 
+/// Blackens tokens: one in the wrong place is echoed, and written into a log, no more than one in
+/// the right place.
+fn without_tokens(detail: String) -> String {
+    if !detail.contains(TOKEN_PREFIX) {
+        return detail;
+    }
+    let mut parts = detail.split(TOKEN_PREFIX);
+    let mut words = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        words.push_str(TOKEN_PREFIX);
+        let is_secret = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        let end = part.find(|c| !is_secret(c)).unwrap_or(part.len());
+        if end < SECRET_CHARS_MIN {
+            words.push_str(part);
+        } else {
+            words.push('…');
+            words.push_str(&part[end..]);
+        }
+    }
+    words
+}
+
 fn cut(detail: String) -> String {
     match detail.char_indices().nth(DETAIL_CHARS_MAX) {
         Some((at, _)) => format!("{}…", &detail[..at]),
@@ -152,6 +178,15 @@ mod tests {
     fn an_echo_of_a_long_request_is_cut() {
         let error = ApiError::invalid("é".repeat(5000));
         assert_eq!(error.0.detail.chars().count(), DETAIL_CHARS_MAX + 1);
+    }
+
+    #[test]
+    fn a_token_in_the_wrong_place_is_not_echoed() {
+        let token = format!("moltis_{}", "aB-_".repeat(11));
+        let error = ApiError::invalid(format!("`{token}` and `{token}` are no nodes"));
+        assert_eq!(error.0.detail, "`moltis_…` and `moltis_…` are no nodes");
+        let error = ApiError::invalid("there is no node `moltis_box`");
+        assert_eq!(error.0.detail, "there is no node `moltis_box`");
     }
 
     #[test]

@@ -9,12 +9,15 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 use crate::api::problem::Code;
+use crate::api::runs::OFFSET_MAX;
 
 /// Bytes of a body. A longer one is answered 413.
 pub(crate) const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -107,6 +110,31 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
         })?;
         Ok(Self(id))
     }
+}
+
+/// Refuses an offset that not every reader of JSON could read.
+pub(crate) fn check_offset(name: &str, offset: u64) -> Result<(), ApiError> {
+    if offset > OFFSET_MAX {
+        return Err(ApiError::invalid(format!(
+            "`{name}`: {offset} is more than {OFFSET_MAX}"
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses every parameter in front of a handler that reads none: one that is not known, or a
+/// token in the wrong place, is not passed over in silence.
+pub(super) async fn refuse_query(request: Request, next: Next) -> Response {
+    let names = match request.uri().query() {
+        None | Some("") => return next.run(request).await,
+        Some(query) => query.split('&').map(|one| one.split('=').next()),
+    };
+    let name = names.flatten().next().unwrap_or_default();
+    ApiError::new(
+        Code::BadRequest,
+        format!("the query cannot be read: unknown field `{name}`, there are no fields"),
+    )
+    .into_response()
 }
 
 /// Reads a whole body within its limits. What is too long is read on for a while and thrown away:

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::StatusCode;
 use moltis_identity::Fingerprint;
+use moltis_proto::name::NAME_CHARS_MAX;
 use moltis_proto::{Labels, NodeName};
 
 use super::ApiState;
@@ -12,8 +13,9 @@ use super::caller::Caller;
 use super::convert::nodes::state;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Asked, Id, Json};
+use super::page;
 use crate::api::List;
-use crate::api::nodes::{ListNodes, Node, NodeDetail, NodeState, PatchNode};
+use crate::api::nodes::{ListNodes, Node, NodeDetail, NodeState, PAGE_MAX, PatchNode};
 use crate::api::problem::{Candidate, Code};
 use crate::exec::RouteError;
 use crate::roster::NodeView;
@@ -27,16 +29,22 @@ pub(super) async fn list(
     State(desk): State<ApiState>,
     Asked(query): Asked<ListNodes>,
 ) -> ApiResult<axum::Json<List<Node>>> {
+    let limit = page::limit(query.limit, PAGE_MAX, PAGE_MAX)?;
     let now = desk.clock().now();
-    let nodes = match query.select {
+    let mut nodes = match query.select {
         Some(select) => desk.roster().meant_by(&select.parse()?),
         None => desk.roster().list(),
     };
-    let wanted = nodes
-        .iter()
-        .filter(|view| query.state.is_none_or(|wanted| wanted == state(view)));
-    let items: Vec<_> = wanted.map(|view| Node::of(view, now)).collect();
-    Ok(axum::Json(items.into()))
+    nodes.retain(|view| query.state.is_none_or(|wanted| wanted == state(view)));
+    let page = page::cut(nodes, limit, query.cursor.as_deref(), |view| {
+        let record = &view.record;
+        // Neither a name nor an id holds the character that is less than all others.
+        format!("{}\0{}\0{}", record.name, record.node_id, record.device_id)
+    })?;
+    Ok(axum::Json(List {
+        items: page.items.iter().map(|view| Node::of(view, now)).collect(),
+        next: page.next,
+    }))
 }
 
 /// `GET nodes/{id}`
@@ -56,8 +64,7 @@ pub(super) async fn patch(
     Json(asked): Json<PatchNode>,
 ) -> ApiResult<axum::Json<NodeDetail>> {
     let view = find(&desk, &word)?;
-    let name = asked.name.map(NodeName::new).transpose();
-    let name = name.map_err(|error| ApiError::invalid(format!("`name`: {error}")))?;
+    let name = asked.name.map(name).transpose()?;
     let labels = asked.labels.map(Labels::new).transpose();
     let labels = labels.map_err(|error| ApiError::invalid(format!("`labels`: {error}")))?;
     let mut record = view.record;
@@ -74,6 +81,17 @@ pub(super) async fn patch(
             .await?;
     }
     answer(&desk, record).await
+}
+
+/// Reads a name; space around it is no part of it, but counts.
+fn name(text: String) -> ApiResult<NodeName> {
+    let found = text.chars().count();
+    if found > NAME_CHARS_MAX {
+        return Err(ApiError::invalid(format!(
+            "`name`: a name has at most {NAME_CHARS_MAX} characters, this one {found}"
+        )));
+    }
+    NodeName::new(text).map_err(|error| ApiError::invalid(format!("`name`: {error}")))
 }
 
 /// `POST nodes/{id}/revoke`

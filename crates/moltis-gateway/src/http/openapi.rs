@@ -188,13 +188,17 @@ impl Desk {
                 "schema": { "type": "string", "minLength": 1 },
             }));
         }
-        for (name, words) in &route.promise.headers {
-            parameters.push(json!({
-                "name": name,
+        for header in &route.promise.headers {
+            let mut parameter = json!({
+                "name": header.name,
                 "in": "header",
-                "description": words,
+                "description": header.words,
                 "schema": { "type": "string" },
-            }));
+            });
+            if let Some(pattern) = header.pattern {
+                parameter["schema"]["pattern"] = pattern.into();
+            }
+            parameters.push(parameter);
         }
         if let Some(query) = route.promise.inputs.query {
             parameters.extend(self.query(query));

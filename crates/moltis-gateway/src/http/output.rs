@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::range::Wanted;
 use super::ApiState;
 use super::error::{ApiError, ApiResult};
-use super::extract::{Asked, Id};
+use super::extract::{Asked, Id, check_offset};
 use crate::api::NEXT_OFFSET_HEADER;
 use crate::api::problem::Code;
 use crate::api::runs::OutputQuery;
@@ -39,6 +39,7 @@ pub(super) async fn output(
     Asked(query): Asked<OutputQuery>,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
+    check_offset("offset", query.offset.unwrap_or(0))?;
     let run = desk.runs().find(&id).await?.record.id;
     let run = desk.runs().handle(run).await?;
     let known = Known::of(&run, query.stream.into());

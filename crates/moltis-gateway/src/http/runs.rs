@@ -17,24 +17,19 @@ use moltis_proto::run::TtySize;
 use super::ApiState;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult};
-use super::extract::{Asked, Id, Json, Raw};
-use super::{follow, nodes, result};
-use crate::api::problem::Code;
+use super::extract::{Asked, Id, Json, Raw, check_offset};
+use super::{follow, nodes, page, result};
 use crate::api::runs::{
-    Cancel, FollowQuery, ListRuns, RESULT_PART_BYTES_MAX, Resize, Run, SendSignal, StartQuery,
-    StartRun, StdinAccepted, StdinQuery,
+    Cancel, FollowQuery, ListRuns, PAGE_MAX, RESULT_PART_BYTES_MAX, Resize, Run, SendSignal,
+    StartQuery, StartRun, StdinAccepted, StdinQuery,
 };
 use crate::api::{Empty, List, RUN_ID_HEADER};
 use crate::exec::RunHandle;
 use crate::principal::Action;
 use crate::store::{RunFilter, Target};
 
-/// Runs in a page, where the query does not say, and at the most.
+/// Runs in a page, where the query does not say.
 const PAGE: u32 = 50;
-const PAGE_MAX: u32 = 500;
-
-/// The highest offset that JSON can carry everywhere: 2^53 − 1.
-const OFFSET_MAX: u64 = (1 << 53) - 1;
 
 /// `POST runs`
 pub(super) async fn start(
@@ -84,12 +79,7 @@ pub(super) async fn list(
     State(desk): State<ApiState>,
     Asked(query): Asked<ListRuns>,
 ) -> ApiResult<axum::Json<List<Run>>> {
-    let limit = query.limit.unwrap_or(PAGE);
-    if !(1..=PAGE_MAX).contains(&limit) {
-        return Err(ApiError::invalid(format!(
-            "`limit`: {limit} is not between 1 and {PAGE_MAX}"
-        )));
-    }
+    let limit = page::limit(query.limit, PAGE, PAGE_MAX)?;
     let before = query.cursor.as_deref().map(cursor).transpose()?;
     let filter = RunFilter {
         target: query
@@ -146,12 +136,7 @@ pub(super) async fn stdin(
     Asked(query): Asked<StdinQuery>,
     Raw(bytes): Raw,
 ) -> ApiResult<axum::Json<StdinAccepted>> {
-    if query.offset > OFFSET_MAX {
-        return Err(ApiError::invalid(format!(
-            "`offset`: {} is too high",
-            query.offset
-        )));
-    }
+    check_offset("offset", query.offset)?;
     let run = desk.runs().find(&id).await?.record;
     if run.target == Target::Local {
         caller.authorize(Action::RunHere)?;
@@ -195,6 +180,8 @@ pub(super) async fn follow(
     Id(id): Id,
     Asked(from): Asked<FollowQuery>,
 ) -> ApiResult<Response> {
+    check_offset("stdout", from.stdout)?;
+    check_offset("stderr", from.stderr)?;
     let status = desk.runs().find(&id).await?;
     let events = desk
         .runs()
@@ -204,10 +191,7 @@ pub(super) async fn follow(
 }
 
 fn cursor(text: &str) -> ApiResult<u64> {
-    text.parse().map_err(|_| {
-        ApiError::new(Code::BadRequest, format!("`{text}` is no cursor"))
-            .hint("send `next` of the page before, as it stands")
-    })
+    text.parse().map_err(|_| page::no_cursor(text))
 }
 
 /// Returns the place that a filter names. A revoked node has runs too.

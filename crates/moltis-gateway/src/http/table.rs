@@ -24,7 +24,8 @@ use crate::api::problem::Code;
 use crate::api::runs::{Run, RunResult, StdinAccepted};
 use crate::api::tokens::{NewToken, Token};
 use crate::api::{
-    Health, IDEMPOTENCY_KEY_HEADER, List, NEXT_OFFSET_HEADER, RUN_ID_HEADER, events as told, follow,
+    Health, IDEMPOTENCY_KEY_HEADER, List, NEXT_OFFSET_HEADER, PREFIX, RUN_ID_HEADER,
+    events as told, follow,
 };
 use crate::principal::Action;
 
@@ -46,12 +47,21 @@ pub(super) struct Promise {
     pub(super) summary: &'static str,
     /// What its handler takes.
     pub(super) inputs: Inputs,
-    /// Headers that its handler reads by itself, each with what it is for.
-    pub(super) headers: Vec<(&'static str, &'static str)>,
+    /// Headers that its handler reads by itself.
+    pub(super) headers: Vec<HeaderRead>,
     /// Its answers when all is well.
     pub(super) answers: Vec<Answer>,
     /// Its own ways to refuse.
     pub(super) codes: &'static [Code],
+}
+
+/// A header that a handler reads by itself.
+#[derive(Debug)]
+pub(super) struct HeaderRead {
+    pub(super) name: &'static str,
+    /// What its value has to look like; `None` where nothing is refused.
+    pub(super) pattern: Option<&'static str>,
+    pub(super) words: &'static str,
 }
 
 /// Every route there is.
@@ -80,8 +90,8 @@ pub(super) fn table() -> Vec<Route> {
             .gives::<Gateway>(200, "The gateway."),
 
         Route::new(M::GET, "/api/v1/nodes", ReadNodes, nodes::list)
-            .is("list_nodes", "Nodes, by name and id.")
-            .gives::<List<Node>>(200, "The nodes."),
+            .is("list_nodes", "Nodes, by name and id, a page at a time.")
+            .gives::<List<Node>>(200, "The page."),
         Route::new(M::GET, "/api/v1/nodes/{id}", ReadNodes, nodes::show)
             .is("show_node", "Everything that is known of one node.")
             .gives::<NodeDetail>(200, "The node.")
@@ -127,7 +137,7 @@ pub(super) fn table() -> Vec<Route> {
             .or(&[C::NodeNotFound, C::NodeAmbiguous]),
         Route::new(M::POST, "/api/v1/runs", WriteRuns, runs::start)
             .is("start_run", "Run a command. On the gateway's own machine (`local`) this takes the scope `admin`.")
-            .reads(IDEMPOTENCY_KEY_HEADER, "1 to 128 visible ASCII characters. The same request under the same key is one run, however often it is sent.")
+            .reads(IDEMPOTENCY_KEY_HEADER, Some("^[!-~]{1,128}$"), "1 to 128 visible ASCII characters. The same request under the same key is one run, however often it is sent.")
             .gives::<Run>(201, "The run, which has begun.")
             .gives::<Run>(200, "The run, which this key had started before.")
             .gives::<RunResult>(200, "With `wait=true`: how it ended, and what it printed.")
@@ -144,7 +154,7 @@ pub(super) fn table() -> Vec<Route> {
             .or(&[C::NotFound, C::Ambiguous]),
         Route::new(M::GET, "/api/v1/runs/{id}/output", ReadRuns, output::output)
             .is("read_output", "The exact bytes of one output. A read ends before a gap; one that begins in a gap is answered `output_gap` with its bounds.")
-            .reads("range", "`bytes=0-99`, `bytes=100-` or `bytes=-100` (RFC 9110, 14). Not with `offset` or `follow`; several ranges are answered whole.")
+            .reads("range", None, "`bytes=0-99`, `bytes=100-` or `bytes=-100` (RFC 9110, 14). Not with `offset` or `follow`; several ranges are answered whole.")
             .gives_media(200, "application/octet-stream", "The bytes. With `follow=true` until the stream is complete, a gap begins, or the gateway stops, which cuts the connection.")
             .tells(NEXT_OFFSET_HEADER, "The offset behind the last byte; not with `follow=true`.")
             .gives_media(206, "application/octet-stream", "The bytes of the range.")
@@ -156,7 +166,7 @@ pub(super) fn table() -> Vec<Route> {
             .or(&[C::NotFound, C::Ambiguous]),
         Route::new(M::GET, "/api/v1/runs/{id}/events", ReadRuns, run_events::follow)
             .is("follow_run_events", "What happens to a run, as server-sent events, until it is over.")
-            .reads(LAST_EVENT_ID_HEADER, "The id of the last event that the reader has: it goes on at the byte behind it, at whatever process.")
+            .reads(LAST_EVENT_ID_HEADER, None, "The id of the last event that the reader has: it goes on at the byte behind it, at whatever process.")
             .gives_media(200, EVENTS, told::RUN_IN_WORDS)
             .gives_nothing(204, "The reader has the last event of a run that is over.")
             .or(&[C::NotFound, C::Ambiguous]),
@@ -183,12 +193,12 @@ pub(super) fn table() -> Vec<Route> {
 
         Route::new(M::GET, "/api/v1/events", FollowEvents, events::follow)
             .is("follow_events", "What happens, as server-sent events: the part of it that the asker may see.")
-            .reads(LAST_EVENT_ID_HEADER, "The id of the last event that the reader has: it goes on behind it, or is told by `reset` that it cannot.")
+            .reads(LAST_EVENT_ID_HEADER, None, "The id of the last event that the reader has: it goes on behind it, or is told by `reset` that it cannot.")
             .gives_media(200, EVENTS, told::IN_WORDS),
 
         Route::new(M::GET, "/api/v1/tokens", AdminTokens, tokens::list)
-            .is("list_tokens", "API tokens, without their secrets.")
-            .gives::<List<Token>>(200, "The tokens."),
+            .is("list_tokens", "API tokens without their secrets, the oldest first, a page at a time.")
+            .gives::<List<Token>>(200, "The page."),
         Route::new(M::POST, "/api/v1/tokens", AdminTokens, tokens::create)
             .is("create_token", "Make a token with no more scopes than the asker has.")
             .gives::<NewToken>(201, "The token, with the secret that is never shown again.")
@@ -244,15 +254,30 @@ impl Route {
         }
     }
 
+    /// Returns whether a query is refused. A check of health may be asked with one by a prober that
+    /// wants to get past a cache.
+    pub(super) fn refuses_query(&self) -> bool {
+        self.path.starts_with(PREFIX) && self.promise.inputs.query.is_none()
+    }
+
     /// Names it, for programs and for people.
     fn is(mut self, id: &'static str, summary: &'static str) -> Self {
         (self.promise.id, self.promise.summary) = (id, summary);
         self
     }
 
-    /// It reads this header of a request.
-    fn reads(mut self, header: &'static str, words: &'static str) -> Self {
-        self.promise.headers.push((header, words));
+    /// It reads this header of a request, which has to look like the pattern where there is one.
+    fn reads(
+        mut self,
+        name: &'static str,
+        pattern: Option<&'static str>,
+        words: &'static str,
+    ) -> Self {
+        self.promise.headers.push(HeaderRead {
+            name,
+            pattern,
+            words,
+        });
         self
     }
 

@@ -10,22 +10,34 @@ use uuid::Uuid;
 use super::ApiState;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult};
-use super::extract::{Id, Json};
+use super::extract::{Asked, Id, Json};
+use super::page;
 use crate::api::List;
 use crate::api::problem::Code;
-use crate::api::tokens::{CreateToken, NewToken, Scope, TOKEN_PREFIX, Token};
+use crate::api::tokens::{
+    CreateToken, LIFE_SECONDS_MAX, ListTokens, NAME_CHARS_MAX, NewToken, PAGE_MAX, Scope,
+    TOKEN_PREFIX, Token,
+};
 use crate::store::{NewTokenRecord, TokenCreation, TokenHash};
 
 /// How long a token works where its maker does not say: 90 days.
 const LIFE_SECONDS: u64 = 90 * 24 * 3600;
-/// The longest that may be asked for: 10 years.
-const LIFE_SECONDS_MAX: u64 = 3650 * 24 * 3600;
 
 /// `GET tokens`
-pub(super) async fn list(State(state): State<ApiState>) -> ApiResult<axum::Json<List<Token>>> {
+pub(super) async fn list(
+    State(state): State<ApiState>,
+    Asked(query): Asked<ListTokens>,
+) -> ApiResult<axum::Json<List<Token>>> {
+    let limit = page::limit(query.limit, PAGE_MAX, PAGE_MAX)?;
     let tokens = state.store().tokens().await?;
-    let items: Vec<_> = tokens.into_iter().map(Token::from).collect();
-    Ok(axum::Json(items.into()))
+    let page = page::cut(tokens, limit, query.cursor.as_deref(), |token| {
+        // By age, as the store gives them; so many digits hold every time.
+        format!("{:020} {}", token.created_at.as_millisecond(), token.id)
+    })?;
+    Ok(axum::Json(List {
+        items: page.items.into_iter().map(Token::from).collect(),
+        next: page.next,
+    }))
 }
 
 /// `POST tokens`
@@ -101,12 +113,12 @@ fn new_secret() -> ApiResult<String> {
 }
 
 fn check_name(name: &str) -> ApiResult<String> {
-    let name = name.trim();
-    let length = name.chars().count();
-    if !(1..=64).contains(&length) || name.chars().any(moltis_proto::name::is_deceptive) {
-        return Err(ApiError::invalid(
-            "`name`: a token's name has 1 to 64 visible characters",
-        ));
+    let (length, name) = (name.chars().count(), name.trim());
+    let sound = !name.is_empty() && length <= NAME_CHARS_MAX;
+    if !sound || name.chars().any(moltis_proto::name::is_deceptive) {
+        return Err(ApiError::invalid(format!(
+            "`name`: a token's name has 1 to {NAME_CHARS_MAX} visible characters"
+        )));
     }
     Ok(name.to_owned())
 }

@@ -11,13 +11,10 @@ use base64::engine::general_purpose::STANDARD;
 use moltis_proto::run::{Command, Tty, TtySize};
 
 use crate::api::problem::Code;
-use crate::api::runs::{StartQuery, StartRun};
+use crate::api::runs::{StartQuery, StartRun, TIMEOUT_SECONDS_MAX};
 use crate::api::{self, IDEMPOTENCY_KEY_HEADER};
 use crate::exec::{RunRequest, StdinSource};
 use crate::http::error::{ApiError, ApiResult};
-
-/// The longest time that can be asked for, whatever the node says: 10 years.
-const TIMEOUT_SECONDS_MAX: u64 = 3650 * 24 * 3600;
 
 /// Terminal type of a request that names none.
 const TERM: &str = "xterm-256color";

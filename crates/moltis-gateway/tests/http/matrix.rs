@@ -1,0 +1,240 @@
+//! Who may do what, and over which transport: every method of every path, asked by everybody.
+//!
+//! What is expected stands in [`ROUTES`], written down a second time and read off nothing, so that a
+//! route that changes its scope fails here, and a route without a row does too.
+
+mod principals;
+mod transports;
+
+use std::collections::BTreeSet;
+
+use http_body_util::Full;
+use hyper::{Method, Request};
+use serde_json::Value;
+
+use self::principals::Principal;
+use self::transports::{House, Transport};
+use crate::client::{Answer, request};
+
+/// What a route asks of whoever takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// Nothing, on whatever address and by whatever host.
+    Nothing,
+    /// Nothing, but the site has to be served there.
+    Site,
+    /// A token with this scope, or to be the owner at the Unix socket.
+    Scope(&'static str),
+    /// The same with any of these.
+    AnyScope(&'static [&'static str]),
+}
+
+use Needs::{AnyScope, Nothing, Scope, Site};
+
+/// Every route, and what it needs.
+#[rustfmt::skip]
+const ROUTES: &[(&str, &str, Needs)] = &[
+    ("GET",    "/healthz",                              Nothing),
+    ("GET",    "/",                                     Site),
+    ("GET",    "/readyz",                               Site),
+    #[cfg(feature = "metrics")]
+    ("GET",    "/metrics",                              Scope("metrics")),
+    ("GET",    "/api/v1/openapi.json",                  Site),
+    ("GET",    "/api/v1/gateway",                       Scope("nodes:read")),
+    ("GET",    "/api/v1/nodes",                         Scope("nodes:read")),
+    ("GET",    "/api/v1/nodes/{id}",                    Scope("nodes:read")),
+    ("PATCH",  "/api/v1/nodes/{id}",                    Scope("nodes:admin")),
+    ("DELETE", "/api/v1/nodes/{id}",                    Scope("nodes:admin")),
+    ("POST",   "/api/v1/nodes/{id}/revoke",             Scope("nodes:admin")),
+    ("GET",    "/api/v1/pairing",                       Scope("nodes:admin")),
+    ("PUT",    "/api/v1/pairing",                       Scope("nodes:admin")),
+    ("GET",    "/api/v1/pairing/command",               Scope("nodes:admin")),
+    ("GET",    "/api/v1/pairing/requests",              Scope("nodes:admin")),
+    ("POST",   "/api/v1/pairing/requests/{id}/approve", Scope("nodes:admin")),
+    ("POST",   "/api/v1/pairing/requests/{id}/reject",  Scope("nodes:admin")),
+    ("GET",    "/api/v1/runs",                          Scope("runs:read")),
+    ("POST",   "/api/v1/runs",                          Scope("runs:write")),
+    ("GET",    "/api/v1/runs/{id}",                     Scope("runs:read")),
+    ("GET",    "/api/v1/runs/{id}/output",              Scope("runs:read")),
+    ("GET",    "/api/v1/runs/{id}/follow",              Scope("runs:read")),
+    ("POST",   "/api/v1/runs/{id}/stdin",               Scope("runs:write")),
+    ("POST",   "/api/v1/runs/{id}/resize",              Scope("runs:write")),
+    ("POST",   "/api/v1/runs/{id}/signal",              Scope("runs:write")),
+    ("POST",   "/api/v1/runs/{id}/cancel",              Scope("runs:write")),
+    ("POST",   "/api/v1/runs/{id}/claim",               Scope("runs:write")),
+    ("GET",    "/api/v1/runs/{id}/events",              Scope("runs:read")),
+    ("GET",    "/api/v1/events",                        AnyScope(&["nodes:read", "nodes:admin", "runs:read"])),
+    ("GET",    "/api/v1/tokens",                        Scope("tokens:admin")),
+    ("POST",   "/api/v1/tokens",                        Scope("tokens:admin")),
+    ("DELETE", "/api/v1/tokens/{id}",                   Scope("tokens:admin")),
+    ("GET",    "/api/v1/doctor",                        Scope("admin")),
+];
+
+/// Everything that somebody may try on a path.
+const METHODS: [&str; 9] = [
+    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND",
+];
+
+/// What becomes of a request.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    /// Its handler answers, whatever it says.
+    Served,
+    /// It is refused before, with one of these codes.
+    Refused(&'static [&'static str]),
+}
+
+/// Says what has to become of a request.
+fn fate(transport: Transport, who: &Principal, method: &str, needs: Needs) -> Fate {
+    if needs == Nothing {
+        return Fate::Served;
+    }
+    if !transport.serves_the_site() {
+        return Fate::Refused(&["tls_required"]);
+    }
+    if who.is_another_site() && !matches!(method, "GET" | "HEAD") {
+        return Fate::Refused(&["csrf"]);
+    }
+    let scopes = match needs {
+        Nothing | Site => return Fate::Served,
+        Scope(one) => &[one][..],
+        AnyScope(several) => several,
+    };
+    // Whatever a token says: the system has said who it is.
+    match transport.is_the_owner() {
+        Some(true) => return Fate::Served,
+        Some(false) => return Fate::Refused(&["unauthenticated"]),
+        None => {}
+    }
+    match who.scope() {
+        // What is wrong is counted, and after a while answered with when to come back.
+        None if who.shows_a_token() => Fate::Refused(&["unauthenticated", "too_many"]),
+        None => Fate::Refused(&["unauthenticated"]),
+        Some(one) if scopes.contains(&one) || one == "admin" => Fate::Served,
+        Some(_) => Fate::Refused(&["scope_missing"]),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_has_a_row_and_every_row_a_route() {
+    let house = House::open().await;
+    let answer = house
+        .ask(
+            Transport::UnixSocket,
+            request(Method::GET, "openapi.json", ""),
+        )
+        .await;
+    let document: Value = answer.read();
+    let mut served = BTreeSet::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for method in operations.as_object().unwrap().keys() {
+            served.insert((method.to_uppercase(), path.clone()));
+        }
+    }
+    let rows = ROUTES
+        .iter()
+        .map(|(method, path, _)| ((*method).to_owned(), (*path).to_owned()));
+    assert_eq!(served, rows.collect());
+    house.shut().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_gets_what_is_theirs_on_every_route_and_transport_and_nothing_else() {
+    let house = House::open().await;
+    let principals = Principal::all(&house).await;
+    for transport in Transport::ALL {
+        for (method, path, needs) in ROUTES {
+            let head = (*method == "GET").then_some("HEAD");
+            for method in [Some(*method), head].into_iter().flatten() {
+                for who in &principals {
+                    let answer = house.ask(transport, asked(method, path, who)).await;
+                    let what = format!("{method} {path} as {who:?} over {transport:?}");
+                    check(
+                        &answer,
+                        &fate(transport, who, method, *needs),
+                        method,
+                        &what,
+                    );
+                }
+            }
+        }
+    }
+    house.shut().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_method_that_has_no_row_is_served_to_nobody() {
+    let house = House::open().await;
+    let paths: BTreeSet<_> = ROUTES.iter().map(|(_, path, _)| *path).collect();
+    let principals = Principal::all(&house).await;
+    let mighty = |who: &&Principal| who.scope().is_none_or(|scope| scope == "admin");
+    for transport in Transport::ALL {
+        for path in &paths {
+            for method in METHODS {
+                let is_row = ROUTES.iter().any(|(m, p, _)| {
+                    p == path && (*m == method || (method == "HEAD" && *m == "GET"))
+                });
+                if is_row {
+                    continue;
+                }
+                for who in principals.iter().filter(mighty) {
+                    let answer = house.ask(transport, asked(method, path, who)).await;
+                    let status = answer.status.as_u16();
+                    let refused = matches!(status, 401 | 403 | 404 | 405 | 429);
+                    assert!(
+                        refused,
+                        "{method} {path} as {who:?} over {transport:?}: {answer:?}"
+                    );
+                }
+            }
+        }
+    }
+    house.shut().await;
+}
+
+/// Nodes prove themselves behind their door, so nobody is asked for a name in front of it, and
+/// nobody gets anything there but the way in.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_door_of_the_nodes_is_the_same_for_everybody() {
+    let house = House::open().await;
+    let principals = Principal::all(&house).await;
+    for transport in Transport::ALL {
+        for who in &principals {
+            for method in METHODS {
+                let answer = house.ask(transport, asked(method, "/ws", who)).await;
+                let status = answer.status.as_u16();
+                let what = format!("{method} as {who:?} over {transport:?}: {answer:?}");
+                let comes_in = who.knocks_as_a_node() && method == "GET" && status == 101;
+                assert!(comes_in || matches!(status, 403 | 405 | 426), "{what}");
+            }
+        }
+    }
+    house.shut().await;
+}
+
+fn asked(method: &str, path: &str, who: &Principal) -> Request<Full<bytes::Bytes>> {
+    let method = Method::from_bytes(method.as_bytes()).unwrap();
+    let mut asked = request(method, &path.replace("{id}", "nobody"), "");
+    who.show(&mut asked);
+    asked
+}
+
+fn check(answer: &Answer, fate: &Fate, method: &str, what: &str) {
+    let status = answer.status.as_u16();
+    match fate {
+        Fate::Served => {
+            let refused = matches!(status, 401 | 403 | 405 | 421 | 429);
+            assert!(!refused, "{what}: {answer:?}");
+            let text = String::from_utf8_lossy(&answer.body);
+            assert!(!text.contains("there is no route"), "{what}: {answer:?}");
+        }
+        Fate::Refused(_) if method == "HEAD" => {
+            assert!(matches!(status, 401 | 403 | 429), "{what}: {answer:?}");
+            assert!(answer.body.is_empty(), "{what}: {answer:?}");
+        }
+        Fate::Refused(codes) => {
+            let problem = answer.problem();
+            assert!(codes.contains(&problem.code.as_str()), "{what}: {answer:?}");
+        }
+    }
+}
