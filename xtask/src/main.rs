@@ -5,13 +5,15 @@
 //! socket and its files.
 //!
 //! Reading order: `test` (what CI runs), `tidy` (rules no compiler checks), `quickstart` (the whole
-//! product in one minute), `nightly` (what takes long), `bench` (the figures). `say` is the only module that prints, `process` the
+//! product in one minute), `nightly` (what takes long), `bench` (the figures), `conformance` (any node). `say` is the only module that prints, `process` the
 //! only one that starts things.
 
 use std::env;
 use std::process::ExitCode;
 
 mod bench;
+mod bless;
+mod conformance;
 mod deny;
 mod floors;
 mod fuzz;
@@ -54,6 +56,16 @@ const COMMANDS: &[Command] = &[
         "bench",
         "ours, the floor and OpenSSH in turn, beside the targets; `--short`, `--write`",
         bench::run,
+    ),
+    (
+        "conformance",
+        "play a gateway to any node and print a table; `-- <command that starts it>`",
+        conformance::run,
+    ),
+    (
+        "bless",
+        "write the golden vectors anew, with `--all` the snapshots too",
+        bless::run,
     ),
     (
         "tidy",

@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail};
 
 use crate::fuzz::Fuzzing;
 use crate::say::{self, Ink};
-use crate::{deny, needs, process, stop, tidy, workspace};
+use crate::{conformance, deny, needs, process, stop, tidy, workspace};
 
 /// What may stay untested under `CI=1`, and nothing else: no machine has all of it.
 const EXCUSED: &[&str] = &[
@@ -146,6 +146,11 @@ const PARTS: &[Part] = &[
         about: "the README's commands, word for word as a person types them",
         run: readme,
     },
+    Part {
+        name: "conformance",
+        about: "every node of this repository, by the table that anybody's node has to pass",
+        run: conformance::check,
+    },
 ];
 
 /// What became of a part.
@@ -212,7 +217,7 @@ fn summarise(ended: &[Ended], untested: &[Untested]) -> anyhow::Result<()> {
         };
         let took = format!("{:>8.1} s", part.took.as_secs_f64());
         say::line(&format!(
-            "  {:<10}{}{took}",
+            "  {:<12}{}{took}",
             part.name,
             say::inked(ink, word)
         ));
@@ -229,7 +234,7 @@ fn summarise(ended: &[Ended], untested: &[Untested]) -> anyhow::Result<()> {
         ));
     }
     let total: Duration = ended.iter().map(|part| part.took).sum();
-    say::line(&format!("  {:<16}{:>8.1} s", "in all", total.as_secs_f64()));
+    say::line(&format!("  {:<18}{:>8.1} s", "in all", total.as_secs_f64()));
     let failed: Vec<_> = ended.iter().filter(|part| part.error.is_some()).collect();
     if !failed.is_empty() {
         let names: Vec<_> = failed.iter().map(|part| part.name).collect();

@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::{FlockOperation, flock};
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -84,8 +85,8 @@ struct Inner {
     trouble: Mutex<Option<(StoreError, Instant)>>,
     /// Counts tokens that were revoked.
     revocations: watch::Sender<u64>,
-    /// Held for its lock.
-    _lock: File,
+    /// Locked until the store is closed.
+    lock: File,
 }
 
 impl Store {
@@ -156,7 +157,7 @@ impl Store {
             syncer,
             trouble: Mutex::default(),
             revocations: watch::Sender::new(0),
-            _lock: files.lock,
+            lock: files.lock,
         })))
     }
 
@@ -198,13 +199,15 @@ impl Store {
     }
 
     /// Does what waits, moves all commits into the database file, and closes it. Later writes fail
-    /// with [`StoreError::Closed`].
+    /// with [`StoreError::Closed`]. From then on another store may be opened in the directory,
+    /// whoever still holds a handle of this one.
     pub async fn close(&self) {
         self.0.readers.close().await;
         let (told, done) = oneshot::channel();
         if self.0.jobs.send(Job::Close(told)).await.is_ok() {
             done.await.ok(); // the writer has ended already
         }
+        flock(&self.0.lock, FlockOperation::Unlock).ok(); // it goes with the last handle then
     }
 
     /// Returns whether a row can be written and read, as far as the last write tells. Where that
@@ -421,8 +424,8 @@ mod tests {
             "{error}"
         );
         first.close().await;
-        drop(first);
         open(dir.path()).await.unwrap();
+        assert!(matches!(first.ready().await, Err(StoreError::Closed)));
     }
 
     #[tokio::test]

@@ -6,23 +6,25 @@
 )]
 
 #[expect(dead_code, reason = "its `main` is for people")]
-#[path = "../examples/own_node.rs"]
+#[path = "../examples/own_node/main.rs"]
 mod own_node;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use moltis_identity::noise::{Channel, Responder};
 use moltis_identity::{SecretKey, StrictVerifier, random};
 use moltis_proto::code::GoodbyeReason;
-use moltis_proto::handshake::gateway::GatewayHandshake;
-use moltis_proto::handshake::{Epoch, SessionLimits};
+use moltis_proto::handshake::gateway::{GatewayHandshake, VerifiedNode};
+use moltis_proto::handshake::{Epoch, SessionLimits, Verdict};
 use moltis_proto::key::Digest;
 use moltis_proto::message::Windows;
 use moltis_proto::run::{
-    Command, ExitStatus, GapReason, Outcome, Reason, RunSpec, StdinMode, Stream, Tty, TtySize,
+    Command, ExitStatus, Outcome, Reason, RunSpec, StdinMode, Stream, Totals, Tty, TtySize,
 };
 use moltis_proto::subprotocol::Negotiated;
 use moltis_proto::version::LedgerRange;
-use moltis_proto::{FromKeeper, Nonce, RequestId, RunId, RunRefusal, ToGateway, ToKeeper, ToNode};
+use moltis_proto::{
+    FromKeeper, Nonce, Refusal, RequestId, RunId, RunRefusal, ToGateway, ToKeeper, ToNode,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, TcpStream};
@@ -31,7 +33,7 @@ use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, 
 use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
 use tokio_tungstenite::{WebSocketStream, accept_hdr_async};
 
-/// Room for little, so that a gap is near.
+/// Room for little, so that a command has to wait for its acknowledgements.
 const WINDOWS: Windows = Windows {
     run_bytes: 4000,
     connection_bytes: 8000,
@@ -98,13 +100,12 @@ impl Gateway {
             .unwrap()
     }
 
-    /// Lets the node in after it has waited for a person.
-    async fn admit(&mut self) {
-        let key = SecretKey::generate();
+    /// Steps 3 to 5.
+    async fn verify(&mut self, key: &SecretKey) -> VerifiedNode {
         let nonce = || Nonce::from_bytes(random::bytes());
         let (mut handshake, proof) = GatewayHandshake::new(
             self.channel.binding,
-            &key,
+            key,
             &StrictVerifier,
             LedgerRange::CURRENT,
             nonce(),
@@ -114,7 +115,12 @@ impl Gateway {
         handshake
             .handle_proof(self.receive().await, &StrictVerifier)
             .unwrap();
-        let verified = handshake.handle_introduction(self.receive().await).unwrap();
+        handshake.handle_introduction(self.receive().await).unwrap()
+    }
+
+    /// Lets the node in after it has waited for a person; returns the runs that it lists.
+    async fn admit(&mut self, key: &SecretKey) -> Vec<RunId> {
+        let verified = self.verify(key).await;
         for left_ms in [2000, 1000] {
             self.send(&verified.pending(RequestId::from_bytes([1; 16]), left_ms))
                 .await;
@@ -128,19 +134,29 @@ impl Gateway {
         match self.run_message().await {
             FromKeeper::Runs {
                 runs, last: true, ..
-            } => assert!(runs.is_empty()),
+            } => runs.iter().map(|run| run.run_id).collect(),
             other => panic!("{other:?}"),
         }
     }
 
+    /// Returns the next message but telemetry and clocks.
+    async fn hear(&mut self) -> ToGateway {
+        loop {
+            match self.receive().await {
+                ToGateway::Telemetry(_) | ToGateway::Clock { .. } => {}
+                message => return message,
+            }
+        }
+    }
+
     async fn run_message(&mut self) -> FromKeeper {
-        match self.receive().await {
+        match self.hear().await {
             ToGateway::Run(message) => message,
             other => panic!("{other:?}"),
         }
     }
 
-    /// Runs one command and returns everything that the node says of it.
+    /// Runs one command, acknowledging what it prints, and returns everything that the node says.
     async fn run(&mut self, number: u8, spec: RunSpec) -> Vec<FromKeeper> {
         let run_id = RunId::from_bytes([number; 16]);
         let digest = Digest::from_bytes([0; 32]);
@@ -152,9 +168,23 @@ impl Gateway {
         }))
         .await;
         let mut said = Vec::new();
+        let mut got = Totals::default();
         loop {
             let message = self.run_message().await;
             assert_eq!(message.run_id(), Some(run_id));
+            if let FromKeeper::Output { stream, bytes, .. } = &message {
+                match stream {
+                    Stream::Stdout => got.stdout += bytes.0.len() as u64,
+                    Stream::Stderr => got.stderr += bytes.0.len() as u64,
+                }
+                let (stdout, stderr) = (got.stdout, got.stderr);
+                self.send(&ToNode::Run(ToKeeper::Ack {
+                    run_id,
+                    stdout,
+                    stderr,
+                }))
+                .await;
+            }
             let over = matches!(
                 message,
                 FromKeeper::Ended { .. } | FromKeeper::Refused { .. }
@@ -186,35 +216,24 @@ fn shell(line: &str) -> RunSpec {
     }
 }
 
-/// Returns the bytes of one output, and the gap that ends it.
-fn output(said: &[FromKeeper], of: Stream) -> (Vec<u8>, Option<(u64, u64)>) {
-    let (mut bytes, mut gap) = (Vec::new(), None);
+/// Returns the bytes of one output.
+fn output(said: &[FromKeeper], of: Stream) -> Vec<u8> {
+    let mut all = Vec::new();
     for message in said {
-        match message {
-            FromKeeper::Output {
-                stream,
-                offset,
-                bytes: chunk,
-                ..
-            } if *stream == of => {
-                assert_eq!(*offset, bytes.len() as u64);
-                assert!(chunk.0.len() <= WINDOWS.chunk_bytes_max as usize);
-                bytes.extend_from_slice(&chunk.0);
-            }
-            FromKeeper::Gap {
-                stream,
-                from,
-                to,
-                reason,
-                ..
-            } if *stream == of => {
-                assert_eq!(*reason, GapReason::Limit);
-                gap = Some((*from, *to));
-            }
-            _ => {}
+        if let FromKeeper::Output {
+            stream,
+            offset,
+            bytes,
+            ..
+        } = message
+            && *stream == of
+        {
+            assert_eq!(*offset, all.len() as u64);
+            assert!(bytes.0.len() <= WINDOWS.chunk_bytes_max as usize);
+            all.extend_from_slice(&bytes.0);
         }
     }
-    (bytes, gap)
+    all
 }
 
 fn ended(said: &[FromKeeper]) -> (Outcome, Option<ExitStatus>) {
@@ -225,21 +244,19 @@ fn ended(said: &[FromKeeper]) -> (Outcome, Option<ExitStatus>) {
 }
 
 async fn play(listener: TcpListener) {
+    let key = SecretKey::generate();
     let mut gateway = Gateway::accept(&listener).await;
-    gateway.admit().await;
+    assert!(gateway.admit(&key).await.is_empty());
 
     gateway.send(&ToNode::Ping { number: 7 }).await;
-    assert_eq!(
-        gateway.receive::<ToGateway>().await,
-        ToGateway::Pong { number: 7 }
-    );
+    assert_eq!(gateway.hear().await, ToGateway::Pong { number: 7 });
 
     let said = gateway
-        .run(1, shell("echo out; echo err >&2; echo $LANG$HOME; exit 3"))
+        .run(1, shell("echo out; echo err >&2; echo $LANG; exit 3"))
         .await;
     assert!(matches!(said[0], FromKeeper::Started { .. }));
-    assert_eq!(output(&said, Stream::Stdout), (b"out\nC\n".to_vec(), None));
-    assert_eq!(output(&said, Stream::Stderr), (b"err\n".to_vec(), None));
+    assert_eq!(output(&said, Stream::Stdout), b"out\nC\n");
+    assert_eq!(output(&said, Stream::Stderr), b"err\n");
     assert_eq!(ended(&said), (Outcome::Exited, Some(ExitStatus::Code(3))));
 
     let said = gateway.run(2, shell("kill -9 $$")).await;
@@ -248,11 +265,8 @@ async fn play(listener: TcpListener) {
         (Outcome::Signaled, Some(ExitStatus::Signal(9)))
     );
 
-    let said = gateway.run(3, shell("head -c 5000 /dev/zero")).await;
-    assert_eq!(
-        output(&said, Stream::Stdout),
-        (vec![0; 2000], Some((2000, 5000)))
-    );
+    let said = gateway.run(3, shell("head -c 50000 /dev/zero")).await;
+    assert_eq!(output(&said, Stream::Stdout), vec![0; 50_000]);
 
     let mut missing = shell("");
     missing.command = Command::Argv(vec!["/no/such/program".to_owned()]);
@@ -267,14 +281,10 @@ async fn play(listener: TcpListener) {
         size,
         term: "xterm".to_owned(),
     });
-    let said = gateway.run(5, terminal).await;
-    assert!(matches!(
-        said[..],
-        [FromKeeper::Refused {
-            code: RunRefusal::Invalid,
-            ..
-        }]
-    ));
+    assert_eq!(
+        ended(&gateway.run(5, terminal).await),
+        (Outcome::FailedToStart, None)
+    );
 
     let mut loader = shell("true");
     loader
@@ -303,15 +313,29 @@ async fn play(listener: TcpListener) {
             back_in_ms: 0,
         })
         .await;
+    drop(gateway);
+
+    // It comes back, still holds what nobody let it forget, and goes when it is told for good.
+    let mut gateway = Gateway::accept(&listener).await;
+    let listed = gateway.admit(&key).await;
+    assert_eq!(
+        listed,
+        [1, 2, 3, 4, 5, 7].map(|number| RunId::from_bytes([number; 16]))
+    );
+    drop(gateway);
+    let mut gateway = Gateway::accept(&listener).await;
+    gateway.verify(&key).await;
+    let code = Refusal::Revoked;
+    gateway.send(&Verdict::Refused { code }).await;
 }
 
 #[tokio::test]
-async fn the_example_node_joins_runs_commands_and_leaves() {
+async fn the_example_node_joins_runs_commands_comes_back_and_leaves() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}/ws", listener.local_addr().unwrap());
     let dir = tempfile::tempdir().unwrap();
-    let key_file = dir.path().join("own_node_key");
-    let (left, ()) = tokio::join!(own_node::node(&url, &key_file), play(listener));
-    left.unwrap();
-    assert!(key_file.exists());
+    let (left, ()) = tokio::join!(own_node::node(&url, dir.path()), play(listener));
+    let why = left.unwrap_err().to_string();
+    assert!(why.contains("Revoked"), "{why}");
+    assert!(dir.path().join("node_key").exists());
 }

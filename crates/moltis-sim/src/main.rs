@@ -1,7 +1,9 @@
 //! Programs that drive Moltis from outside. `xtask` builds and starts them; nobody imports them.
 //!
-//! Each command is a room of its own: [`load`] is many nodes at once.
+//! Each command is a room of its own: [`load`] is many nodes at once, [`conformance`] a gateway that
+//! judges a node.
 
+mod conformance;
 mod load;
 
 use std::process::ExitCode;
@@ -15,19 +17,21 @@ enum Sim {
     /// Many nodes at once, and those who mean no good.
     #[command(subcommand)]
     Load(load::Load),
+    Conformance(conformance::Conformance),
 }
 
 fn main() -> ExitCode {
     let done = match Sim::parse() {
-        Sim::Load(load) => load::run(load),
+        Sim::Load(load) => load::run(load).map(|()| ExitCode::SUCCESS),
+        Sim::Conformance(args) => conformance::run(&args).map(|verdict| match verdict {
+            conformance::Verdict::Conforms => ExitCode::SUCCESS,
+            conformance::Verdict::Fails => ExitCode::FAILURE,
+        }),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            report(&error);
-            ExitCode::FAILURE
-        }
-    }
+    done.unwrap_or_else(|error| {
+        report(&error);
+        ExitCode::from(2)
+    })
 }
 
 #[expect(clippy::print_stderr, reason = "a program says why it failed")]
