@@ -3,14 +3,16 @@
 //! `cargo xtask conformance -- <command>` asks that of anybody's node, `cargo xtask test` of every
 //! node in this repository.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
-use crate::say;
 use crate::test::Untested;
-use crate::{process, workspace};
+use crate::workspace::ROOT;
+use crate::{process, say, workspace};
 
 /// How long a build may take.
 const BUILD: Duration = Duration::from_mins(20);
@@ -19,14 +21,11 @@ const BUILD: Duration = Duration::from_mins(20);
 /// wait its patience.
 const TABLE: Duration = Duration::from_mins(30);
 
-/// The nodes of this repository: a name, and the command below `target/debug`.
-const OURS: &[(&str, &[&str])] = &[
-    ("moltis", &["moltis", "node", "add", "--foreground"]),
-    (
-        "the Rust page",
-        &["examples/own_node", "{url}", "{state_dir}"],
-    ),
-];
+/// How long the packages of the node in Python may take to be fetched.
+const FETCH: Duration = Duration::from_mins(5);
+
+/// Where the node in Python is.
+const PYTHON_NODE: &str = "examples/python-node";
 
 /// `cargo xtask conformance [flags] -- <command>`.
 pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
@@ -34,24 +33,75 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
     process::run(program().args(words), TABLE)
 }
 
-/// A part of `cargo xtask test`.
+/// A part of `cargo xtask test`: ours, the Rust page and the node in Python.
 pub(crate) fn check() -> anyhow::Result<Vec<Untested>> {
     build(&["--bins", "--examples"])?;
+    let debug = workspace::target().join("debug");
     let mut failed = Vec::new();
-    for (name, words) in OURS {
-        let node = workspace::target().join("debug").join(words[0]);
+    let mut judge = |name, node: &Path, words: &[&str]| {
         say::line(&format!("{name}:"));
         let mut table = program();
-        table.arg("--").arg(node).args(&words[1..]);
+        table.arg("--").arg(node).args(words);
+        table.env("PYTHONPATH", ROOT.join(PYTHON_NODE));
         if let Err(error) = process::run(&mut table, TABLE) {
             say::failure(&error);
-            failed.push(*name);
+            failed.push(name);
         }
+    };
+    judge(
+        "moltis",
+        &debug.join("moltis"),
+        &["node", "add", "--foreground"],
+    );
+    let page = debug.join("examples/own_node");
+    judge("the Rust page", &page, &["{url}", "{state_dir}"]);
+    let mut untested = Vec::new();
+    match python() {
+        Ok(python) => {
+            let words = [
+                "-m",
+                "moltis_node",
+                "--host",
+                "{url}",
+                "--state",
+                "{state_dir}",
+            ];
+            judge("the node in Python", &python, &words);
+        }
+        Err(error) => untested.push(Untested::new("the node in Python", &format!("{error:#}"))),
     }
     if failed.is_empty() {
-        return Ok(Vec::new());
+        return Ok(untested);
     }
     bail!("does not conform: {}", failed.join(", "))
+}
+
+/// Returns a Python with the packages of the node, in the versions that its requirements pin. They
+/// are fetched once into `target/tools`, and again when the requirements change.
+fn python() -> anyhow::Result<PathBuf> {
+    let wanted = ROOT.join(PYTHON_NODE).join("requirements.txt");
+    let wanted = fs::read(&wanted).with_context(|| format!("reading {}", wanted.display()))?;
+    let home = workspace::target().join("tools/python-node");
+    let (python, has) = (home.join("bin/python"), home.join("requirements.txt"));
+    if python.is_file() && fs::read(&has).is_ok_and(|has| has == wanted) {
+        return Ok(python);
+    }
+    say::line("fetching the packages of the node in Python into target/tools, once");
+    let mut venv = Command::new("python3");
+    process::stdout_of(venv.args(["-m", "venv", "--clear"]).arg(&home), FETCH)?;
+    let mut pip = Command::new(&python);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]);
+    pip.arg("--requirement");
+    pip.arg(ROOT.join(PYTHON_NODE).join("requirements.txt"));
+    process::stdout_of(&mut pip, FETCH)?;
+    fs::write(&has, wanted).with_context(|| format!("writing {}", has.display()))?;
+    Ok(python)
 }
 
 fn build(what: &[&str]) -> anyhow::Result<()> {

@@ -224,6 +224,13 @@ impl Line {
         self.open(&frame, expected)
     }
 
+    /// Closes as a gateway does that has said its last word: what was said before is heard.
+    pub(super) async fn close(mut self) {
+        self.write_message(Message::Close(None)).await;
+        let until = Instant::now() + self.patience;
+        while let Ok(Came::Frame(_) | Came::Pong) = self.read(until).await {}
+    }
+
     /// The node has to close now and may say nothing before: `why` it has to.
     pub(super) async fn closes_without_a_word(&mut self, why: &str) -> Played {
         self.closes_saying(why, 0).await

@@ -3,6 +3,7 @@
 mod command;
 mod cuts;
 mod door;
+mod ending;
 mod life;
 mod output;
 mod pairing;
@@ -74,6 +75,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Row> {
         pairing::ROWS,
         life::ROWS,
         command::ROWS,
+        ending::ROWS,
         output::ROWS,
         cuts::ROWS,
         story::ROWS,

@@ -344,7 +344,7 @@ async fn goodbye(stage: &mut Stage) -> Played {
         let mut peer = stage.joined().await?;
         let since = Instant::now();
         peer.send(&ToNode::Goodbye { reason, back_in_ms }).await?;
-        drop(peer);
+        peer.closes("it has heard `goodbye`").await?;
         // Half a second is the shortest wait, whatever is asked for.
         let least = Duration::from_millis(back_in_ms.max(500));
         let rest = least.saturating_sub(since.elapsed() + Duration::from_millis(50));

@@ -241,7 +241,7 @@ async fn rests(stage: &mut Stage) -> Played {
         stage.kill_node().await;
         let (mut line, _) = stage.verified().await?;
         line.send(&Verdict::Refused { code }).await?;
-        drop(line);
+        line.close().await;
         let why = format!("`refused: {code:?}` is not mended by dialling");
         stage.does_not_dial(WATCH, &why).await?;
     }
@@ -253,7 +253,7 @@ async fn rate_limited(stage: &mut Stage) -> Played {
     let code = Refusal::RateLimited { retry_ms: 3000 };
     let since = Instant::now();
     line.send(&Verdict::Refused { code }).await?;
-    drop(line);
+    line.close().await;
     comes_back(stage, since, "`rate_limited` says 3 s").await
 }
 
