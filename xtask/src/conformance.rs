@@ -3,10 +3,11 @@
 //! `cargo xtask conformance -- <command>` asks that of anybody's node, `cargo xtask test` of every
 //! node in this repository.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
+use std::{fs, iter, thread};
 
 use anyhow::{Context as _, bail};
 
@@ -33,32 +34,18 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
     process::run(program().args(words), TABLE)
 }
 
-/// A part of `cargo xtask test`: ours, the Rust page and the node in Python.
+/// A part of `cargo xtask test`: ours, the Rust page and the node in Python, side by side, as one
+/// row of each waits for 45 seconds.
 pub(crate) fn check() -> anyhow::Result<Vec<Untested>> {
     build(&["--bins", "--examples"])?;
     let debug = workspace::target().join("debug");
-    let mut failed = Vec::new();
-    let mut judge = |name, node: &Path, words: &[&str]| {
-        say::line(&format!("{name}:"));
-        let mut table = program();
-        table.arg("--").arg(node).args(words);
-        table.env("PYTHONPATH", ROOT.join(PYTHON_NODE));
-        if let Err(error) = process::run(&mut table, TABLE) {
-            say::failure(&error);
-            failed.push(name);
-        }
-    };
-    judge(
-        "moltis",
-        &debug.join("moltis"),
-        &["node", "add", "--foreground"],
-    );
-    let page = debug.join("examples/own_node");
-    judge("the Rust page", &page, &["{url}", "{state_dir}"]);
+    let ours = words(debug.join("moltis"), &["node", "add", "--foreground"]);
+    let page = words(debug.join("examples/own_node"), &["{url}", "{state_dir}"]);
+    let mut nodes = vec![("moltis", ours), ("the Rust page", page)];
     let mut untested = Vec::new();
     match python() {
         Ok(python) => {
-            let words = [
+            let module = [
                 "-m",
                 "moltis_node",
                 "--host",
@@ -66,14 +53,44 @@ pub(crate) fn check() -> anyhow::Result<Vec<Untested>> {
                 "--state",
                 "{state_dir}",
             ];
-            judge("the node in Python", &python, &words);
+            nodes.push(("the node in Python", words(python, &module)));
         }
         Err(error) => untested.push(Untested::new("the node in Python", &format!("{error:#}"))),
+    }
+    let tables = thread::scope(|scope| {
+        let judged = nodes.iter().map(|(_, words)| scope.spawn(|| judge(words)));
+        let judged: Vec<_> = judged.collect();
+        let tables = judged.into_iter().map(thread::ScopedJoinHandle::join);
+        tables.collect::<Vec<_>>()
+    });
+    let mut failed = Vec::new();
+    for ((name, _), table) in nodes.iter().zip(tables) {
+        say::line(&format!("{name}:"));
+        let table =
+            table.unwrap_or_else(|_| bail!("the thread that waited for it has panicked"))?;
+        say::line(table.stdout.trim_end());
+        if !table.status.success() {
+            say::problem(table.stderr.trim_end());
+            failed.push(*name);
+        }
     }
     if failed.is_empty() {
         return Ok(untested);
     }
     bail!("does not conform: {}", failed.join(", "))
+}
+
+fn words(program: PathBuf, rest: &[&str]) -> Vec<OsString> {
+    let rest = rest.iter().map(OsString::from);
+    iter::once(program.into_os_string()).chain(rest).collect()
+}
+
+fn judge(node: &[OsString]) -> anyhow::Result<process::Output> {
+    let mut table = program();
+    // Three tables at once: each with half of the rows at once that it would have alone.
+    table.args(["--jobs", "4", "--"]).args(node);
+    table.env("PYTHONPATH", ROOT.join(PYTHON_NODE));
+    process::output(&mut table, TABLE)
 }
 
 /// Returns a Python with the packages of the node, in the versions that its requirements pin. They
