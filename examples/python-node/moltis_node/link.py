@@ -257,6 +257,8 @@ class Link:
                 await self._wake.wait()
             else:
                 await self._channel.send(TO_GATEWAY.encode(message))
+                # The reader's turn: a write to a socket that the gateway has closed throws away its last words.
+                await asyncio.sleep(0)
 
     def _next_output(self) -> ToGateway | None:
         """Returns the next message of the run whose turn it is, within all windows."""
