@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Answer, Client};
 use crate::feed::{Feed, Next, asked, send_with};
-use crate::gateway::TestGateway;
+use crate::gateway::{TestGateway, until_asked};
 
 /// Rings so many times at once.
 fn ring(gateway: &TestGateway, times: usize) {
@@ -243,7 +243,7 @@ async fn one_asker_has_a_bound_of_streams_and_takes_none_from_others() {
     let _feed = Feed::open_with(&gateway, &other, "events", None).await;
     // Who leaves makes room.
     feeds.pop();
-    crate::gateway::until_asked("a place", async || {
+    until_asked("a place", async || {
         let answer = client.open(asked("events", None)).await;
         (answer.status() == 200).then_some(())
     })
@@ -303,6 +303,14 @@ async fn what_lasts_ends_within_a_second_of_its_token_and_the_run_goes_on() {
             let (address, token) = (gateway.address, token.to_owned());
             tokio::spawn(async move { send_with(address, &token, request).await })
         };
+        until_asked("the run that is waited for", async || {
+            let runs = client.get("runs").await.value();
+            let mut runs = runs["items"].as_array().unwrap().iter();
+            let by = format!("token:ci-{expires}");
+            runs.any(|run| run["requested_by"] == by.as_str())
+                .then_some(())
+        })
+        .await;
         let ends = if expires {
             made["expires_at"].as_str().unwrap().parse().unwrap()
         } else {

@@ -73,8 +73,8 @@ pub(crate) fn state(view: &NodeView) -> NodeState {
     }
 }
 
-/// A sample is stale when the next but one is missing, or its node is gone.
-fn telemetry(view: &NodeView, now: Timestamp) -> Option<Telemetry> {
+/// Returns a node's last sample. It is stale when the next but one is missing, or its node is gone.
+pub(crate) fn telemetry(view: &NodeView, now: Timestamp) -> Option<Telemetry> {
     let stamped = view.sample.as_ref()?;
     let age = now.duration_since(stamped.at).unsigned_abs();
     let stale = view.presence.is_none() || age > TELEMETRY_INTERVAL * 5 / 2;

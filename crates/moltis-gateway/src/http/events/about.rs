@@ -13,6 +13,7 @@ use crate::api::nodes::Node;
 use crate::api::pairing::PairingStatus;
 use crate::events::Event;
 use crate::http::ApiState;
+use crate::http::convert::nodes;
 use crate::roster::NodeView;
 use crate::store::{Answer, NodeRecord};
 
@@ -61,17 +62,11 @@ fn view(desk: &ApiState, device: DeviceId) -> Option<NodeView> {
 }
 
 fn telemetry(desk: &ApiState, device: DeviceId) -> Option<EventData> {
-    let Node {
-        id,
-        name,
-        telemetry,
-        ..
-    } = node(desk, device)?;
-    let telemetry = telemetry?;
+    let view = view(desk, device)?;
     Some(EventData::Telemetry(Box::new(NodeTelemetry {
-        id,
-        name,
-        telemetry,
+        id: view.record.node_id.to_string(),
+        name: view.record.name.to_string(),
+        telemetry: nodes::telemetry(&view, desk.clock().now())?,
     })))
 }
 
