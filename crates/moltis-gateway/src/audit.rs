@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 /// Who does something, for the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actor {
-    /// `operator`, `token:<name>`, `node:<id>`, `gateway`.
+    /// `operator`, `token:<name>`, `user:<name>`, `node:<id>`, `gateway`.
     pub name: String,
     /// Where from: an address, `socket`; `None` for the gateway itself.
     pub source: Option<String>,

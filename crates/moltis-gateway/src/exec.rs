@@ -94,6 +94,7 @@ impl Asker {
         match &self.who {
             Principal::Operator => "operator".to_owned(),
             Principal::Token { id, .. } => format!("token:{id}"),
+            Principal::User(user) => format!("user:{}", user.name()),
         }
     }
 

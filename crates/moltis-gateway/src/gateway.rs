@@ -5,7 +5,7 @@
 //! [`Gateway::shutdown`].
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -30,11 +30,13 @@ use crate::http::listen::Listener;
 use crate::http::serve::Reception;
 use crate::http::tls::{Tls, TlsError, TlsStatus};
 use crate::http::{self, ApiState, DoorConfig, Hosts, Rooms};
+use crate::in_process::InProcess;
 use crate::local::{KeeperConnector, Local};
 #[cfg(feature = "metrics")]
 use crate::metrics::scrape::Sources;
 use crate::output::Outputs;
 use crate::pairing::PairingDesk;
+use crate::principal::Principal;
 use crate::records;
 use crate::retention::{self, Keep};
 use crate::roster::Roster;
@@ -60,6 +62,8 @@ struct Inner {
     api: ApiState,
     /// The TCP connections of all listeners.
     reception: Reception,
+    /// Made when it is first asked for.
+    router: OnceLock<Router>,
 }
 
 /// Puts a gateway together.
@@ -242,6 +246,7 @@ impl GatewayBuilder {
                 tls,
                 proxies,
             },
+            router: OnceLock::new(),
         })))
     }
 }
@@ -260,11 +265,20 @@ impl Gateway {
 
     /// Returns everything that is served, at any prefix: `/ws` for nodes, the API, health.
     pub fn router(&self) -> Router {
-        let proxies = self.0.reception.proxies.clone();
-        let unwrap = from_fn_with_state(proxies, forwarded::unwrap);
-        http::router(self.0.api.clone())
-            .merge(self.0.door.clone().router())
-            .layer(unwrap)
+        let router = self.0.router.get_or_init(|| {
+            let proxies = self.0.reception.proxies.clone();
+            let unwrap = from_fn_with_state(proxies, forwarded::unwrap);
+            http::router(self.0.api.clone())
+                .merge(self.0.door.clone().router())
+                .layer(unwrap)
+        });
+        router.clone()
+    }
+
+    /// Returns the API without a socket, on behalf of somebody: an [`Operator`](Principal::Operator),
+    /// or a [`User`](Principal::User) of the program that embeds this gateway.
+    pub fn on_behalf_of(&self, who: Principal) -> InProcess {
+        InProcess::new(self.router(), who)
     }
 
     /// Answers on a listener until `stop`, or until the gateway is shut down. From the call on, and

@@ -81,8 +81,12 @@ use tls::Tls;
 
 pub use error::{ApiError, ApiResult};
 pub(crate) use events::print_events;
+pub(crate) use extract::Prefix;
 pub use forwarded::ProxyError;
 pub use host::{HostError, Hosts};
+#[cfg(test)]
+pub(crate) use table::operations;
+pub(crate) use table::way;
 
 /// Returns the router of everything that this gateway serves, at any prefix.
 pub(crate) fn router(state: ApiState) -> Router {

@@ -11,7 +11,8 @@ mod shake;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, Request, State};
+use axum::Router;
+use axum::extract::{Request, State};
 use axum::http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT,
     SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
@@ -19,7 +20,6 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
-use axum::{Extension, Router};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use moltis_identity::GatewayIdentity;
@@ -35,6 +35,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use self::ahead::Ahead;
 use crate::admission::Admission;
 use crate::exec::Shared;
+use crate::http::Prefix;
 use crate::http::peer::Peer;
 use crate::metrics::{HandshakeCounts, Refused};
 
@@ -106,11 +107,7 @@ impl Door {
     }
 }
 
-async fn upgrade(
-    State(door): State<Door>,
-    peer: Option<Extension<ConnectInfo<Peer>>>,
-    mut request: Request,
-) -> Response {
+async fn upgrade(State(door): State<Door>, mut request: Request) -> Response {
     let headers = request.headers();
     if headers.contains_key(ORIGIN) || headers.contains_key(COOKIE) {
         door.refused(Refused::Browser);
@@ -123,13 +120,13 @@ async fn upgrade(
     let negotiated = Negotiated::from_header_values(offered);
     let (Some(key), Some(negotiated)) = (websocket_key(&request), negotiated) else {
         door.refused(Refused::NotANode);
-        return upgrade_required();
+        return upgrade_required(&Prefix::of(request.extensions()));
     };
     if door.0.shared.tasks.stop().is_cancelled() {
         door.refused(Refused::ShuttingDown);
         return come_back_in(1);
     }
-    let peer = peer.map_or(Peer::Unknown, |Extension(ConnectInfo(peer))| peer);
+    let peer = Peer::of(request.extensions());
     let address = peer.ip();
     // A peer without an address is a process of this machine, or the embedder's care.
     let source = peer.source().unwrap_or(IpAddr::from([0, 0, 0, 0]));
@@ -218,14 +215,14 @@ fn browsers_stay_out() -> Response {
     (StatusCode::FORBIDDEN, words).into_response()
 }
 
-fn upgrade_required() -> Response {
+fn upgrade_required(prefix: &Prefix) -> Response {
     let names: Vec<&str> = Subprotocol::ALL
         .iter()
         .map(|protocol| protocol.name())
         .collect();
     let words = format!(
         "this address is for Moltis nodes. A node connects by WebSocket with one of the subprotocols {}. \
-         To join a machine: {NODE_ADD} --host ws://<this gateway>/ws\n",
+         To join a machine: {NODE_ADD} --host ws://<this gateway>{prefix}/ws\n",
         names.join(", ")
     );
     let mut response = (StatusCode::UPGRADE_REQUIRED, words).into_response();

@@ -17,6 +17,7 @@ mod clock;
 mod crash;
 mod disks;
 mod doctor;
+mod embed;
 mod events;
 mod exec;
 mod fleet;

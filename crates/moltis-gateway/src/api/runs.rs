@@ -278,7 +278,7 @@ pub struct Run {
     pub tty: bool,
     /// Seconds that were asked for.
     pub timeout_seconds: Option<u64>,
-    /// `operator`, `token:<name>`, …
+    /// `operator`, `token:<name>`, `user:<name>`, …
     pub requested_by: String,
     /// When it was asked for.
     pub created_at: Timestamp,

@@ -1,5 +1,5 @@
-//! Who asks: a bearer token, or the socket's peer. Every guarded route passes through here once,
-//! with the action that it declares in the table of [`super`].
+//! Who asks: a bearer token, the socket's peer, or whom an embedder vouches for. Every guarded route
+//! passes through here once, with the action that it declares in the table of [`super`].
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::hangup::Hangup;
 use super::peer::Peer;
 use crate::api::problem::Code;
 use crate::api::tokens::{Scope, TOKEN_PREFIX};
-use crate::principal::{Action, Denied, Principal, authorize};
+use crate::principal::{Action, Denied, Principal, Vouched, authorize};
 use crate::store::{TokenHash, TokenRecord};
 
 /// A token's last use is written down this often.
@@ -66,8 +66,12 @@ enum Shown {
     Token { hash: TokenHash, peer: Peer },
 }
 
-/// Reads what is shown, or says what is missing.
+/// Reads what is shown, or says what is missing. The word of the program that embeds us goes before
+/// everything that a request can bring.
 fn read(state: &ApiState, request: &Request) -> ApiResult<Shown> {
+    if let Some(Vouched(who)) = request.extensions().get() {
+        return Ok(Shown::User(who.clone()));
+    }
     let peer = peer_of(request);
     if let Peer::Unix { uid, .. } = peer {
         return of_user(state, uid).map(Shown::User);

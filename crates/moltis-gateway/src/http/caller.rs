@@ -1,6 +1,6 @@
 //! Who sent the request that a handler works on: what the guard found out, ready for the record.
 
-use axum::extract::{ConnectInfo, FromRequestParts};
+use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
 use super::auth::refuse;
@@ -46,7 +46,9 @@ impl Caller {
 
     fn source(&self) -> Option<String> {
         match self.peer {
-            Peer::Tcp { .. } | Peer::Tls { .. } => self.peer.ip().map(|ip| ip.to_string()),
+            Peer::Tcp { .. } | Peer::Tls { .. } | Peer::Remote(_) => {
+                self.peer.ip().map(|ip| ip.to_string())
+            }
             Peer::Proxied(Proxied { client, proxy, .. }) => Some(match client {
                 Some(client) => client.to_string(),
                 None => format!("behind {}", proxy.ip().to_canonical()),
@@ -69,11 +71,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
             .ok_or_else(|| {
                 ApiError::internal("tell who asks", "a public route asks for its caller")
             })?;
-        let peer = parts.extensions.get::<ConnectInfo<Peer>>();
-        Ok(Self {
-            who,
-            peer: peer.map_or(Peer::Unknown, |ConnectInfo(peer)| *peer),
-            hangup: Hangup::of(&parts.extensions),
-        })
+        let peer = Peer::of(&parts.extensions);
+        let hangup = Hangup::of(&parts.extensions);
+        Ok(Self { who, peer, hangup })
     }
 }

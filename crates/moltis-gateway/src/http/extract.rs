@@ -1,14 +1,15 @@
-//! What a handler takes from a request: a JSON body, raw bytes, a query, a path. Each says what is
-//! wrong with it by name.
+//! What a handler takes from a request: a JSON body, raw bytes, a query, a path, and the prefix that
+//! an embedder gave all of them. Each says what is wrong with it by name.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::RequestPartsExt as _;
 use axum::body::Body;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::HeaderMap;
+use axum::extract::{FromRequest, FromRequestParts, NestedPath, Path, Query, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
+use axum::http::{Extensions, HeaderMap};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
@@ -39,6 +40,33 @@ pub(crate) struct Raw(pub(crate) Bytes);
 /// The query, read into a type.
 #[derive(Debug)]
 pub(crate) struct Asked<T>(pub(crate) T);
+
+/// The path under which an embedder has put the whole router: `/moltis`; empty at the root.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Prefix(String);
+
+impl Prefix {
+    /// Finds that of a request.
+    pub(crate) fn of(extensions: &Extensions) -> Self {
+        let path = extensions.get::<NestedPath>();
+        let path = path.map(|path| path.as_str().trim_end_matches('/').to_owned());
+        Self(path.unwrap_or_default())
+    }
+}
+
+impl std::fmt::Display for Prefix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Prefix {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::of(&parts.extensions))
+    }
+}
 
 /// The one variable part of a path.
 #[derive(Debug)]

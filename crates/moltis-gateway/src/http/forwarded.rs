@@ -67,7 +67,7 @@ impl Proxies {
         let (proxy, local, hop) = match peer {
             Peer::Tcp { remote, local } => (remote, local, Security::Plain),
             Peer::Tls { remote, local } => (remote, local, Security::Tls),
-            Peer::Proxied(_) | Peer::Unix { .. } | Peer::Unknown => return peer,
+            Peer::Proxied(_) | Peer::Unix { .. } | Peer::Remote(_) | Peer::Unknown => return peer,
         };
         // A program on the proxy's machine that asks for itself tells nothing of others.
         let tells = [&FOR, &PROTO, &HOST]

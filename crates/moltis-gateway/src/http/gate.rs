@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use axum::extract::{ConnectInfo, OriginalUri, Request, State};
+use axum::extract::{OriginalUri, Request, State};
 use axum::http::header::{HOST, LOCATION, ORIGIN};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
@@ -54,8 +54,7 @@ fn admit(state: &ApiState, peer: &Peer, request: &Request) -> ApiResult<()> {
 
 /// Returns who sent this request.
 pub(super) fn peer_of(request: &Request) -> Peer {
-    let info = request.extensions().get::<ConnectInfo<Peer>>();
-    info.map_or(Peer::Unknown, |ConnectInfo(peer)| *peer)
+    Peer::of(request.extensions())
 }
 
 /// What a proxy tells can close the door, and opens none: TLS outside of it says nothing of the way
@@ -65,7 +64,7 @@ fn check_transport(state: &ApiState, peer: &Peer) -> ApiResult<()> {
         return Ok(());
     }
     let (local, in_the_clear) = match *peer {
-        Peer::Unix { .. } | Peer::Unknown | Peer::Tls { .. } => return Ok(()),
+        Peer::Unix { .. } | Peer::Remote(_) | Peer::Unknown | Peer::Tls { .. } => return Ok(()),
         Peer::Tcp { local, .. } => (local, !is_loopback(local)),
         Peer::Proxied(proxied) => {
             let hop = proxied.hop == Security::Plain && !is_loopback(proxied.local);

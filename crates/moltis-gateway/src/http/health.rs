@@ -5,6 +5,7 @@ use axum::http::{Method, StatusCode};
 
 use super::ApiState;
 use super::error::ApiError;
+use super::extract::Prefix;
 use crate::api::Health;
 use crate::api::problem::Code;
 
@@ -38,26 +39,25 @@ pub(super) async fn readyz(State(state): State<ApiState>) -> (StatusCode, axum::
 }
 
 /// `/`: what is served here.
-pub(super) async fn front_page() -> &'static str {
-    concat!(
-        "This is a Moltis gateway, version ",
+pub(super) async fn front_page(prefix: Prefix) -> String {
+    format!(
+        "This is a Moltis gateway, version {}.\n\n\
+         \x20 {prefix}/api/v1   the API: bearer tokens, made by `moltis token create`\n\
+         \x20 {prefix}/ws       where nodes connect: `moltis node add` on a machine, as `moltis node pairing enable` prints it\n\
+         \x20 {prefix}/healthz  the process lives\n\
+         \x20 {prefix}/readyz   it can do its work\n\n\
+         On this machine `moltis` talks to it by its Unix socket and needs no token.\n",
         env!("CARGO_PKG_VERSION"),
-        ".\n\n",
-        "  /api/v1   the API: bearer tokens, made by `moltis token create`\n",
-        "  /ws       where nodes connect: `moltis node add` on a machine, as `moltis node pairing enable` prints it\n",
-        "  /healthz  the process lives\n",
-        "  /readyz   it can do its work\n\n",
-        "On this machine `moltis` talks to it by its Unix socket and needs no token.\n",
     )
 }
 
 /// Everything that is no route.
-pub(super) async fn no_such_route(OriginalUri(uri): OriginalUri) -> ApiError {
+pub(super) async fn no_such_route(prefix: Prefix, OriginalUri(uri): OriginalUri) -> ApiError {
     ApiError::new(
         Code::NotFound,
         format!("there is no route `{}`", uri.path()),
     )
-    .hint("the API begins at /api/v1")
+    .hint(format!("the API begins at {prefix}/api/v1"))
 }
 
 /// A route with a method that it does not have.

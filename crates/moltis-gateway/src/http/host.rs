@@ -134,7 +134,7 @@ impl Hosts {
                     && asked.port.is_none_or(|port| port == local.port())
             }
             // No browser reaches a Unix socket, and an embedder knows its own ports.
-            Peer::Unix { .. } | Peer::Unknown => is_loopback(&asked.host),
+            Peer::Unix { .. } | Peer::Remote(_) | Peer::Unknown => is_loopback(&asked.host),
         };
         configured || own
     }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::extract::Prefix;
 use super::host::{Authority, Host};
 
 /// An address to dial, and why another machine cannot, where it cannot.
@@ -54,7 +55,7 @@ pub(super) struct Ways<'a> {
 
 /// Chooses the address: the one that the asker used itself, where that is not loopback; else one
 /// that is listened on, or a configured name that the certificate has; else loopback, with a warning.
-/// `None` while nothing is listened on.
+/// `None` while nothing is listened on and nobody has asked by an address with a port.
 pub(super) fn choose(asked: Option<&Asked>, ways: &Ways<'_>) -> Option<JoinAddress> {
     if let Some(asked) = asked.filter(|asked| !is_loopback(&asked.authority.host)) {
         let authority = asked.authority.clone();
@@ -85,7 +86,16 @@ pub(super) fn choose(asked: Option<&Asked>, ways: &Ways<'_>) -> Option<JoinAddre
     if let Some(best) = covered.or(candidates.first()) {
         return Some(ways.to(best.clone()));
     }
-    let local = ways.listening.first()?;
+    let Some(local) = ways.listening.first() else {
+        // An embedder listens by itself, and the asker came by an address of its own.
+        let asked = asked.filter(|asked| asked.authority.port.is_some())?;
+        let mut join = ways.to(asked.authority.clone());
+        join.warning = Some(format!(
+            "`{}` is this machine's own, which other machines cannot reach",
+            asked.authority
+        ));
+        return Some(join);
+    };
     let mut join = ways.to(authority(local.ip().to_canonical(), local.port()));
     join.warning = Some(format!(
         "the gateway listens on {local} only, which other machines cannot reach: start it with \
@@ -125,13 +135,14 @@ impl Ways<'_> {
     }
 }
 
-impl std::fmt::Display for JoinAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl JoinAddress {
+    /// Returns the URL to dial, where the gateway is served below `prefix`.
+    pub(super) fn url(&self, prefix: &Prefix) -> String {
         let scheme = match self.scheme {
             Scheme::Ws => "ws",
             Scheme::Wss => "wss",
         };
-        write!(f, "{scheme}://{}/ws", self.authority)
+        format!("{scheme}://{}{prefix}/ws", self.authority)
     }
 }
 
@@ -178,7 +189,7 @@ mod tests {
             covers: certificate.map(|_| &names as &dyn Fn(&Host) -> bool),
         };
         let join = choose(asked, &ways).unwrap();
-        (join.to_string(), join.warning.is_some())
+        (join.url(&Prefix::default()), join.warning.is_some())
     }
 
     fn says(found: (String, bool), url: &str, warns: bool) {
@@ -217,6 +228,9 @@ mod tests {
             covers: None,
         };
         assert_eq!(choose(None, &nothing), None);
+        let join = choose(Some(&asked("127.0.0.1:8080", None)), &nothing).unwrap();
+        assert_eq!(join.url(&Prefix::default()), "ws://127.0.0.1:8080/ws");
+        assert!(join.warning.is_some());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use moltis_proto::limits::WINDOW_TIME;
 use super::ApiState;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult};
-use super::extract::{Id, Json};
+use super::extract::{Id, Json, Prefix};
 use super::host::{Authority, Host};
 use super::join::{Asked, Scheme, Ways, Whose};
 use super::listen::lan_address;
@@ -87,6 +87,7 @@ pub(super) async fn reject(
 pub(super) async fn command(
     State(desk): State<ApiState>,
     caller: Caller,
+    prefix: Prefix,
     headers: HeaderMap,
 ) -> ApiResult<axum::Json<PairingCommand>> {
     let tls = desk.tls();
@@ -104,7 +105,7 @@ pub(super) async fn command(
         )
         .hint("start it with --listen 0.0.0.0:9090")
     })?;
-    let url = join.to_string();
+    let url = join.url(&prefix);
     let key = desk.fingerprint();
     let mut command = format!("{NODE_ADD} --host {url} --gateway-key {key}");
     let own = tls.map(Tls::status).filter(|tls| tls.is_own);

@@ -2,11 +2,14 @@
 //!
 //! Made by the accept loop for each connection and found by handlers as `ConnectInfo<Peer>`. An
 //! embedder who serves the router with `axum::serve` gets the same from
-//! `into_make_service_with_connect_info::<Peer>()`.
+//! `into_make_service_with_connect_info::<Peer>()`; `ConnectInfo<SocketAddr>` does too, where other
+//! handlers want that.
 
 use std::net::{IpAddr, SocketAddr};
 
+use axum::extract::ConnectInfo;
 use axum::extract::connect_info::Connected;
+use axum::http::Extensions;
 use axum::serve::IncomingStream;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -36,6 +39,9 @@ pub enum Peer {
         /// Its process id, where the kernel tells.
         pid: Option<i32>,
     },
+    /// A TCP connection of the embedder's server, which tells where from and no more. Transport and
+    /// proxies are then the embedder's care.
+    Remote(SocketAddr),
     /// The embedder's server does not say. Transport and addresses are then the embedder's care.
     Unknown,
 }
@@ -66,6 +72,17 @@ pub enum Security {
 }
 
 impl Peer {
+    /// Finds who sent a request, as the server that took it says.
+    pub(crate) fn of(extensions: &Extensions) -> Self {
+        if let Some(ConnectInfo(peer)) = extensions.get() {
+            return *peer;
+        }
+        match extensions.get() {
+            Some(ConnectInfo(remote)) => Self::Remote(*remote),
+            None => Self::Unknown,
+        }
+    }
+
     /// Reads both ends of a TCP connection; `Unknown` when the connection is gone already.
     pub fn of_tcp(stream: &TcpStream) -> Self {
         match (stream.peer_addr(), stream.local_addr()) {
@@ -89,7 +106,9 @@ impl Peer {
     /// socket, and where a proxy does not tell.
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
-            Self::Tcp { remote, .. } | Self::Tls { remote, .. } => Some(remote.ip().to_canonical()),
+            Self::Tcp { remote, .. } | Self::Tls { remote, .. } | Self::Remote(remote) => {
+                Some(remote.ip().to_canonical())
+            }
             Self::Proxied(proxied) => proxied.client,
             Self::Unix { .. } | Self::Unknown => None,
         }
@@ -120,7 +139,7 @@ impl Peer {
         match self {
             Self::Tcp { local, .. } | Self::Tls { local, .. } => Some(*local),
             Self::Proxied(proxied) => Some(proxied.local),
-            Self::Unix { .. } | Self::Unknown => None,
+            Self::Unix { .. } | Self::Remote(_) | Self::Unknown => None,
         }
     }
 }
@@ -128,7 +147,9 @@ impl Peer {
 impl std::fmt::Display for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tcp { remote, .. } | Self::Tls { remote, .. } => write!(f, "{remote}"),
+            Self::Tcp { remote, .. } | Self::Tls { remote, .. } | Self::Remote(remote) => {
+                write!(f, "{remote}")
+            }
             Self::Proxied(Proxied { client, proxy, .. }) => match client {
                 Some(client) => write!(f, "{client} through {proxy}"),
                 None => write!(f, "somebody behind {proxy}"),

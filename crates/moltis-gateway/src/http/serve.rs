@@ -175,9 +175,11 @@ where
         // The local user may think between two requests; a stranger may not hold the socket.
         .header_read_timeout(match peer {
             Peer::Unix { .. } => None,
-            Peer::Tcp { .. } | Peer::Tls { .. } | Peer::Proxied(_) | Peer::Unknown => {
-                Some(HEAD_TIME_MAX)
-            }
+            Peer::Tcp { .. }
+            | Peer::Tls { .. }
+            | Peer::Proxied(_)
+            | Peer::Remote(_)
+            | Peer::Unknown => Some(HEAD_TIME_MAX),
         });
     let mut connection = pin!(
         builder

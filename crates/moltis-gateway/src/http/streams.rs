@@ -60,6 +60,7 @@ impl Streams {
         let asker = match who {
             Principal::Operator => String::new(),
             Principal::Token { id, .. } => id.clone(),
+            Principal::User(user) => format!("user:{}", user.name()),
         };
         let mut counted = self.counted();
         let theirs = counted.by_asker.get(&asker).copied().unwrap_or(0);

@@ -4,6 +4,9 @@
 //! what is served. What a route takes is read off its handler's own arguments; what it answers, and
 //! with which codes it can refuse beyond those that every route of its kind has, stands in its row.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 use axum::handler::Handler;
 use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, on};
@@ -231,6 +234,24 @@ fn metrics() -> Vec<Route> {
 #[cfg(not(feature = "metrics"))]
 fn metrics() -> Vec<Route> {
     Vec::new()
+}
+
+/// Returns the method and the path of an operation, which has to be one of the table.
+pub(crate) fn way(operation: &'static str) -> (Method, &'static str) {
+    static WAYS: LazyLock<HashMap<&'static str, (Method, &'static str)>> = LazyLock::new(|| {
+        let rows = table().into_iter();
+        rows.map(|row| (row.promise.id, (row.method, row.path)))
+            .collect()
+    });
+    let way = WAYS.get(operation).cloned();
+    way.expect("a test calls every operation, and each has a row")
+}
+
+/// Every operation, and what it does as far as rights go.
+#[cfg(test)]
+pub(crate) fn operations() -> Vec<(&'static str, Action)> {
+    let rows = table().into_iter();
+    rows.map(|row| (row.promise.id, row.action)).collect()
 }
 
 impl Route {

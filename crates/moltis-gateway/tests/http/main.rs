@@ -20,6 +20,7 @@ mod fleet;
     reason = "shared with the tests of sessions, which use all of it"
 )]
 mod gateway;
+mod in_process;
 mod matrix;
 #[path = "../session/node.rs"]
 #[expect(

@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, Method};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use crate::http::caller::Caller;
-use crate::http::extract::{Asked, Id, Json, Raw};
+use crate::http::extract::{Asked, Id, Json, Prefix, Raw};
 
 /// Writes the schema of a type, with its parts among the generator's definitions.
 pub(in crate::http) type Writer = fn(&mut SchemaGenerator) -> Schema;
@@ -79,6 +79,7 @@ impl Argument for Raw {
 }
 
 impl Argument for Id {}
+impl Argument for Prefix {}
 impl<S> Argument for State<S> {}
 impl Argument for Caller {}
 impl Argument for HeaderMap {}
