@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use moltis_gateway::api::nodes::{Node, NodeDetail, NodeState, PatchNode, Policy};
 use moltis_gateway::api::telemetry::{Platform, ProviderKind, Telemetry};
 use moltis_gateway::api::{Empty, runs::Run};
+use moltis_gateway::exec::Selector;
 use serde::Serialize;
 
 use super::Context;
@@ -280,6 +281,11 @@ pub(super) async fn label(context: &Context, args: Label) -> anyhow::Result<Exit
     for change in args.changes {
         match change {
             LabelChange::Set(key, value) => {
+                if Selector::is_reserved(&key) {
+                    context.output.note(&format!(
+                        "in a selector `{key}` alone is no label: this label is `label:{key}` there"
+                    ));
+                }
                 labels.insert(key, value);
             }
             LabelChange::Remove(key) => {

@@ -267,7 +267,12 @@ fn a_dry_run_and_a_list_show_who_matches() {
     let dry = |select| named(&["node", "exec", "--select", select, "--dry-run", "--json"]);
     assert_eq!(dry("role=web"), ["a", "c"]);
     assert_eq!(dry("role!=web"), ["b"]);
-    home.ok(["node", "label", "c", "role-", "gpu=true"]);
+    let labelled = home.run(["node", "label", "c", "role-", "gpu=true", "platform=shop"]);
+    assert!(
+        labelled.stderr.contains("this label is `label:platform`"),
+        "{labelled:?}"
+    );
+    assert_eq!(dry("label:platform=shop"), ["c"]);
     assert_eq!(dry("role=web"), ["a"]);
     assert_eq!(dry("role!=web"), ["b", "c"]);
     assert_eq!(dry("gpu,platform=linux"), ["c"]);

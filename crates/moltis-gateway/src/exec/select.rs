@@ -143,6 +143,12 @@ pub enum SelectorError {
 }
 
 impl Selector {
+    /// Returns whether a key means something else than a label of this name, which then is written
+    /// with `label:` before it.
+    pub fn is_reserved(key: &str) -> bool {
+        key == ALL || Fact::of_word(key).is_some()
+    }
+
     /// Returns whether it means a node of which this is known.
     pub fn matches(&self, node: &Known<'_>) -> bool {
         self.0.iter().all(|term| term.holds(node))
@@ -360,7 +366,7 @@ impl fmt::Display for Selector {
             }
             match key {
                 Key::Fact(fact) => f.write_str(fact.word())?,
-                Key::Label(key) if key == ALL || Fact::of_word(key).is_some() => {
+                Key::Label(key) if Self::is_reserved(key) => {
                     write!(f, "{LABEL}{key}")?;
                 }
                 Key::Label(key) => f.write_str(key)?,

@@ -131,8 +131,9 @@ pub(super) async fn run(
         return Err(usage("there is no --select").into());
     };
     let client = client.reading_ahead(READ_AHEAD_BYTES);
-    let stops = Stops::new()?;
     let nodes = meant_by(&client, select).await?;
+    // Until here a signal ends us, and nothing has begun.
+    let stops = Stops::new()?;
     let at_once = at_once(context.output, &client, &many, nodes.len());
     let on_failure = if many.fail_fast {
         OnFailure::StartNoMore
