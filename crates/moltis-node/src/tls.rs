@@ -287,8 +287,8 @@ fn bare(shown: &str) -> String {
         .collect()
 }
 
-/// Returns a configuration that trusts the system's roots, and `extra`. It takes some megabytes
-/// while it stands.
+/// Returns a configuration that trusts the system's roots, and `extra`. It lives as long as a connection
+/// that was made by it, and takes some 200 KiB where a system has 150 roots.
 ///
 /// # Errors
 /// [`TlsError::NoRoots`] where there are none at all.

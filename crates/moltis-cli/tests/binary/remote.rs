@@ -112,7 +112,7 @@ fn an_address_that_is_not_loopback_serves_nodes_and_nothing_else() {
 }
 
 /// An address of this machine that is not loopback. Nothing is sent.
-fn own_address() -> Option<std::net::IpAddr> {
+pub(crate) fn own_address() -> Option<std::net::IpAddr> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;
     let ip = socket.local_addr().ok()?.ip();

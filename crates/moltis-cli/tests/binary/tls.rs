@@ -6,13 +6,16 @@ mod certificates;
 mod commands;
 mod proxy;
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::Signal;
 
 use self::certificates::Authority;
-use crate::harness::{Done, Home, Process, code_of, eventually, run};
+use crate::harness::{Done, Home, Process, code_of, eventually, not_tested, run};
+use crate::remote::own_address;
 
 /// A gateway that serves TLS.
 struct Gateway<'a> {
@@ -255,6 +258,61 @@ fn a_new_certificate_is_taken_up_while_nodes_stay_connected() {
     assert_eq!(since(), connected, "the node has not noticed");
     let nodes: serde_json::Value = serde_json::from_str(&ask(&new_ca).stdout).unwrap();
     assert_eq!(nodes[0]["state"], "online");
+}
+
+#[test]
+fn on_an_address_of_the_network_tls_opens_the_whole_site() {
+    let Some(address) = own_address() else {
+        not_tested(
+            "TLS on an address that is not loopback",
+            "this machine has none, so the binary served loopback alone",
+        );
+        return;
+    };
+    let (home, elsewhere) = (Home::new(), Home::new());
+    let gateway = Gateway::start(&home, &["--listen", "0.0.0.0:0", "--tls-generate"]);
+    let own = home.path().join("gateway_tls.pem");
+    let token = gateway.token();
+    let at = format!("{address}:{}", gateway.port());
+    let ask = |scheme: &str| {
+        let mut command = gateway.remote(&elsewhere, &token, &own, &["node", "list"]);
+        command.env("MOLTIS_GATEWAY", format!("{scheme}://{at}"));
+        run(command)
+    };
+    let done = ask("https");
+    assert_eq!(done.code, 0, "{done:?}");
+    let done = ask("http");
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(
+        done.stderr.contains("MOLTIS_API_TOKEN was not sent"),
+        "{done:?}"
+    );
+    assert!(done.stderr.contains("https://"), "{done:?}");
+    let line = home.ok(["node", "pairing", "enable"]);
+    assert!(line.contains(&format!("--host wss://{at}/ws")), "{line}");
+
+    let answer = plain(&at, "GET /settings/nodes");
+    assert!(answer.starts_with("HTTP/1.1 307"), "{answer}");
+    assert!(
+        answer.contains(&format!("location: https://{at}/settings/nodes")),
+        "{answer}"
+    );
+    let answer = plain(&at, "GET /api/v1/nodes");
+    assert!(
+        answer.starts_with("HTTP/1.1 403") && answer.contains("tls_required"),
+        "{answer}"
+    );
+    assert!(plain(&at, "GET /healthz").starts_with("HTTP/1.1 200"));
+}
+
+/// The answer to a request without TLS.
+fn plain(address: &str, what: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = format!("{what} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 #[test]

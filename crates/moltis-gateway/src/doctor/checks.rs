@@ -336,6 +336,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::config::TlsConfig;
+    use crate::http::tls::Tls;
     use crate::store::testing::at;
 
     fn running() -> Running {
@@ -410,6 +412,52 @@ mod tests {
         says(&listen(&seen), Level::Ok, "cannot reach", "--listen");
         seen.listening.clear();
         says(&listen(&seen), Level::Warning, "no address", "--listen");
+    }
+
+    #[test]
+    fn a_certificate_is_told_before_it_ends_and_when_it_is_of_no_use() {
+        let mut seen = running();
+        seen.listening = vec!["0.0.0.0:9090".parse().unwrap()];
+        let dir = tempfile::tempdir().unwrap();
+        let config = TlsConfig::Generated { names: Vec::new() };
+        let tls = Tls::open(&config, dir.path(), [], at(0)).unwrap();
+        let status = tls.status();
+        seen.tls = Some(status.clone());
+        says(&listen(&seen), Level::Ok, "serves https there", "");
+        let ends = status.certificate.not_after;
+        seen.now = ends - SignedDuration::from_hours(13 * 24);
+        says(
+            &listen(&seen),
+            Level::Warning,
+            "expires in 13 d 0 h",
+            "renew",
+        );
+        seen.now = ends + SignedDuration::from_secs(1);
+        says(
+            &listen(&seen),
+            Level::Error,
+            "has expired on",
+            "--tls-generate",
+        );
+        seen.now = at(0);
+        let mut trouble = status.clone();
+        trouble.trouble = Some("`x` holds no certificate".to_owned());
+        seen.tls = Some(trouble);
+        says(
+            &listen(&seen),
+            Level::Error,
+            "`x` holds no certificate; the one",
+            "mend",
+        );
+        let mut refused = status;
+        refused.certificate.objection = Some("is that of an authority".to_owned());
+        seen.tls = Some(refused);
+        says(
+            &listen(&seen),
+            Level::Error,
+            "is that of an authority",
+            "new one",
+        );
     }
 
     #[test]

@@ -153,7 +153,7 @@ async fn upgrade(
         .max_message_size(Some(FRAME_BYTES_MAX))
         .max_frame_size(Some(FRAME_BYTES_MAX));
     let connector = if url.is_tls() {
-        // Read anew for each connection, so that the roots take no memory while it stands.
+        // Made anew for each connection, so that a root that the system has got since counts.
         Connector::Rustls(client_config(roots).map_err(|source| LinkError::Tls {
             url: url.clone(),
             source,

@@ -49,6 +49,20 @@ fn a_gateway_is_a_service_too() {
     );
     drop(taken);
 
+    let secured = [
+        "--tls-generate",
+        "--insecure-http",
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    let installed = manager.ok(["gateway", "install"].iter().chain(&secured));
+    assert!(
+        installed.contains("listening on https://127.0.0.1:"),
+        "{installed}"
+    );
+    let unit = machine.user().join(".config/systemd/user").join(GATEWAY);
+    let unit = fs::read_to_string(unit).unwrap();
+    assert!(unit.contains("--tls-generate") && unit.contains("--insecure-http"));
     let installed = manager.ok(["gateway", "install", "--listen", "127.0.0.1:0"]);
     assert!(
         installed.contains(

@@ -412,6 +412,23 @@ async fn a_new_certificate_is_in_use_soon_and_a_broken_one_never_is() {
             .unwrap()
             .contains("holds no certificate")
     );
+    // A sound pair of files that every client would refuse is none for today.
+    let over = dir.path().join("over");
+    std::fs::create_dir(&over).unwrap();
+    Tls::open(
+        &generated,
+        &over,
+        [],
+        "2020-01-02T03:04:05Z".parse().unwrap(),
+    )
+    .unwrap();
+    put(&over);
+    until("another complaint", &|status| {
+        let trouble = status.trouble.as_deref().unwrap_or_default();
+        trouble.contains("has expired")
+    })
+    .await;
+    assert_eq!(tls.status().certificate.fingerprint, first.1);
     put(&second.0);
     until("the second", &|status| {
         status.certificate.fingerprint == second.1

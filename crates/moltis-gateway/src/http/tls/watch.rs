@@ -55,12 +55,17 @@ impl Tls {
         }
         // Taken before reading: what changes in this moment is read once more.
         seen.stamps = stamps;
+        let in_use = self.0.current.get().about.problem(now);
         match self.0.source.load(now) {
-            Ok(loaded) => {
-                seen.failed = None;
-                self.take_up(loaded);
-            }
-            Err(error) => self.tell(&mut seen, &error),
+            Ok(loaded) => match loaded.about.problem(now) {
+                // One that clients refuse takes the place of another that they refuse, and of no other.
+                Some(problem) if in_use.is_none() => self.tell(&mut seen, problem),
+                _ => {
+                    seen.failed = None;
+                    self.take_up(loaded);
+                }
+            },
+            Err(error) => self.tell(&mut seen, words(&error)),
         }
         seen
     }
@@ -83,8 +88,7 @@ impl Tls {
 
     /// One of the two files is always written first: what is wrong once may be right in a moment, and
     /// what is wrong twice is told, once.
-    fn tell(&self, seen: &mut Seen, error: &TlsError) {
-        let words = words(error);
+    fn tell(&self, seen: &mut Seen, words: String) {
         let is_twice = seen.failed.as_ref() == Some(&words);
         if is_twice && self.trouble().as_ref() != Some(&words) {
             tracing::error!(

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use jiff::{SignedDuration, Timestamp};
 use moltis_gateway::clock::Clock;
 use moltis_gateway::http::listen::Listener;
-use moltis_gateway::http::peer::Peer;
+use moltis_gateway::http::peer::{Peer, Proxied, Security};
 use moltis_gateway::{Gateway, GatewayConfig};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -32,6 +32,12 @@ pub(super) enum Transport {
     /// TCP to an address of the network, without TLS. Not every machine has one, so the router is
     /// told of it; real ones are tried by the tests of the binary.
     Network,
+    /// The same with TLS: the router is told of it too.
+    NetworkByTls,
+    /// A proxy on this machine, which was asked by https from elsewhere.
+    Proxy,
+    /// A proxy on this machine, which was asked by http from elsewhere.
+    ProxyInTheClear,
     /// The Unix socket, by the gateway's own user.
     UnixSocket,
     /// The Unix socket, by another user: the router is told of it.
@@ -40,16 +46,19 @@ pub(super) enum Transport {
 
 impl Transport {
     /// Every way.
-    pub(super) const ALL: [Self; 4] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Loopback,
         Self::Network,
+        Self::NetworkByTls,
+        Self::Proxy,
+        Self::ProxyInTheClear,
         Self::UnixSocket,
         Self::SocketOfAnother,
     ];
 
     /// Returns whether more than health and the nodes' door is answered there.
     pub(super) fn serves_the_site(self) -> bool {
-        self != Self::Network
+        !matches!(self, Self::Network | Self::ProxyInTheClear)
     }
 
     /// Returns whether the system says who asks, and that it is the owner; `None` where it says
@@ -58,13 +67,20 @@ impl Transport {
         match self {
             Self::UnixSocket => Some(true),
             Self::SocketOfAnother => Some(false),
-            Self::Loopback | Self::Network => None,
+            Self::Loopback
+            | Self::Network
+            | Self::NetworkByTls
+            | Self::Proxy
+            | Self::ProxyInTheClear => None,
         }
     }
 }
 
 /// Where the router is told that it was dialled.
 const ON_THE_NETWORK: &str = "192.0.2.1:9090";
+
+/// Where a proxy on this machine dials.
+const BEHIND_A_PROXY: &str = "127.0.0.1:9090";
 
 /// A gateway without nodes.
 pub(super) struct House {
@@ -124,6 +140,27 @@ impl House {
                     local: ON_THE_NETWORK.parse().unwrap(),
                 };
                 read(self.told(at(request, ON_THE_NETWORK), peer).await).await
+            }
+            Transport::NetworkByTls => {
+                let peer = Peer::Tls {
+                    remote: "192.0.2.9:50000".parse().unwrap(),
+                    local: ON_THE_NETWORK.parse().unwrap(),
+                };
+                read(self.told(at(request, ON_THE_NETWORK), peer).await).await
+            }
+            Transport::Proxy | Transport::ProxyInTheClear => {
+                let outside = match transport {
+                    Transport::Proxy => Security::Tls,
+                    _ => Security::Plain,
+                };
+                let peer = Peer::Proxied(Proxied {
+                    client: Some("203.0.113.9".parse().unwrap()),
+                    proxy: "127.0.0.1:50000".parse().unwrap(),
+                    local: BEHIND_A_PROXY.parse().unwrap(),
+                    hop: Security::Plain,
+                    outside: Some(outside),
+                });
+                read(self.told(at(request, BEHIND_A_PROXY), peer).await).await
             }
             Transport::UnixSocket => {
                 let socket = self.dir.path().join("g.sock");
