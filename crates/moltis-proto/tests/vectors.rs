@@ -1,14 +1,17 @@
-//! Golden bytes of every message in both codecs: `tests/vectors/messages.json`.
+//! Golden bytes of every message in both codecs, `tests/vectors/messages.json`, and bytes that are
+//! none, `refused.json`.
 //!
-//! The file is the contract with nodes written in other languages: for each message its type, how
-//! it reads as JSON, and its postcard bytes. `MOLTIS_BLESS=1` writes it anew; without it a
-//! difference is a failure. Whole handshakes are beside it, in `handshake.json`.
+//! The files are the contract with nodes written in other languages: for each message its type, how
+//! it reads as JSON, and its postcard bytes. `cargo xtask bless` writes them anew; without it a
+//! difference is a failure. Whole handshakes are beside them, in `handshake.json`.
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test")]
 
+#[path = "vectors/refused.rs"]
+mod refused;
 #[path = "vectors/samples.rs"]
 mod samples;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -25,6 +28,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use refused::Refused;
 use samples::Message;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +44,18 @@ struct Vector {
     json: Value,
     postcard: String,
 }
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct RefusedVectors {
+    about: Vec<String>,
+    refused: Vec<Refused>,
+}
+
+const ABOUT_REFUSED: [&str; 3] = [
+    "What must not be read as a message of the Moltis node protocol; see docs/protocol.md.",
+    "type is what the receiver reads, as in messages.json. Whoever receives one of these ends the connection.",
+    "Where postcard is there, it is the hexadecimal digits of a plaintext in moltis.node.v1; where json is there, it is the text of one in moltis.node.v1+json. why is for a person.",
+];
 
 const ABOUT: [&str; 4] = [
     "Every message of the Moltis node protocol; see docs/protocol.md.",
@@ -88,12 +104,26 @@ impl Message {
     }
 }
 
-fn path() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/messages.json")
+fn path(file: &str) -> std::path::PathBuf {
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+    vectors.join(file)
+}
+
+fn read_file<T: DeserializeOwned>(file: &str) -> T {
+    serde_json::from_str(&std::fs::read_to_string(path(file)).unwrap()).unwrap()
+}
+
+/// Writes a file anew where that is asked for.
+fn bless(file: &str, content: &impl Serialize) {
+    if std::env::var_os("MOLTIS_BLESS").is_some() {
+        let mut text = serde_json::to_string_pretty(content).unwrap();
+        text.push('\n');
+        std::fs::write(path(file), text).unwrap();
+    }
 }
 
 fn stored() -> Vectors {
-    serde_json::from_str(&std::fs::read_to_string(path()).unwrap()).unwrap()
+    read_file("messages.json")
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -122,20 +152,43 @@ fn messages_are_byte_for_byte_those_of_the_vectors() {
         about: ABOUT.map(ToOwned::to_owned).to_vec(),
         messages: samples::all().into_iter().map(vector).collect(),
     };
-    if std::env::var_os("MOLTIS_BLESS").is_some() {
-        let mut text = serde_json::to_string_pretty(&vectors).unwrap();
-        text.push('\n');
-        std::fs::write(path(), text).unwrap();
-    }
+    bless("messages.json", &vectors);
     let stored = stored();
     for (stored, now) in stored.messages.iter().zip(&vectors.messages) {
         assert_eq!(
             stored, now,
             "the wire has changed: a struct that has been on the wire never changes, and a new \
-             variant needs a number in the ledger; MOLTIS_BLESS=1 writes the vectors anew"
+             variant needs a number in the ledger; `cargo xtask bless` writes the vectors anew"
         );
     }
-    assert_eq!(stored, vectors, "MOLTIS_BLESS=1 writes the vectors anew");
+    assert_eq!(
+        stored, vectors,
+        "`cargo xtask bless` writes the vectors anew"
+    );
+}
+
+#[test]
+fn what_is_no_message_is_refused() {
+    let vectors = RefusedVectors {
+        about: ABOUT_REFUSED.map(ToOwned::to_owned).to_vec(),
+        refused: refused::all(),
+    };
+    bless("refused.json", &vectors);
+    let stored: RefusedVectors = read_file("refused.json");
+    assert_eq!(
+        stored, vectors,
+        "`cargo xtask bless` writes the vectors anew"
+    );
+    for vector in stored.refused {
+        let read = match (&vector.postcard, &vector.json) {
+            (Some(digits), None) => {
+                Message::decode(&vector.r#type, Codec::Postcard, &unhex(digits))
+            }
+            (None, Some(text)) => Message::decode(&vector.r#type, Codec::Json, text.as_bytes()),
+            _ => panic!("{}: one of the two codecs", vector.name),
+        };
+        assert!(read.is_err(), "{}: {read:?}", vector.name);
+    }
 }
 
 #[test]
@@ -154,38 +207,79 @@ fn every_vector_is_read_back_in_both_codecs() {
 fn names_are_given_once() {
     let names: BTreeSet<String> = samples::all().into_iter().map(|(name, _)| name).collect();
     assert_eq!(names.len(), samples::all().len());
+    let names: BTreeSet<String> = refused::all().into_iter().map(|it| it.name).collect();
+    assert_eq!(names.len(), refused::all().len());
 }
 
 #[test]
-fn every_word_of_the_vocabulary_has_a_vector() {
-    let mut said = BTreeSet::new();
+fn every_variant_of_every_enum_has_a_vector_where_it_may_stand() {
+    let mut said = BTreeMap::new();
     for vector in stored().messages {
-        words(&vector.json, &mut said);
+        words(&vector.r#type, &vector.json, &mut said);
     }
-    let vocabulary = [
-        variants::<ToNode>(),
-        variants::<ToGateway>(),
-        variants::<ToKeeper>(),
-        variants::<FromKeeper>(),
-        variants::<Verdict>(),
-        variants::<Refusal>(),
-        variants::<RunRefusal>(),
-        variants::<CloseCode>(),
-        variants::<GoodbyeReason>(),
-        variants::<Intent>(),
-        variants::<PolicyMode>(),
-        variants::<Command>(),
-        variants::<StdinMode>(),
-        variants::<Stream>(),
-        variants::<GapReason>(),
-        variants::<Outcome>(),
-        variants::<Reason>(),
-        variants::<ExitStatus>(),
-        variants::<RunState>(),
+    let check = |place: &str, variants: Vec<String>| {
+        for variant in variants {
+            let is_said = said
+                .get(place)
+                .is_some_and(|words| words.contains(&variant));
+            assert!(is_said, "no vector says `{variant}` at `{place}`");
+        }
+    };
+    let shared = |variants: Vec<String>| {
+        let apart = ["attach", "leave"];
+        let shared = variants.into_iter();
+        shared.filter(|name| !apart.contains(&&**name)).collect()
+    };
+    check("to_node", variants::<ToNode>());
+    check("to_gateway", variants::<ToGateway>());
+    check("to_node/run", shared(variants::<ToKeeper>()));
+    check("to_gateway/run", variants::<FromKeeper>());
+    check("verdict", variants::<Verdict>());
+    check("verdict/refused/code", variants::<Refusal>());
+    check("to_gateway/run/refused/code", variants::<RunRefusal>());
+    for side in ["to_node", "to_gateway"] {
+        check(&format!("{side}/close/code"), variants::<CloseCode>());
+        check(
+            &format!("{side}/goodbye/reason"),
+            variants::<GoodbyeReason>(),
+        );
+    }
+    check("node_proof/intent", variants::<Intent>());
+    check("introduction/policy", variants::<PolicyMode>());
+    let start = "to_node/run/start/spec";
+    check(&format!("{start}/command"), variants::<Command>());
+    check(&format!("{start}/stdin"), variants::<StdinMode>());
+    check("to_gateway/run/output/stream", variants::<Stream>());
+    check("to_gateway/run/gap/reason", variants::<GapReason>());
+    let ending = "to_gateway/run/ended/ending";
+    check(&format!("{ending}/outcome"), variants::<Outcome>());
+    check(&format!("{ending}/reason"), variants::<Reason>());
+    check(&format!("{ending}/status"), variants::<ExitStatus>());
+    check("to_gateway/run/runs/runs/state", variants::<RunState>());
+    check(
+        "to_gateway/telemetry/providers/kind",
         variants::<ProviderKind>(),
-    ];
-    for word in vocabulary.iter().flatten() {
-        assert!(said.contains(word), "no vector says `{word}`");
+    );
+}
+
+#[test]
+fn every_option_is_there_once_and_missing_once() {
+    let mut said = BTreeMap::new();
+    for vector in stored().messages {
+        words(&vector.r#type, &vector.json, &mut said);
+    }
+    for place in [
+        "to_node/run/start/spec/cwd",
+        "to_node/run/start/spec/timeout_ms",
+        "to_node/run/start/spec/tty",
+        "to_gateway/run/ended/ending/reason",
+        "to_gateway/run/ended/ending/status",
+        "to_gateway/telemetry/cpu_usage_percent",
+        "to_gateway/telemetry/providers/variable",
+    ] {
+        let words = &said[place];
+        assert!(words.contains("null"), "`{place}` is never empty");
+        assert!(words.len() > 1, "`{place}` is always empty");
     }
 }
 
@@ -205,19 +299,24 @@ fn variants<T: DeserializeOwned>() -> Vec<String> {
     names
 }
 
-fn words(json: &Value, said: &mut BTreeSet<String>) {
+/// Collects what stands at each place: the names of an object's fields, or a value itself. Lists
+/// are no place of their own.
+fn words(place: &str, json: &Value, said: &mut BTreeMap<String, BTreeSet<String>>) {
+    let mut say = |word: String| {
+        said.entry(place.to_owned()).or_default().insert(word);
+    };
     match json {
-        Value::String(text) => {
-            said.insert(text.clone());
-        }
-        Value::Array(items) => items.iter().for_each(|item| words(item, said)),
+        Value::Null => say("null".to_owned()),
+        Value::String(text) => say(text.clone()),
+        Value::Bool(value) => say(value.to_string()),
+        Value::Number(number) => say(number.to_string()),
+        Value::Array(items) => items.iter().for_each(|item| words(place, item, said)),
         Value::Object(fields) => {
+            fields.keys().for_each(|name| say(name.clone()));
             for (name, value) in fields {
-                said.insert(name.clone());
-                words(value, said);
+                words(&format!("{place}/{name}"), value, said);
             }
         }
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 

@@ -90,7 +90,37 @@ fn handshake(all: &mut Samples) {
             Message::Introduction(Box::new(introduction(policy))),
         );
     }
+    edges_of_introduction(all);
     verdicts(all);
+}
+
+/// Nothing where there may be nothing, and as much as a list may hold.
+fn edges_of_introduction(all: &mut Samples) {
+    let empty = Introduction {
+        node_id: NodeId::new("0").unwrap(),
+        name: NodeName::new("0").unwrap(),
+        labels: Labels::default(),
+        platform: Platform::default(),
+        version: String::new(),
+        user: String::new(),
+        working_dir: "/".to_owned(),
+        timeout_ms: 0,
+        policy: PolicyMode::Full,
+        env_allow: Vec::new(),
+        capabilities: Vec::new(),
+    };
+    let full = Introduction {
+        node_id: NodeId::new("n".repeat(64)).unwrap(),
+        name: NodeName::new("ü".repeat(64)).unwrap(),
+        timeout_ms: LARGE,
+        env_allow: (0..64).map(|number| format!("NAME_{number}")).collect(),
+        capabilities: vec!["x".repeat(256)],
+        ..introduction(PolicyMode::Full)
+    };
+    for (name, said) in [("empty", empty), ("full", full)] {
+        let said = Message::Introduction(Box::new(said));
+        add(all, format!("introduction, {name}"), said);
+    }
 }
 
 fn introduction(policy: PolicyMode) -> Introduction {
@@ -127,6 +157,29 @@ fn verdicts(all: &mut Samples) {
         ledger: Ledger(1),
     };
     add(all, "accepted", Message::Verdict(accepted));
+    let largest = Verdict::Accepted {
+        epoch: Epoch {
+            incarnation: u32::MAX,
+            counter: u32::MAX,
+        },
+        windows: Windows {
+            run_bytes: u32::MAX,
+            connection_bytes: u32::MAX,
+            stdin_bytes: u32::MAX,
+            chunk_bytes_max: u32::MAX,
+        },
+        limits: SessionLimits {
+            telemetry_interval_ms: LARGE,
+            ping_after_ms: LARGE,
+            silence_max_ms: LARGE,
+        },
+        ledger: Ledger(u16::MAX),
+    };
+    add(
+        all,
+        "accepted, the largest numbers",
+        Message::Verdict(largest),
+    );
     let pending = Verdict::Pending {
         request_id: RequestId::from_bytes([11; 16]),
         expires_in_ms: 3_600_000,
@@ -170,6 +223,37 @@ fn to_keeper(all: &mut Samples) {
         "leave, on a keeper's socket only",
         Message::ToKeeper(ToKeeper::Leave),
     );
+}
+
+/// A command and nothing beside it.
+fn bare(command: Command) -> RunSpec {
+    RunSpec {
+        command,
+        cwd: None,
+        env: BTreeMap::new(),
+        timeout_ms: None,
+        grace_ms: 0,
+        stdin: StdinMode::Empty,
+        tty: None,
+    }
+}
+
+fn crowded() -> RunSpec {
+    let names = ('A'..='Z').flat_map(|a| ('A'..='Z').map(move |b| format!("LC_{a}{b}")));
+    let env = names.take(64).map(|name| (name, String::new()));
+    RunSpec {
+        env: env.collect(),
+        timeout_ms: Some(LARGE),
+        grace_ms: LARGE,
+        tty: Some(Tty {
+            size: TtySize {
+                cols: u16::MAX,
+                rows: 0,
+            },
+            term: String::new(),
+        }),
+        ..bare(Command::Shell("x".repeat(200)))
+    }
 }
 
 fn to_node(all: &mut Samples) {
@@ -216,6 +300,12 @@ fn to_node(all: &mut Samples) {
     for (name, message) in [
         ("start, argv", start(argv)),
         ("start, shell on a terminal", start(shell)),
+        ("start, no word", start(bare(Command::Argv(Vec::new())))),
+        (
+            "start, an empty line",
+            start(bare(Command::Shell(String::new()))),
+        ),
+        ("start, the most variables", start(crowded())),
         (
             "resume",
             ToKeeper::Resume {
@@ -234,8 +324,16 @@ fn to_node(all: &mut Samples) {
         ),
         ("stdin", stdin(b"\x00\xff\n", false)),
         ("stdin, end", stdin(b"", true)),
+        ("stdin, a length of two bytes", stdin(&[b'x'; 200], true)),
         ("resize", ToKeeper::Resize { run_id, size }),
         ("signal", ToKeeper::Signal { run_id, signal: 2 }),
+        (
+            "signal, below zero",
+            ToKeeper::Signal {
+                run_id,
+                signal: i32::MIN,
+            },
+        ),
         (
             "signal, the highest",
             ToKeeper::Signal { run_id, signal: 64 },
@@ -322,6 +420,15 @@ fn from_keeper(all: &mut Samples) {
         },
     );
     run(
+        "runs, none".to_owned(),
+        FromKeeper::Runs {
+            boot_id: BootId::from_bytes([8; 16]),
+            journals: vec![JournalId::from_bytes([14; 16])],
+            runs: Vec::new(),
+            last: true,
+        },
+    );
+    run(
         "started".to_owned(),
         FromKeeper::Started { run_id, pid: 4242 },
     );
@@ -378,6 +485,12 @@ fn from_keeper(all: &mut Samples) {
         closed: true,
     };
     run("stdin ack".to_owned(), stdin_ack);
+    let stdin_open = FromKeeper::StdinAck {
+        run_id,
+        offset: 0,
+        closed: false,
+    };
+    run("stdin ack, open".to_owned(), stdin_open);
     endings(&mut run);
 }
 
@@ -387,6 +500,8 @@ fn endings(run: &mut impl FnMut(String, FromKeeper)) {
     let signal = Some(ExitStatus::Signal(9));
     for (outcome, reason, status) in [
         (Exited, None, code),
+        (Exited, None, Some(ExitStatus::Code(0))),
+        (Exited, None, Some(ExitStatus::Code(255))),
         (Signaled, None, signal),
         (TimedOut, None, signal),
         (Cancelled, None, signal),
@@ -415,9 +530,10 @@ fn endings(run: &mut impl FnMut(String, FromKeeper)) {
             stdout: 0,
             stderr: 300,
         };
-        let name = match reason {
-            Some(reason) => format!("ended, {outcome:?}, {reason:?}"),
-            None => format!("ended, {outcome:?}"),
+        let name = match (reason, status) {
+            (Some(reason), _) => format!("ended, {outcome:?}, {reason:?}"),
+            (None, Some(status)) => format!("ended, {outcome:?}, {status:?}"),
+            (None, None) => format!("ended, {outcome:?}"),
         };
         let ending = Box::new(ending);
         run(
@@ -436,7 +552,22 @@ fn to_gateway(all: &mut Samples) {
         cpu_count: 1,
         ..Sample::default()
     };
-    for (name, sample) in [("telemetry, the first", first), ("telemetry", telemetry())] {
+    let largest = Sample {
+        cpu_count: u32::MAX,
+        cpu_usage_percent: Some(100.0),
+        load_1m: 0.0,
+        memory_total_bytes: LARGE,
+        memory_available_bytes: LARGE,
+        disk_total_bytes: LARGE,
+        disk_available_bytes: LARGE,
+        uptime_seconds: LARGE,
+        ..Sample::default()
+    };
+    for (name, sample) in [
+        ("telemetry, the first", first),
+        ("telemetry", telemetry()),
+        ("telemetry, the largest numbers", largest),
+    ] {
         add(
             all,
             name,
@@ -464,7 +595,11 @@ fn to_gateway(all: &mut Samples) {
         let close = Message::ToGateway(ToGateway::Close { code });
         add(all, format!("close from the node, {code:?}"), close);
     }
-    for (name, unix_ms) in [("an early clock", 0), ("a clock", 1_767_323_045_006)] {
+    for (name, unix_ms) in [
+        ("an early clock", 0),
+        ("a clock", 1_767_323_045_006),
+        ("the latest clock", LARGE),
+    ] {
         let clock = Message::ToGateway(ToGateway::Clock { unix_ms });
         add(all, name, clock);
     }
