@@ -4,16 +4,17 @@
 //! node in this repository.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use std::{fs, iter, thread};
 
 use anyhow::{Context as _, bail};
+use serde_json::Value;
 
 use crate::test::Untested;
 use crate::workspace::ROOT;
-use crate::{process, say, workspace};
+use crate::{needs, process, say, workspace};
 
 /// How long a build may take.
 const BUILD: Duration = Duration::from_mins(20);
@@ -24,6 +25,36 @@ const TABLE: Duration = Duration::from_mins(30);
 
 /// How long the packages of the node in Python may take to be fetched.
 const FETCH: Duration = Duration::from_mins(5);
+
+/// Commands that spoil the Rust page, which stands for `$0`; the rows that they are judged by, and
+/// those of them that have to fail. A table that cannot fail says nothing.
+const SPOILED: &[(&str, &str, &[&str], &[&str])] = &[
+    (
+        "a node that forgets everything when it ends",
+        r#"rm -rf "$2"/*; exec "$0" "$1" "$2""#,
+        &["ping", "pin-mismatch", "killed-node"],
+        &["pin-mismatch", "killed-node"],
+    ),
+    (
+        "a node whose commands have no PATH",
+        r#"PATH= exec "$0" "$1" "$2""#,
+        &["run-shell", "run-env"],
+        &["run-env"],
+    ),
+    (
+        "a node whose clock is an hour ahead",
+        r#"exec faketime -f +1h "$0" "$1" "$2""#,
+        &["ping", "clock"],
+        &["clock"],
+    ),
+    (
+        "a node that ends with its first connection",
+        r#"exec timeout 2 "$0" "$1" "$2""#,
+        &["run-argv", "silence"],
+        &["silence"],
+    ),
+    ("no node at all", "false", &["upgrade"], &["upgrade"]),
+];
 
 /// Where the node in Python is.
 const PYTHON_NODE: &str = "examples/python-node";
@@ -74,10 +105,42 @@ pub(crate) fn check() -> anyhow::Result<Vec<Untested>> {
             failed.push(*name);
         }
     }
-    if failed.is_empty() {
-        return Ok(untested);
+    if !failed.is_empty() {
+        bail!("does not conform: {}", failed.join(", "))
     }
-    bail!("does not conform: {}", failed.join(", "))
+    for spoiled in SPOILED {
+        if spoiled.1.contains("faketime") && needs::find("faketime").is_none() {
+            untested.push(Untested::new(spoiled.0, "`faketime` is not installed"));
+            continue;
+        }
+        fails(spoiled, &debug.join("examples/own_node"))?;
+    }
+    Ok(untested)
+}
+
+/// Makes sure that a spoiled node fails the rows that it has to fail, and no others.
+fn fails(
+    (name, line, rows, expected): &(&str, &str, &[&str], &[&str]),
+    page: &Path,
+) -> anyhow::Result<()> {
+    let mut table = program();
+    table.args(["--json", "--patience", "5"]);
+    table.args(rows.iter().flat_map(|row| ["--only", row]));
+    table.args(["--", "sh", "-c", line]).arg(page);
+    let output = process::output(table.args(["{url}", "{state_dir}"]), TABLE)?;
+    let said: Value = serde_json::from_str(&output.stdout)
+        .with_context(|| format!("{name}: {}", output.stderr.trim_end()))?;
+    let rows = said["rows"].as_array().into_iter().flatten();
+    let failed = rows.filter(|row| row["result"] == "FAILED");
+    let failed: Vec<_> = failed.filter_map(|row| row["row"].as_str()).collect();
+    if failed != *expected || output.status.code() != Some(1) {
+        bail!("{name} has to fail {expected:?}, and fails {failed:?}: {said:#}");
+    }
+    say::line(&format!(
+        "{name}: fails {}, as it has to",
+        failed.join(" and ")
+    ));
+    Ok(())
 }
 
 fn words(program: PathBuf, rest: &[&str]) -> Vec<OsString> {

@@ -38,9 +38,10 @@ impl From<anyhow::Error> for Trouble {
 
 /// The node failed.
 pub(super) fn failed(expected: impl Into<String>, came: impl Into<String>) -> Trouble {
+    let on_one_line = |text: String| text.replace(char::is_control, " ");
     Trouble::Failed {
-        expected: expected.into(),
-        came: came.into(),
+        expected: on_one_line(expected.into()),
+        came: on_one_line(came.into()),
     }
 }
 

@@ -199,8 +199,13 @@ async fn env(stage: &mut Stage) -> Played {
     let strange = found
         .keys()
         .find(|name| !base.contains(name) && asked.iter().all(|(asked, _)| asked != *name));
-    let came =
-        format!("{strange:?}: the node's own environment has come through ({SECRET} among it?)");
+    // Every node is started with a secret, so that one that passes its own environment on is found.
+    let secret = if found.contains_key(SECRET) {
+        ", and a secret of the node's own"
+    } else {
+        ""
+    };
+    let came = format!("`{}` beside them{secret}", strange.unwrap_or(&""));
     ensure(
         strange.is_none(),
         "a cleared environment with HOME, USER, LOGNAME, SHELL, TMPDIR, PATH",
