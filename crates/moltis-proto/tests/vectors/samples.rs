@@ -1,4 +1,6 @@
 //! One message of every kind, and one for every word that a message may hold.
+//!
+//! Long because it is one list: the messages of a protocol, one after the other.
 
 use std::collections::BTreeMap;
 
