@@ -52,6 +52,15 @@ def _with_one_change(value: Any) -> list[Any]:
     return changed
 
 
+REFUSED = [vector for vector in load("refused.json")["refused"] if "json" in vector]
+
+
+@pytest.mark.parametrize("vector", REFUSED, ids=lambda vector: vector["name"])
+def test_what_the_vectors_say_is_no_message_is_refused(vector: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        CODECS[vector["type"]].decode(vector["json"].encode("utf-8"))
+
+
 @pytest.mark.parametrize(
     "text",
     [
