@@ -152,7 +152,7 @@ impl Local {
             epoch: shared.roster.next_epoch(),
             instance_id: InstanceId::from_bytes([0; 16]),
             codec: Codec::Postcard,
-            introduction: None,
+            record: None,
             remote: None,
             since: shared.clock.now(),
         });

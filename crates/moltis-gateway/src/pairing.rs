@@ -178,8 +178,10 @@ struct Shared {
     book: RwLock<Book>,
     seen: Seen,
     clock: Clock,
-    /// Counts changes of nodes: pins, names, labels, claims.
+    /// Counts what people change of nodes: pins, names, labels.
     changes: watch::Sender<u64>,
+    /// Counts what nodes say anew of themselves.
+    news: watch::Sender<u64>,
 }
 
 impl PairingDesk {
@@ -203,11 +205,13 @@ impl PairingDesk {
             seen: Seen::default(),
             clock,
             changes: watch::Sender::new(0),
+            news: watch::Sender::new(0),
         });
         let (commands, waiting) = mpsc::channel(QUEUE_MAX);
-        let desk = Desk::new(Arc::clone(&shared), store, events, mismatches);
+        let desk = Desk::new(Arc::clone(&shared), store.clone(), events, mismatches);
         let stop = tasks.stop().clone();
-        drop(tasks.spawn(desk.run(waiting, stop)));
+        drop(tasks.spawn(desk.run(waiting, stop.clone())));
+        drop(tasks.spawn(desk::keep_seen(Arc::clone(&shared), store, stop)));
         Ok(Self { shared, commands })
     }
 
@@ -397,10 +401,15 @@ impl PairingDesk {
         self.shared.book().nodes()
     }
 
-    /// Counts changes of nodes. A session looks at its node again whenever this moves, and closes
-    /// where the node is gone or revoked.
+    /// Counts what people change of nodes. A session looks at its node again whenever this moves, and
+    /// closes where the node is gone or revoked.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
+    }
+
+    /// Counts what nodes say anew of themselves: nobody waits for that.
+    pub(crate) fn news(&self) -> watch::Receiver<u64> {
+        self.shared.news.subscribe()
     }
 
     /// Notes that a node is connected. Kept in memory, and written once a minute.

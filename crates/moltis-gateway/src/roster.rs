@@ -11,12 +11,12 @@ mod takeovers;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
 use moltis_proto::code::CloseCode;
-use moltis_proto::handshake::{Epoch, Introduction};
+use moltis_proto::handshake::Epoch;
 use moltis_proto::telemetry::Sample;
 use moltis_proto::{DeviceId, InstanceId};
 
@@ -40,6 +40,8 @@ struct Inner {
     samples: RwLock<HashMap<DeviceId, Arc<StampedSample>>>,
     /// When devices that were here since this process began were last heard.
     heard: RwLock<HashMap<DeviceId, Timestamp>>,
+    /// How many were here when the gateway began to end.
+    at_the_end: OnceLock<usize>,
     takeovers: Mutex<Takeovers>,
     events: Events,
 }
@@ -99,16 +101,14 @@ pub struct Presence {
     /// How far its clock is ahead of the gateway's, less the time that its word was on the way;
     /// `None` before it has told it.
     pub clock_ahead: Option<SignedDuration>,
-    /// What the node says of itself.
-    pub introduction: Option<Arc<Introduction>>,
+    /// Its record as it was when it was accepted: what it says of itself on this connection.
+    pub accepted_as: Option<Arc<NodeRecord>>,
 }
 
 impl NodeView {
     /// Returns what selectors ask about, as it is known now.
     pub fn known(&self) -> Known<'_> {
-        let said = self.presence.as_ref();
-        let said = said.and_then(|here| here.introduction.as_deref());
-        let platform = said.map_or(&self.record.platform, |said| &said.platform);
+        let platform = &self.said().platform;
         let sample = self.sample.as_ref().map(|stamped| &stamped.sample);
         Known {
             name: self.record.name.as_str(),
@@ -145,6 +145,14 @@ impl NodeView {
     pub fn last_seen(&self) -> Option<Timestamp> {
         self.heard_at.max(self.record.last_seen_at)
     }
+
+    /// Returns the record that holds what the node says of itself: on its connection, or, while it
+    /// is offline, on its last.
+    pub fn said(&self) -> &NodeRecord {
+        let here = self.presence.as_ref();
+        here.and_then(|here| here.accepted_as.as_deref())
+            .unwrap_or(&self.record)
+    }
 }
 
 impl Roster {
@@ -162,6 +170,7 @@ impl Roster {
             here: RwLock::default(),
             samples: RwLock::default(),
             heard: RwLock::default(),
+            at_the_end: OnceLock::new(),
             takeovers: Mutex::default(),
             events,
         }))
@@ -238,6 +247,12 @@ impl Roster {
         census
     }
 
+    /// Returns how many nodes were here when this was asked first: by the first of them that is
+    /// told to go.
+    pub(crate) fn here_at_the_end(&self) -> usize {
+        *self.0.at_the_end.get_or_init(|| self.here())
+    }
+
     fn view(&self, record: &Arc<NodeRecord>) -> NodeView {
         let seat = self.seat(record.device_id);
         let here = seat.as_ref().map(|seat| seat.heard_at());
@@ -249,7 +264,7 @@ impl Roster {
                 remote: seat.sitter.remote,
                 heard_at: seat.heard_at(),
                 clock_ahead: seat.clock_ahead(),
-                introduction: seat.sitter.introduction.clone(),
+                accepted_as: seat.sitter.record.clone(),
             });
         NodeView {
             record: Arc::clone(record),

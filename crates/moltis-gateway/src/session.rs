@@ -8,6 +8,7 @@
 //! Started by `socket` with a connection that has proved itself.
 
 pub(crate) mod bucket;
+mod comeback;
 mod moment;
 pub(crate) mod seat;
 pub(crate) mod wire;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use moltis_proto::code::{CloseCode, GoodbyeReason};
-use moltis_proto::handshake::{Epoch, SessionLimits};
+use moltis_proto::handshake::SessionLimits;
 use moltis_proto::limits::TELEMETRY_BYTES_MAX;
 use moltis_proto::liveness::{Lifeless, Liveness};
 use moltis_proto::message::Windows;
@@ -39,9 +40,6 @@ use wire::{Arrival, Wire, WireError};
 
 /// How long the last frame of a connection may take.
 const LAST_WORD_TIME: Duration = Duration::from_millis(500);
-
-/// When nodes shall come back to a gateway that ends in good order.
-const BACK_IN: Duration = Duration::from_secs(1);
 
 /// Frames that are read before the mailbox is looked at again.
 const FRAMES_IN_A_ROW: usize = 32;
@@ -115,7 +113,17 @@ pub(crate) struct Accepted {
 }
 
 /// Serves an accepted connection to its end.
-pub(crate) async fn run(shared: Arc<Shared>, accepted: Accepted) {
+///
+/// A future keeps room for its largest moment for as long as it lives, and this one lives as long
+/// as its connection: what only begins and ends has room of its own, which is given back.
+pub(crate) async fn run(shared: Arc<Shared>, accepted: Box<Accepted>) {
+    let mut session = Box::pin(begin(shared, accepted)).await;
+    let end = session.serve().await;
+    Box::pin(session.finish(end)).await;
+}
+
+/// Takes the seat, and makes ready.
+async fn begin(shared: Arc<Shared>, accepted: Box<Accepted>) -> Box<Session> {
     let Accepted {
         device,
         wire,
@@ -123,7 +131,7 @@ pub(crate) async fn run(shared: Arc<Shared>, accepted: Accepted) {
         mailbox,
         windows,
         limits,
-    } = accepted;
+    } = *accepted;
     if let Some((before, takeover)) = shared.roster.take_seat(device, &seat, now().monotonic) {
         if takeover == Takeover::Cloned {
             note_cloned(&shared, device, &seat).await;
@@ -137,11 +145,9 @@ pub(crate) async fn run(shared: Arc<Shared>, accepted: Accepted) {
         // It was revoked between its verdict and here.
         seat.close(CloseCode::Revoked);
     }
-    shared.resume_history(device).await;
-    let epoch = seat.sitter.epoch;
-    tracing::info!(device.id = %device, conn.id = epoch.counter, peer.addr = ?seat.sitter.remote, "a node is connected");
+    tracing::info!(device.id = %device, conn.id = seat.sitter.epoch.counter, peer.addr = ?seat.sitter.remote, "a node is connected");
     let stored = Arc::new(Notify::new());
-    let mut session = Session {
+    Box::new(Session {
         control: VecDeque::new(),
         pump: Pump::new(
             Arc::clone(&shared),
@@ -159,15 +165,13 @@ pub(crate) async fn run(shared: Arc<Shared>, accepted: Accepted) {
         shared,
         seat,
         heard: None,
-    };
-    let end = session.serve().await;
-    session.finish(device, epoch, &end).await;
+    })
 }
 
 /// Writes down that a node's key was found in two places.
 async fn note_cloned(shared: &Shared, device: DeviceId, seat: &Seat) {
-    let said = seat.sitter.introduction.as_ref();
-    let name = said.map_or_else(String::new, |said| said.node_id.to_string());
+    let record = seat.sitter.record.as_ref();
+    let name = record.map_or_else(String::new, |record| record.node_id.to_string());
     let by = Actor {
         name: format!("node:{name}"),
         source: seat.sitter.remote.map(|address| address.to_string()),
@@ -369,10 +373,12 @@ impl Session {
     }
 
     /// Says a last word, gives the seat back, and lets everybody know.
-    async fn finish(mut self, device: DeviceId, epoch: Epoch, end: &End) {
+    async fn finish(mut self: Box<Self>, end: End) {
+        let (device, end) = (self.device, &end);
+        let back_in = self.back_in(end);
         let own = self.shared.roster.leave_seat(device, &self.seat);
         self.seat.leave();
-        let conn = epoch.counter;
+        let conn = self.seat.sitter.epoch.counter;
         if end.is_fault() {
             self.shared.count_fault();
             tracing::warn!(device.id = %device, conn.id = conn, peer.addr = ?self.seat.sitter.remote, error = %chain(end), "a node broke the rules and was closed");
@@ -383,17 +389,26 @@ impl Session {
             self.shared.events.send(Event::NodeOffline(device));
             records::saw(&self.shared, &self.seat);
         }
-        let last_word = match end {
-            End::Shutdown => Some(ToNode::Goodbye {
-                reason: GoodbyeReason::Shutdown,
-                back_in_ms: crate::exec::request::millis(BACK_IN),
-            }),
-            end => end.code().map(|code| ToNode::Close { code }),
-        };
-        if let Some(message) = last_word {
+        let goodbye = back_in.map(|back_in| ToNode::Goodbye {
+            reason: GoodbyeReason::Shutdown,
+            back_in_ms: crate::exec::request::millis(back_in),
+        });
+        let close = || end.code().map(|code| ToNode::Close { code });
+        if let Some(message) = goodbye.or_else(close) {
             self.wire.queue(&message).ok(); // a channel that failed says nothing more
         }
         self.wire.close(Instant::now() + LAST_WORD_TIME).await;
+    }
+
+    /// Returns when this node shall come back to a gateway that ends in good order.
+    fn back_in(&self, end: &End) -> Option<Duration> {
+        match end {
+            End::Shutdown => {
+                let nodes = self.shared.roster.here_at_the_end();
+                Some(comeback::back_in(nodes, moltis_identity::random::bytes()))
+            }
+            _ => None,
+        }
     }
 }
 

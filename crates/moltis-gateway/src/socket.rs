@@ -38,13 +38,14 @@ use crate::exec::Shared;
 use crate::http::Prefix;
 use crate::http::peer::Peer;
 use crate::metrics::{HandshakeCounts, Refused};
+use crate::session;
 
 /// A node's socket, upgraded.
 pub(crate) type Socket = WebSocketStream<Ahead<TokioIo<Upgraded>>>;
 
-/// Bytes that an idle connection keeps for reading. A longer frame gets its own room, and what comes
-/// in numbers is read [`ahead`].
-const READ_BUFFER_BYTES: usize = 4 * 1024;
+/// Bytes that an idle connection keeps for reading: a sample of telemetry. A longer frame gets its
+/// own room, and what comes in numbers is read [`ahead`].
+const READ_BUFFER_BYTES: usize = 1024;
 
 /// Bytes that are gathered before they are written, and the most that wait: what the session
 /// queues at once and one frame more, with room for headers.
@@ -140,17 +141,26 @@ async fn upgrade(State(door): State<Door>, mut request: Request) -> Response {
     };
     let response = switching(&key, negotiated.chosen);
     let upgraded = hyper::upgrade::on(&mut request);
-    let tasks = door.0.shared.tasks.clone();
-    tasks.spawn(async move {
+    let shared = Arc::clone(&door.0.shared);
+    let tasks = shared.tasks.clone();
+    // The room of the handshake is given back before the session begins.
+    let accepted = Box::pin(async move {
         match upgraded.await {
             Ok(upgraded) => {
                 let socket = socket_on(upgraded).await;
-                shake::receive(door, socket, negotiated, source, address, stranger).await;
+                shake::receive(door, socket, negotiated, source, address, stranger).await
             }
             Err(error) => {
                 door.refused(Refused::Left);
                 tracing::debug!(peer.addr = %source, %error, "an upgrade has failed");
+                None
             }
+        }
+    });
+    tasks.spawn(async move {
+        let accepted = accepted.await;
+        if let Some(accepted) = accepted {
+            session::run(shared, accepted).await;
         }
     });
     response

@@ -107,10 +107,10 @@ impl History {
     }
 
     /// Takes up what an earlier process wrote of the current hour.
-    pub fn resume(&mut self, device_id: DeviceId, hour: i64, samples: Vec<u8>) {
-        self.hours.entry(device_id).or_insert(Hour {
-            number: hour,
-            samples,
+    pub fn resume(&mut self, row: HourRow) {
+        self.hours.entry(row.device_id).or_insert(Hour {
+            number: row.hour,
+            samples: row.samples,
             dirty: false,
         });
     }
@@ -373,9 +373,8 @@ mod tests {
         }
         let mut reborn = History::default();
         let hour = at(400 * 30).as_millisecond().div_euclid(HOUR_MS);
-        let hours = store.telemetry_hours(device(), hour).await.unwrap();
-        for (hour, samples) in hours {
-            reborn.resume(device(), hour, samples);
+        for row in store.telemetry_of_hour(hour).await.unwrap() {
+            reborn.resume(row);
         }
         reborn.record(device(), &sample(Some(1.0), 0.0), at(400 * 30));
         let current = reborn.current(device());

@@ -36,6 +36,17 @@ impl Backoff {
     /// The connection, or the attempt at one, is over. Returns how long to wait; `jitter` is any
     /// random number.
     pub(crate) fn handle_lost(&mut self, jitter: u32, now: Instant) -> Duration {
+        self.handle_sent_away(now);
+        let full = BACKOFF_MIN
+            .saturating_mul(2 << self.failures.min(16))
+            .min(BACKOFF_MAX);
+        self.failures = self.failures.saturating_add(1);
+        spread(full, jitter)
+    }
+
+    /// The connection, or the attempt at one, is over, and the gateway said what that means for the
+    /// next: it is there, and no wait grows for it.
+    pub(crate) fn handle_sent_away(&mut self, now: Instant) {
         let lived = self
             .connected_at
             .take()
@@ -43,11 +54,6 @@ impl Backoff {
         if lived.is_some_and(|lived| lived >= HEALTHY_AFTER) {
             self.failures = 0;
         }
-        let full = BACKOFF_MIN
-            .saturating_mul(2 << self.failures.min(16))
-            .min(BACKOFF_MAX);
-        self.failures = self.failures.saturating_add(1);
-        spread(full, jitter)
     }
 
     /// Returns whether the wait that was given last was the first of its kind.
@@ -105,6 +111,16 @@ mod tests {
             let middle = longest.mul_f64(0.75);
             assert!(wait.abs_diff(middle) < Duration::from_millis(1), "{wait:?}");
         }
+    }
+
+    #[test]
+    fn a_gateway_that_says_when_to_come_back_makes_no_wait_longer() {
+        let start = origin();
+        let mut backoff = Backoff::new();
+        for _ in 0..10 {
+            backoff.handle_sent_away(start);
+        }
+        assert_eq!(backoff.handle_lost(0, start), BACKOFF_MIN);
     }
 
     #[test]

@@ -249,16 +249,26 @@ impl Link {
     /// Returns how long to wait before the next attempt; `None` when there shall be none.
     fn wait_after(&mut self, error: &LinkError) -> Option<Duration> {
         let jitter = u32::from_ne_bytes(random::bytes());
-        let passing = self.backoff.handle_lost(jitter, self.clock.now().monotonic);
+        let now = self.clock.now().monotonic;
         let in_a_terminal = self.give_up == GiveUp::WhenTurnedAway;
         match error.outlook() {
-            // Whatever it is that changes all the time, the gateway is not dialled all the time.
-            Outlook::AtOnce if self.backoff.is_at_first() => Some(Duration::ZERO),
-            Outlook::Later(wait) => Some(later(wait, jitter)),
+            Outlook::Later(wait) => {
+                self.backoff.handle_sent_away(now);
+                Some(later(wait, jitter))
+            }
             Outlook::NeedsPerson if in_a_terminal => None,
-            Outlook::NeedsPerson => Some(spread(BACKOFF_MAX, jitter)),
+            Outlook::NeedsPerson => {
+                self.backoff.handle_sent_away(now);
+                Some(spread(BACKOFF_MAX, jitter))
+            }
             Outlook::Passing if in_a_terminal && !self.answered => None,
-            Outlook::AtOnce | Outlook::Passing => Some(passing),
+            Outlook::Passing => Some(self.backoff.handle_lost(jitter, now)),
+            Outlook::AtOnce => {
+                let passing = self.backoff.handle_lost(jitter, now);
+                // Whatever it is that changes all the time, the gateway is not dialled all the time.
+                let at_once = self.backoff.is_at_first();
+                Some(if at_once { Duration::ZERO } else { passing })
+            }
         }
     }
 }

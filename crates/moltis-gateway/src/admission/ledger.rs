@@ -14,6 +14,14 @@ const SOURCES_MAX: usize = 16 * 1024;
 const WAIT_MIN: Duration = Duration::from_secs(1);
 const WAIT_MAX: Duration = Duration::from_mins(1);
 
+/// Time between two who are told to come back because there was no room: a handshake takes half of
+/// a millisecond of one core.
+const TURN: Duration = Duration::from_micros(500);
+
+/// The longest wait of somebody for whom there was no room: strangers who hold it cannot keep others
+/// away for longer.
+const TURN_MAX: Duration = Duration::from_secs(8);
+
 /// Where a connection comes from: an IPv4 address, or the /64 of an IPv6 address, which one
 /// customer holds whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,6 +50,8 @@ pub(super) struct Ledger {
     burst: f64,
     strangers: usize,
     sources: HashMap<Source, Account>,
+    /// When the next one for whom there is no room shall come back.
+    next_turn: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -63,6 +73,7 @@ impl Ledger {
             burst: config.failures_burst,
             strangers: 0,
             sources: HashMap::new(),
+            next_turn: None,
         }
     }
 
@@ -73,13 +84,13 @@ impl Ledger {
     /// Lets one in and returns the account that it stands on, or how long it should stay away.
     pub(super) fn admit(&mut self, source: Source, now: Instant) -> Result<Source, Duration> {
         if self.strangers >= self.strangers_max {
-            return Err(WAIT_MIN);
+            return Err(self.turn(now));
         }
         let per_source_max = self.per_source_max;
         let source = self.entry_for(source, now);
         let account = self.account(source, now);
         if account.strangers >= per_source_max {
-            return Err(WAIT_MIN);
+            return Err(self.turn(now));
         }
         if let Some(until) = account.closed_until
             && until > now
@@ -97,6 +108,16 @@ impl Ledger {
         account.strangers += 1;
         self.strangers += 1;
         Ok(source)
+    }
+
+    /// Returns how long the next one for whom there is no room shall stay away: many who come at once,
+    /// as after a restart, come back one after the other.
+    fn turn(&mut self, now: Instant) -> Duration {
+        let first = now + WAIT_MIN;
+        let turn = self.next_turn.map_or(first, |next| next.max(first));
+        let wait = (turn - now).min(TURN_MAX);
+        self.next_turn = Some(now + wait + TURN);
+        wait
     }
 
     /// One has left, or is a stranger no more.

@@ -117,12 +117,16 @@ impl Shared {
         shared
     }
 
-    /// Takes up what an earlier process left open.
+    /// Takes up what an earlier process left open: runs, and the hour of telemetry.
     pub(crate) async fn load(&self) -> Result<(), ReadError> {
         for row in self.store.all_open_runs().await? {
             if let Spot::Free(place) = self.table.spot(row.id).await {
                 place.fill(self.live_of(row)?);
             }
+        }
+        let hour = self.clock.now().as_second().div_euclid(3600);
+        for row in self.store.telemetry_of_hour(hour).await? {
+            self.history().hours.resume(row);
         }
         Ok(())
     }
@@ -330,24 +334,6 @@ impl Shared {
             history.finished.extend(finished);
         }
         self.roster.set_sample(device, at, sample);
-    }
-
-    /// Takes up what an earlier process wrote of a node's current hour.
-    pub(crate) async fn resume_history(&self, device: DeviceId) {
-        if self.history().hours.current(device).is_some() {
-            return;
-        }
-        let hour = self.clock.now().as_second().div_euclid(3600);
-        match self.store.telemetry_hours(device, hour).await {
-            Ok(rows) => {
-                for (_, samples) in rows.into_iter().filter(|(stored, _)| *stored == hour) {
-                    self.history().hours.resume(device, hour, samples);
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "what was written of this hour's telemetry cannot be read");
-            }
-        }
     }
 
     /// Returns a node's points since `since`, oldest first.

@@ -186,16 +186,13 @@ impl Runs {
             return request::spec_of(request, &rules);
         };
         // What the node said on this connection, or, while it is offline, on its last.
-        let said = seat.and_then(|seat| seat.sitter.introduction.as_deref());
-        let (timeout_ms, env_allow) = said.map_or(
-            (record.claims.timeout_ms, &record.claims.env_allow),
-            |said| (said.timeout_ms, &said.env_allow),
-        );
+        let here = seat.and_then(|seat| seat.sitter.record.as_deref());
+        let said = &here.unwrap_or(record).claims;
         let rules = PlaceRules {
             name: record.name.as_str(),
-            timeout_max: (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms)),
+            timeout_max: (said.timeout_ms > 0).then(|| Duration::from_millis(said.timeout_ms)),
             timeout_default: None,
-            env_allow,
+            env_allow: &said.env_allow,
         };
         request::spec_of(request, &rules)
     }

@@ -45,6 +45,9 @@ const HEADERS_MAX: usize = 64;
 /// Bytes that one connection buffers; hyper takes no less than 8 KiB.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
+/// The longest that one connection too many is told to stay away, in seconds.
+const TOO_MANY_SECONDS: u8 = 4;
+
 /// How long answers under way may take once the gateway stops.
 const STOP_GRACE: Duration = Duration::from_secs(3);
 
@@ -82,6 +85,9 @@ pub(crate) async fn serve(
                 let source = peer.ip().filter(|ip| !reception.proxies.trust(*ip));
                 let Some(guest) = reception.guests.admit(source) else {
                     tracing::debug!(peer.addr = %peer, "a connection too many was closed");
+                    if reception.tls.is_none() {
+                        send_away(&stream);
+                    }
                     continue;
                 };
                 let (router, stop) = (router.clone(), stop.clone());
@@ -135,6 +141,20 @@ async fn open(tls: Tls, stream: TcpStream, peer: Peer, router: Router, stop: Can
         }
         Err(_) => tracing::debug!(peer.addr = %peer, "a connection took too long to begin"),
     }
+}
+
+/// Says when to come back, without waiting for anything: a request was not read, and an answer that
+/// the socket does not take at once is lost.
+fn send_away(stream: &TcpStream) {
+    let [random] = moltis_identity::random::bytes();
+    let seconds = 1 + random % TOO_MANY_SECONDS;
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nretry-after: {seconds}\r\nconnection: close\r\n\
+         content-length: 0\r\n\r\n"
+    );
+    let socket = socket2::SockRef::from(stream);
+    socket.send(answer.as_bytes()).ok(); // the peer has gone
+    socket.shutdown(std::net::Shutdown::Write).ok(); // likewise
 }
 
 async fn until(cut: CancellationToken, work: impl Future<Output = ()>) {

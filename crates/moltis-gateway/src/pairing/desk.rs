@@ -80,6 +80,27 @@ impl Seen {
     }
 }
 
+/// Writes once a minute, and at the end, when and from where nodes were seen. What was seen by this
+/// process the roster knows; this is for the next one. A task of its own: with many nodes a slice
+/// takes a while, and nobody who knocks shall wait for it.
+pub(super) async fn keep_seen(shared: Arc<Shared>, store: Store, stop: CancellationToken) {
+    let mut slice = tokio::time::interval(SLICE);
+    slice.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let stopped = tokio::select! {
+            biased;
+            () = stop.cancelled() => true,
+            _ = slice.tick() => false,
+        };
+        if let Err(error) = store.touch_nodes(shared.seen.take()).await {
+            tracing::warn!(%error, "it could not be written when nodes were seen");
+        }
+        if stopped {
+            return;
+        }
+    }
+}
+
 /// Mismatches of one node: counted always, written once a minute, audited once an hour, so that
 /// whoever knocks with a wrong key fills no disk.
 #[derive(Debug)]
@@ -128,8 +149,6 @@ impl Desk {
         mut commands: mpsc::Receiver<Command>,
         stop: CancellationToken,
     ) {
-        let mut slice = tokio::time::interval(SLICE);
-        slice.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let deadline = self.shared.book().next_deadline();
             tokio::select! {
@@ -140,10 +159,8 @@ impl Desk {
                     None => break,
                 },
                 () = until(deadline) => self.expire().await,
-                _ = slice.tick() => self.slice().await,
             }
         }
-        self.slice().await;
     }
 
     async fn handle(&mut self, command: Command) {
@@ -197,7 +214,11 @@ impl Desk {
         self.store
             .set_claims(new.device_id, &new.platform, &new.claims)
             .await?;
-        Ok(self.put(new))
+        let node = Arc::new(new);
+        self.shared.change(|book| book.put_node(Arc::clone(&node)));
+        self.shared.news.send_modify(|news| *news += 1);
+        self.events.send(Event::NodeChanged(node.device_id));
+        Ok(node)
     }
 
     async fn create(&mut self, knock: &Knock) -> Result<Admission, StoreError> {
@@ -470,30 +491,6 @@ impl Desk {
             self.tell(id, Decision::Expired);
         }
         self.shared.change(|book| book.forget_answered(since));
-    }
-
-    /// Writes what was only counted.
-    async fn slice(&mut self) {
-        let sightings = self.shared.seen.take();
-        if sightings.is_empty() {
-            return;
-        }
-        self.shared.change(|book| {
-            for seen in &sightings {
-                let Some(node) = book.node(seen.device_id) else {
-                    continue;
-                };
-                let node = NodeRecord {
-                    last_seen_at: Some(seen.at),
-                    last_address: Some(seen.address.clone()),
-                    ..node.as_ref().clone()
-                };
-                book.put_node(Arc::new(node));
-            }
-        });
-        if let Err(error) = self.store.touch_nodes(sightings).await {
-            tracing::warn!(%error, "it could not be written when nodes were seen");
-        }
     }
 
     fn known(&self, device_id: DeviceId) -> Result<Arc<NodeRecord>, PairingError> {
@@ -956,21 +953,16 @@ mod tests {
         tokio::time::advance(SLICE).await;
         tokio::time::resume();
         let seen = async {
-            while gate.desk.node(device_id).unwrap().last_seen_at != Some(at(50)) {
+            while gate.store.nodes().await.unwrap()[0].last_seen_at != Some(at(50)) {
                 tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(Duration::from_secs(30), seen)
             .await
             .unwrap();
-        // The task is in its slice now; whatever it does next comes behind that.
-        gate.desk.mismatches().await.unwrap();
-        let node = gate.desk.node(device_id).unwrap();
-        assert_eq!(node.last_address.as_deref(), Some("10.0.0.7"));
         let gate = gate.restart().await;
-        assert_eq!(
-            gate.desk.node(device_id).unwrap().last_seen_at,
-            Some(at(50))
-        );
+        let node = gate.desk.node(device_id).unwrap();
+        assert_eq!(node.last_seen_at, Some(at(50)));
+        assert_eq!(node.last_address.as_deref(), Some("10.0.0.7"));
     }
 }

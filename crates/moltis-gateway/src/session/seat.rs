@@ -10,13 +10,13 @@ use std::sync::{Arc, OnceLock};
 
 use jiff::{SignedDuration, Timestamp};
 use moltis_proto::code::CloseCode;
-use moltis_proto::handshake::{Epoch, Introduction};
+use moltis_proto::handshake::Epoch;
 use moltis_proto::{BootId, Codec, InstanceId, JournalId, RunId};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::exec::live::LiveRun;
-use crate::store::Target;
+use crate::store::{NodeRecord, Target};
 
 /// Commands that wait for one peer, at most. One more waits at the mailbox.
 pub(crate) const MAILBOX_MAX: usize = 64;
@@ -53,8 +53,9 @@ pub(crate) struct Sitter {
     pub(crate) epoch: Epoch,
     pub(crate) instance_id: InstanceId,
     pub(crate) codec: Codec,
-    /// What a node says of itself; `None` for the keeper of this machine.
-    pub(crate) introduction: Option<Arc<Introduction>>,
+    /// The node as it was when it was accepted; `None` for the keeper of this machine. What it says
+    /// of itself is what stands there, as long as the connection lives.
+    pub(crate) record: Option<Arc<NodeRecord>>,
     pub(crate) remote: Option<IpAddr>,
     pub(crate) since: Timestamp,
 }

@@ -2,9 +2,9 @@
 //!
 //! tungstenite reads through one buffer of a fixed size for each socket. For ten thousand nodes that
 //! are quiet it has to be small, and a frame full of output then takes a read of the system for
-//! every 4 KiB of it. This stands between the two: small reads pass straight through; when they
-//! begin to fill, a large buffer is read into, and given back when little comes again, or nothing
-//! for long ([`Ahead::shrink`]).
+//! every piece of it. This stands between the two: small reads pass straight through; when they
+//! begin to fill, a buffer is read into that grows as long as it is filled, and is given back when
+//! little comes again, or nothing for long ([`Ahead::shrink`]).
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,8 +12,14 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+/// Bytes that are read at once when it begins: what is a little longer than most needs no more.
+const AHEAD_BYTES_FIRST: usize = 4 * 1024;
+
 /// Bytes that are read at once where much comes: some frames full of output.
-const AHEAD_BYTES: usize = 256 * 1024;
+const AHEAD_BYTES_MAX: usize = 256 * 1024;
+
+/// A buffer that was filled becomes so much larger.
+const GROWTH: usize = 8;
 
 /// A stream that is read through.
 #[derive(Debug)]
@@ -23,8 +29,10 @@ pub(crate) struct Ahead<S> {
     room: Vec<u8>,
     /// What was read into it and not asked for yet.
     unread: std::ops::Range<usize>,
-    /// The last read took all that there was room for.
+    /// The last read took all that whoever asks had room for.
     much: bool,
+    /// The last read ahead filled the room.
+    was_filled: bool,
 }
 
 impl<S> Ahead<S> {
@@ -34,6 +42,7 @@ impl<S> Ahead<S> {
             room: Vec::new(),
             unread: 0..0,
             much: false,
+            was_filled: false,
         }
     }
 
@@ -41,6 +50,7 @@ impl<S> Ahead<S> {
     pub(crate) fn shrink(&mut self) {
         if self.unread.is_empty() {
             self.much = false;
+            self.was_filled = false;
             self.room = Vec::new();
         }
     }
@@ -60,11 +70,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Ahead<S> {
             return Poll::Ready(Ok(()));
         }
         if this.unread.is_empty() {
-            this.room.resize(AHEAD_BYTES, 0);
+            if this.room.is_empty() {
+                this.room = vec![0; AHEAD_BYTES_FIRST];
+            } else if this.was_filled && this.room.len() < AHEAD_BYTES_MAX {
+                this.room = vec![0; (this.room.len() * GROWTH).min(AHEAD_BYTES_MAX)];
+            }
             let mut room = ReadBuf::new(&mut this.room);
             ready!(Pin::new(&mut this.stream).poll_read(cx, &mut room))?;
+            this.was_filled = room.remaining() == 0;
             this.unread = 0..room.filled().len();
-            this.much = this.unread.len() > out.remaining();
+            this.much = this.was_filled || this.unread.len() > out.remaining();
         }
         let take = this.unread.len().min(out.remaining());
         let from = this.unread.start;
@@ -138,7 +153,7 @@ mod tests {
         let (_near, (got, most)) = tokio::join!(writing, reading);
         assert_eq!(got[..sent.len()], sent);
         assert_eq!(&got[sent.len()..], b"the end");
-        assert_eq!(most, AHEAD_BYTES, "it never read ahead");
+        assert_eq!(most, AHEAD_BYTES_MAX, "it never read far ahead");
         far.shrink();
         assert_eq!(far.room.capacity(), 0);
     }
@@ -155,6 +170,20 @@ mod tests {
                 left -= far.read(&mut piece).await.unwrap();
             }
         }
+        assert_eq!((far.room.capacity(), far.much), (0, false));
+    }
+
+    #[tokio::test]
+    async fn a_little_more_than_most_takes_little_room() {
+        let (mut near, far) = tokio::io::duplex(4096);
+        let mut far = Ahead::new(far);
+        near.write_all(&[7; 1500]).await.unwrap();
+        let (mut left, mut most) = (1500, 0);
+        while left > 0 {
+            left -= far.read(&mut [0; 1000]).await.unwrap();
+            most = most.max(far.room.len());
+        }
+        assert!(most <= AHEAD_BYTES_FIRST, "{most}");
         assert_eq!((far.room.capacity(), far.much), (0, false));
     }
 

@@ -74,7 +74,7 @@ impl ShakeError {
     }
 }
 
-/// Takes a new socket to its verdict, and an accepted one to its session.
+/// Takes a new socket to its verdict. Returns what its session begins with, where it is accepted.
 pub(super) async fn receive(
     door: Door,
     socket: Socket,
@@ -82,23 +82,25 @@ pub(super) async fn receive(
     source: IpAddr,
     address: Option<IpAddr>,
     stranger: Stranger,
-) {
+) -> Option<Box<session::Accepted>> {
     let knock = Knock {
         door: &door,
         source,
         address,
     };
-    // The handshake's room is given back before the session begins.
-    let accepted = Box::pin(knock.admit(socket, negotiated, stranger)).await;
-    match accepted {
+    match knock.admit(socket, negotiated, stranger).await {
         Ok(Ok(accepted)) => {
             door.0.counts.accepted.one();
-            session::run(Arc::clone(&door.0.shared), accepted).await;
+            Some(Box::new(accepted))
         }
-        Ok(Err(why)) => door.refused(why),
+        Ok(Err(why)) => {
+            door.refused(why);
+            None
+        }
         Err(error) => {
             door.refused(error.counted());
             tracing::debug!(peer.addr = %source, error = %chain(&error), "a handshake has failed");
+            None
         }
     }
 }
@@ -271,7 +273,7 @@ impl Knock<'_> {
         &self,
         mut wire: Wire,
         node: &VerifiedNode,
-        record: &NodeRecord,
+        record: &Arc<NodeRecord>,
         negotiated: &Negotiated,
     ) -> Result<session::Accepted, ShakeError> {
         let inner = &self.door.0;
@@ -289,7 +291,7 @@ impl Knock<'_> {
             epoch,
             instance_id: node.instance_id(),
             codec: wire.codec(),
-            introduction: Some(Arc::new(node.introduction().clone())),
+            record: Some(Arc::clone(record)),
             remote: self.address,
             since: shared.clock.now(),
         });

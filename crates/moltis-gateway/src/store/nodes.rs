@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, TryFutureExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use moltis_identity::Fingerprint;
 use moltis_proto::handshake::{Introduction, PolicyMode};
@@ -15,7 +16,7 @@ use serde_json::json;
 use sqlx::sqlite::SqliteRow;
 
 use super::row::{self, Columns};
-use super::writer::{Fold, Folded, Tx, fold_text};
+use super::writer::{BATCH_MAX, Fold, Folded, Tx, fold_text};
 use super::{Store, StoreError, Written};
 use crate::audit::{Action, Actor, Entry};
 
@@ -99,11 +100,12 @@ impl Store {
     /// Where the database cannot be read, or a row is not what was written.
     pub async fn nodes(&self) -> Result<Vec<Arc<NodeRecord>>, StoreError> {
         let mut reader = self.reader().await?;
+        // One row after the other: all at once would need several times the room of the records.
         let rows = sqlx::query("SELECT * FROM nodes ORDER BY paired_at, device_id")
-            .fetch_all(&mut *reader)
-            .await
-            .map_err(|error| self.failed("list the nodes", error))?;
-        rows.iter().map(|row| record(row).map(Arc::new)).collect()
+            .fetch(&mut *reader)
+            .map_err(|error| self.failed("list the nodes", error))
+            .and_then(|row| std::future::ready(record(&row).map(Arc::new)));
+        rows.try_collect().await
     }
 
     /// Pins nodes that were approved elsewhere: all of them, or none. A gateway that runs does not
@@ -261,13 +263,13 @@ impl Store {
         self.fold(fold).await.map(drop)
     }
 
-    /// Keeps when nodes were seen. The writer takes other work in between, so a slice of any length
-    /// holds nobody up.
+    /// Keeps when nodes were seen. Other writes overtake these, so a slice of any length holds nobody
+    /// up.
     ///
     /// # Errors
     /// Where nothing can be written; the rest of the slice is then left out.
     pub async fn touch_nodes(&self, sightings: Vec<Sighting>) -> Result<(), StoreError> {
-        for seen in sightings {
+        let touched = sightings.into_iter().map(|seen| {
             let fold = Fold {
                 doing: "note when a node was seen",
                 text: fold_text!(
@@ -281,9 +283,13 @@ impl Store {
                 audit: None,
                 then: Vec::new(),
             };
-            self.fold(fold).await?;
-        }
-        Ok(())
+            self.fold_later(fold).map_ok(drop)
+        });
+        // As many at once as become one transaction.
+        futures_util::stream::iter(touched)
+            .buffer_unordered(BATCH_MAX)
+            .try_collect()
+            .await
     }
 }
 

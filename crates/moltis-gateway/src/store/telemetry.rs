@@ -1,11 +1,13 @@
 //! Rows of telemetry history: one for a node and hour, its samples as a blob of eight bytes each.
 //! What the bytes mean is in [`crate::telemetry`].
 
+use futures_util::TryStreamExt as _;
 use moltis_proto::DeviceId;
 
 use super::row::Columns;
 use super::writer::{Fold, fold_text};
 use super::{Store, StoreError, Written};
+use crate::telemetry::HourRow;
 
 impl Store {
     /// Writes the samples of an hour over what stands there. Where the node has been forgotten
@@ -58,6 +60,30 @@ impl Store {
                 Ok((columns.integer("hour")?, columns.blob("samples")?))
             })
             .collect()
+    }
+
+    /// Returns what is written of one hour, of all nodes.
+    ///
+    /// # Errors
+    /// Where the database cannot be read.
+    pub async fn telemetry_of_hour(&self, hour: i64) -> Result<Vec<HourRow>, StoreError> {
+        let mut reader = self.reader().await?;
+        let rows = sqlx::query("SELECT device_id, samples FROM telemetry_hours WHERE hour = ?")
+            .bind(hour)
+            .fetch(&mut *reader)
+            .map_err(|error| self.failed("read telemetry", error))
+            .and_then(|row| {
+                let columns = Columns::of("telemetry_hours", &row);
+                let read = || {
+                    Ok(HourRow {
+                        device_id: DeviceId::from_bytes(columns.bytes("device_id")?),
+                        hour,
+                        samples: columns.blob("samples")?,
+                    })
+                };
+                std::future::ready(read())
+            });
+        rows.try_collect().await
     }
 
     /// Deletes all hours before `before`. Returns how many.

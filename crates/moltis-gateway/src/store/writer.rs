@@ -34,7 +34,7 @@ pub(super) const QUEUE_MAX: usize = 1024;
 
 /// Folds that become one transaction, at most: 16 × about 30 µs, and few enough texts of equal folds
 /// that SQLite keeps them prepared.
-const BATCH_MAX: usize = 16;
+pub(super) const BATCH_MAX: usize = 16;
 
 /// How long a fold that nobody waits for gathers company.
 const GATHER: Duration = Duration::from_millis(5);

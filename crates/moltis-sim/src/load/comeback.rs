@@ -34,14 +34,16 @@ impl Comeback {
             self.failures = 0;
         }
         let part = f64::from(jitter) / f64::from(u32::MAX);
-        let full = BACKOFF_MIN
-            .saturating_mul(2 << self.failures.min(16))
-            .min(BACKOFF_MAX);
-        self.failures = self.failures.saturating_add(1);
         match next {
-            // Never sooner than it was asked to, and not all at once.
+            // Never sooner than it was asked to, and not all at once; nothing has failed.
             Next::In(wait) => wait.max(BACKOFF_MIN) + (wait / 4).mul_f64(part),
-            Next::BackOff => full / 2 + (full / 2).mul_f64(part),
+            Next::BackOff => {
+                let full = BACKOFF_MIN
+                    .saturating_mul(2 << self.failures.min(16))
+                    .min(BACKOFF_MAX);
+                self.failures = self.failures.saturating_add(1);
+                full / 2 + (full / 2).mul_f64(part)
+            }
         }
     }
 }

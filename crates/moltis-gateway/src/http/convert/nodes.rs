@@ -12,24 +12,19 @@ use crate::api::nodes::{Node, NodeDetail, NodeState, Policy};
 use crate::api::runs::Run;
 use crate::api::telemetry::Telemetry;
 use crate::roster::NodeView;
-use crate::store::Claims;
 
 impl Node {
     /// Puts together what is known and what is here.
     pub(crate) fn of(view: &NodeView, now: Timestamp) -> Self {
         let record = &view.record;
-        let introduction = view
-            .presence
-            .as_ref()
-            .and_then(|here| here.introduction.as_ref());
-        let platform = introduction.map_or(&record.platform, |said| &said.platform);
+        let said = view.said();
         Self {
             id: record.node_id.to_string(),
             name: record.name.to_string(),
             state: state(view),
             fingerprint: Fingerprint::of(&record.node_key).to_string(),
             labels: labels(&record.labels),
-            platform: platform.clone().into(),
+            platform: said.platform.clone().into(),
             last_seen: view.last_seen(),
             telemetry: telemetry(view, now),
         }
@@ -40,8 +35,7 @@ impl NodeDetail {
     /// Adds what only one node's own page shows.
     pub(crate) fn of(view: &NodeView, recent_runs: Vec<Run>, now: Timestamp) -> Self {
         let here = view.presence.as_ref();
-        let said = here.and_then(|here| here.introduction.as_deref());
-        let claims = said.map_or_else(|| view.record.claims.clone(), Claims::from);
+        let claims = view.said().claims.clone();
         Self {
             node: Node::of(view, now),
             working_dir: claims.working_dir,
@@ -120,7 +114,7 @@ mod tests {
             remote: None,
             heard_at: at(0),
             clock_ahead: None,
-            introduction: None,
+            accepted_as: None,
         };
         let stale = |view: &NodeView, seconds| Node::of(view, at(seconds)).telemetry.unwrap().stale;
         let online = view(Some(here));

@@ -151,7 +151,7 @@ async fn a_request_to_pair_that_is_not_meant_or_too_old_is_not_approved() {
 }
 
 #[tokio::test]
-async fn a_connection_too_many_is_closed_and_another_one_takes_its_place() {
+async fn a_connection_too_many_is_told_to_come_later_and_another_one_takes_its_place() {
     let listener = Listener::tcp("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.address().unwrap();
     let stop = CancellationToken::new();
@@ -169,7 +169,7 @@ async fn a_connection_too_many_is_closed_and_another_one_takes_its_place() {
         let asked = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
         stream.write_all(asked).await.ok();
         let mut first = [0; 12];
-        stream.read_exact(&mut first).await.is_ok()
+        stream.read_exact(&mut first).await.is_ok() && first == *b"HTTP/1.1 200"
     };
     let mut guests = Vec::new();
     for _ in 0..2 {
@@ -178,7 +178,10 @@ async fn a_connection_too_many_is_closed_and_another_one_takes_its_place() {
         guests.push(guest);
     }
     let mut third = TcpStream::connect(address).await.unwrap();
-    assert!(!ask(&mut third).await, "there is no room");
+    let mut told = String::new();
+    third.read_to_string(&mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
+    assert!(told.contains("\r\nretry-after: "), "{told}");
     drop(guests);
     let room = async {
         loop {
