@@ -27,13 +27,13 @@ use crate::workspace;
 
 mod apart;
 mod commands;
-mod cost;
+pub(crate) mod cost;
 mod floods;
-mod http;
-mod lanes;
+pub(crate) mod http;
+pub(crate) mod lanes;
 mod mux;
-mod ours;
-mod report;
+pub(crate) mod ours;
+pub(crate) mod report;
 mod ssh;
 
 /// OpenSSH's default, and its quickest where the processor has AES.
@@ -172,7 +172,7 @@ impl Pids {
     }
 }
 
-fn describe_machine(report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn describe_machine(report: &mut Report) -> anyhow::Result<()> {
     let word = |program: &str, words: &[&str]| {
         process::output(Command::new(program).args(words), stage::STEP).map(|output| {
             format!("{}{}", output.stdout, output.stderr)
@@ -247,7 +247,7 @@ fn over_mux(socket: &Path, command: &str) -> anyhow::Result<u64> {
 
 /// Reads to the end and returns how many bytes there were. Every way is read like this, with the same
 /// room.
-fn drain(mut from: impl Read) -> io::Result<u64> {
+pub(crate) fn drain(mut from: impl Read) -> io::Result<u64> {
     let mut room = vec![0; 256 * 1024];
     let mut bytes = 0;
     loop {
@@ -260,6 +260,6 @@ fn drain(mut from: impl Read) -> io::Result<u64> {
 
 /// Returns bytes as millions of bytes.
 #[expect(clippy::cast_precision_loss, reason = "sizes here stay far below 2^52")]
-fn mega(bytes: u64) -> f64 {
+pub(crate) fn mega(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }

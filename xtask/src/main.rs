@@ -5,7 +5,7 @@
 //! socket and its files.
 //!
 //! Reading order: `test` (what CI runs), `tidy` (rules no compiler checks), `quickstart` (the whole
-//! product in one minute), `nightly` (what takes long), `bench` (the figures), `conformance` (any node). `say` is the only module that prints, `process` the
+//! product in one minute), `nightly` (what takes long), `bench` and `load` (the figures), `conformance` (any node). `say` is the only module that prints, `process` the
 //! only one that starts things.
 
 use std::env;
@@ -17,6 +17,7 @@ mod conformance;
 mod deny;
 mod floors;
 mod fuzz;
+mod load;
 mod needs;
 mod nightly;
 mod process;
@@ -56,6 +57,11 @@ const COMMANDS: &[Command] = &[
         "bench",
         "ours, the floor and OpenSSH in turn, beside the targets; `--short`, `--write`",
         bench::run,
+    ),
+    (
+        "load",
+        "ten thousand nodes on one gateway, beside the targets; `--nodes`, `--short`, `--write`",
+        load::run,
     ),
     (
         "conformance",

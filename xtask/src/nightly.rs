@@ -1,14 +1,14 @@
 //! `cargo xtask nightly`: what takes too long for every change.
 //!
-//! Long fuzzing, more stories of the simulated link, a gibibyte through the binary, and the speeds
-//! that the ignored tests print. All in release builds, one test at a time.
+//! Long fuzzing, more stories of the simulated link, a gibibyte through the binary, the speeds that
+//! the ignored tests print, and ten thousand nodes. All in release builds, one test at a time.
 
 use std::time::Duration;
 
 use anyhow::bail;
 
 use crate::fuzz::Fuzzing;
-use crate::{process, say, workspace};
+use crate::{load, process, say, workspace};
 
 /// How long the ignored tests may take, their build included.
 const TESTS: Duration = Duration::from_hours(3);
@@ -27,12 +27,18 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
     if let Err(error) = &tested {
         say::failure(error);
     }
+    say::heading("ten thousand nodes on one gateway");
+    let loaded = load::run(&[]);
+    if let Err(error) = &loaded {
+        say::failure(error);
+    }
     say::heading("fuzzing, ten minutes a target");
     let untested = Fuzzing::LONG.run()?;
     for one in &untested {
         say::line(&one.to_string());
     }
     tested?;
+    loaded?;
     if !untested.is_empty() {
         bail!("nothing was fuzzed");
     }

@@ -17,7 +17,7 @@ use crate::stage::home::Home;
 use crate::stage::relay::Relay;
 use crate::{stop, workspace};
 
-mod home;
+pub(crate) mod home;
 pub(crate) mod relay;
 
 /// How long a step that normally takes milliseconds may take on a busy machine.
@@ -339,7 +339,7 @@ impl Drop for Stage {
 ///
 /// The person's own home is replaced as well: whatever a command or a program that is asked for its
 /// version leaves there goes with the stage.
-fn in_home(command: &mut Command, home: &Path) {
+pub(crate) fn in_home(command: &mut Command, home: &Path) {
     for name in [
         "MOLTIS_GATEWAY",
         "MOLTIS_GATEWAY_URL",

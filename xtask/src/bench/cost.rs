@@ -25,7 +25,7 @@ fn kib_of(pid: u32, figure: &str) -> anyhow::Result<u64> {
     clippy::cast_precision_loss,
     reason = "memory in KiB stays far below 2^52"
 )]
-pub(super) fn resident(pids: &[u32]) -> anyhow::Result<f64> {
+pub(crate) fn resident(pids: &[u32]) -> anyhow::Result<f64> {
     let sizes = pids.iter().map(|pid| kib_of(*pid, "VmRSS:"));
     Ok(sizes.sum::<anyhow::Result<u64>>()? as f64 / MIB)
 }
@@ -36,7 +36,7 @@ pub(super) fn resident(pids: &[u32]) -> anyhow::Result<f64> {
 ///
 /// When it is not there.
 #[expect(clippy::cast_precision_loss, reason = "ticks stay far below 2^52")]
-pub(super) fn processor_ms(pid: u32) -> anyhow::Result<f64> {
+pub(crate) fn processor_ms(pid: u32) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
         .with_context(|| format!("process {pid} has ended"))?;
     // The name in parentheses may hold anything; utime and stime are the 12th and 13th word after it.
@@ -55,7 +55,7 @@ pub(super) fn processor_ms(pid: u32) -> anyhow::Result<f64> {
 
 /// What some processes had in memory when they were looked at first.
 #[derive(Debug)]
-pub(super) struct Peak(Vec<(u32, u64)>);
+pub(crate) struct Peak(Vec<(u32, u64)>);
 
 impl Peak {
     /// Looks at the processes now.
@@ -63,7 +63,7 @@ impl Peak {
     /// # Errors
     ///
     /// When one of them is not there.
-    pub(super) fn over(pids: &[u32]) -> anyhow::Result<Self> {
+    pub(crate) fn over(pids: &[u32]) -> anyhow::Result<Self> {
         let now = pids.iter().map(|pid| {
             let kib = kib_of(*pid, "VmRSS:")?;
             anyhow::Ok((*pid, kib))
@@ -81,7 +81,7 @@ impl Peak {
         clippy::cast_precision_loss,
         reason = "memory in KiB stays far below 2^52"
     )]
-    pub(super) fn growth(&self) -> anyhow::Result<Vec<f64>> {
+    pub(crate) fn growth(&self) -> anyhow::Result<Vec<f64>> {
         let growth = self.0.iter().map(|(pid, before)| {
             let peak = kib_of(*pid, "VmHWM:")?;
             Ok(peak.saturating_sub(*before) as f64 / MIB)

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// A connection to a gateway.
 #[derive(Debug)]
-pub(super) struct Client<S: Read = UnixStream> {
+pub(crate) struct Client<S: Read = UnixStream> {
     stream: BufReader<S>,
 }
 
@@ -22,7 +22,7 @@ enum Length {
 }
 
 impl Client<UnixStream> {
-    pub(super) fn connect(socket: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn connect(socket: &Path) -> anyhow::Result<Self> {
         let stream = UnixStream::connect(socket)
             .with_context(|| format!("connecting to {}", socket.display()))?;
         Ok(Self {
@@ -37,7 +37,7 @@ impl<S: Read + Write> Client<S> {
     /// # Errors
     ///
     /// When the connection breaks or the answer is not JSON.
-    pub(super) fn call(
+    pub(crate) fn call(
         &mut self,
         method: &str,
         path: &str,
@@ -66,7 +66,7 @@ impl<S: Read + Write> Client<S> {
     /// # Errors
     ///
     /// When the status is not one of success.
-    pub(super) fn stream(
+    pub(crate) fn stream(
         &mut self,
         method: &str,
         path: &str,
@@ -138,7 +138,7 @@ impl<S: Read + Write> Client<S> {
 
 /// The body of an answer.
 #[derive(Debug)]
-pub(super) struct Body<'a, S: Read> {
+pub(crate) struct Body<'a, S: Read> {
     stream: &'a mut BufReader<S>,
     /// Bytes left of this chunk, or of all.
     left: u64,

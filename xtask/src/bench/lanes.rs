@@ -13,29 +13,29 @@ use anyhow::bail;
 use crate::stop;
 
 /// Something that runs one command each time it is called, and waits for its end.
-pub(super) type Runner = Box<dyn FnMut() -> anyhow::Result<()> + Send>;
+pub(crate) type Runner = Box<dyn FnMut() -> anyhow::Result<()> + Send>;
 
 /// A way to run a command.
-pub(super) struct Lane<'a> {
-    pub(super) name: &'static str,
+pub(crate) struct Lane<'a> {
+    pub(crate) name: &'static str,
     /// How many runs make a turn: more where a run is short.
-    pub(super) turn: usize,
+    pub(crate) turn: usize,
     /// Makes a runner, with a connection of its own where the lane has one.
-    pub(super) make: Box<dyn Fn() -> anyhow::Result<Runner> + 'a>,
+    pub(crate) make: Box<dyn Fn() -> anyhow::Result<Runner> + 'a>,
 }
 
 /// How long runs of a lane took, shortest first.
 #[derive(Debug)]
-pub(super) struct Times(Vec<Duration>);
+pub(crate) struct Times(Vec<Duration>);
 
 impl Times {
-    pub(super) fn new(mut times: Vec<Duration>) -> Self {
+    pub(crate) fn new(mut times: Vec<Duration>) -> Self {
         times.sort_unstable();
         Self(times)
     }
 
     /// Returns what so many percent of the runs stayed within, in milliseconds.
-    pub(super) fn percentile(&self, percent: usize) -> f64 {
+    pub(crate) fn percentile(&self, percent: usize) -> f64 {
         let last = self.0.len().saturating_sub(1);
         let index = (self.0.len() * percent / 100).min(last);
         self.0
@@ -43,7 +43,7 @@ impl Times {
             .map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)
     }
 
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.0.len()
     }
 }
@@ -53,7 +53,7 @@ impl Times {
 /// # Errors
 ///
 /// When a command fails.
-pub(super) fn one_at_a_time(lanes: &[Lane<'_>], rounds: usize) -> anyhow::Result<Vec<Times>> {
+pub(crate) fn one_at_a_time(lanes: &[Lane<'_>], rounds: usize) -> anyhow::Result<Vec<Times>> {
     let mut runners = lanes
         .iter()
         .map(|lane| (lane.make)())
@@ -82,7 +82,7 @@ pub(super) fn one_at_a_time(lanes: &[Lane<'_>], rounds: usize) -> anyhow::Result
 /// # Errors
 ///
 /// When a command fails.
-pub(super) fn rate(lane: &Lane<'_>, at_a_time: usize, window: Duration) -> anyhow::Result<f64> {
+pub(crate) fn rate(lane: &Lane<'_>, at_a_time: usize, window: Duration) -> anyhow::Result<f64> {
     let mut runners = Vec::new();
     for _ in 0..at_a_time {
         let mut runner = (lane.make)()?;
@@ -126,7 +126,7 @@ pub(super) fn rate(lane: &Lane<'_>, at_a_time: usize, window: Duration) -> anyho
 }
 
 /// Returns the middle of some figures.
-pub(super) fn median(mut figures: Vec<f64>) -> f64 {
+pub(crate) fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -15,25 +15,25 @@ const ENDED: u8 = 4;
 
 /// The gateway's API on its Unix socket.
 #[derive(Clone, Debug)]
-pub(super) struct Api {
+pub(crate) struct Api {
     socket: PathBuf,
 }
 
 impl Api {
-    pub(super) fn new(gateway_home: &Path) -> Self {
+    pub(crate) fn new(gateway_home: &Path) -> Self {
         Self {
             socket: gateway_home.join("gateway.sock"),
         }
     }
 
     /// Returns whether the gateway answers at all.
-    pub(super) fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         let answer = || Client::connect(&self.socket)?.call("GET", "/readyz", &Value::Null);
         answer().is_ok_and(|(status, _)| status == 200)
     }
 
     /// Returns a runner on a connection of its own that stays open.
-    pub(super) fn runner(&self, node: &str, command: &str) -> anyhow::Result<Runner> {
+    pub(crate) fn runner(&self, node: &str, command: &str) -> anyhow::Result<Runner> {
         let mut client = Client::connect(&self.socket)?;
         let body = json!({ "node": node, "command": command });
         Ok(Box::new(move || {
@@ -46,7 +46,7 @@ impl Api {
     }
 
     /// Runs a command, follows its output to the end and returns how many bytes of it came.
-    pub(super) fn follow(&self, node: &str, command: &str) -> anyhow::Result<u64> {
+    pub(crate) fn follow(&self, node: &str, command: &str) -> anyhow::Result<u64> {
         let mut client = Client::connect(&self.socket)?;
         let body = json!({ "node": node, "command": command });
         let path = "/api/v1/runs?follow=true";

@@ -11,9 +11,13 @@ use crate::workspace::ROOT;
 /// What people wrote below this line of `docs/figures.md` stays when the figures are written again.
 const BY_HAND: &str = "<!-- below this line the bench writes nothing -->";
 
+/// Between these two lines, below the bench's own, stands what a load run found out.
+const LOAD_FROM: &str = "<!-- from here on `cargo xtask load --write` writes -->";
+const LOAD_TO: &str = "<!-- up to here -->";
+
 /// A bound that a figure must keep.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Target {
+pub(crate) enum Target {
     AtMost(f64),
     AtLeast(f64),
     /// Nobody set one: the figure is there to be known.
@@ -57,7 +61,7 @@ struct Table {
 
 /// Everything that one run of the bench found out.
 #[derive(Debug, Default)]
-pub(super) struct Report {
+pub(crate) struct Report {
     machine: Vec<String>,
     tables: Vec<Table>,
     verdicts: Vec<Verdict>,
@@ -65,13 +69,13 @@ pub(super) struct Report {
 
 impl Report {
     /// Adds a line about the machine and its state.
-    pub(super) fn note(&mut self, line: String) {
+    pub(crate) fn note(&mut self, line: String) {
         say::line(&say::inked(Ink::Dim, &line));
         self.machine.push(line);
     }
 
     /// Prints a table and keeps it.
-    pub(super) fn table(&mut self, title: &str, head: &[&'static str], rows: Vec<Vec<String>>) {
+    pub(crate) fn table(&mut self, title: &str, head: &[&'static str], rows: Vec<Vec<String>>) {
         let table = Table {
             title: title.to_owned(),
             head: head.to_vec(),
@@ -85,7 +89,7 @@ impl Report {
     }
 
     /// Keeps a figure and its target for the end.
-    pub(super) fn verdict(&mut self, what: &str, value: f64, unit: &'static str, target: Target) {
+    pub(crate) fn verdict(&mut self, what: &str, value: f64, unit: &'static str, target: Target) {
         self.verdicts.push(Verdict {
             what: what.to_owned(),
             value,
@@ -95,7 +99,7 @@ impl Report {
     }
 
     /// Prints every figure beside its target; returns how many targets were missed.
-    pub(super) fn conclude(&self) -> usize {
+    pub(crate) fn conclude(&self) -> usize {
         say::heading("beside the targets");
         let mut missed = 0;
         for verdict in &self.verdicts {
@@ -122,7 +126,7 @@ impl Report {
     /// # Errors
     ///
     /// When it cannot be written.
-    pub(super) fn write(&self) -> anyhow::Result<()> {
+    pub(crate) fn write(&self) -> anyhow::Result<()> {
         let file = ROOT.join("docs/figures.md");
         let old = fs::read_to_string(&file).unwrap_or_default();
         let by_hand = old.split_once(BY_HAND).map_or("\n", |(_, rest)| rest);
@@ -130,17 +134,40 @@ impl Report {
         fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
     }
 
+    /// Writes the section of a load run into `docs/figures.md`, and leaves everything else there.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read or written.
+    pub(crate) fn write_load(&self, opening: &str) -> anyhow::Result<()> {
+        let file = ROOT.join("docs/figures.md");
+        let old =
+            fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+        let mut section = String::from(opening);
+        self.lines(&mut section, "###");
+        fs::write(&file, with_load(&old, &section))
+            .with_context(|| format!("writing {}", file.display()))
+    }
+
     fn markdown(&self) -> String {
         let mut text = String::from(
             "# Figures\n\nWritten by `cargo xtask bench --write`. Absolute figures belong to the machine; the ratios were\n\
              taken in turns within one run, so they hold elsewhere.\n\n",
         );
+        self.lines(&mut text, "##");
+        text
+    }
+
+    /// Adds the machine, the figures and the tables, each under such a heading.
+    fn lines(&self, text: &mut String, heading: &str) {
         for line in &self.machine {
             writeln!(text, "- {line}").ok(); // a String takes everything
         }
-        text.push_str(
-            "\n## Beside the targets\n\n| figure | measured | target | |\n|---|---|---|---|\n",
-        );
+        writeln!(
+            text,
+            "\n{heading} Beside the targets\n\n| figure | measured | target | |\n|---|---|---|---|"
+        )
+        .ok(); // as above
         for verdict in &self.verdicts {
             let word = match verdict.target.is_met(verdict.value) {
                 Some(true) => "met",
@@ -157,7 +184,7 @@ impl Report {
         for table in &self.tables {
             writeln!(
                 text,
-                "\n## {}\n\n| {} |",
+                "\n{heading} {}\n\n| {} |",
                 table.title,
                 table.head.join(" | ")
             )
@@ -168,7 +195,18 @@ impl Report {
             }
         }
         text.push('\n');
-        text
+    }
+}
+
+/// Puts the section of a load run in place of the one before, or at the end where there was none.
+fn with_load(old: &str, section: &str) -> String {
+    let section = format!("{LOAD_FROM}\n\n{section}{LOAD_TO}");
+    let around = old
+        .split_once(LOAD_FROM)
+        .and_then(|(before, rest)| Some((before, rest.split_once(LOAD_TO)?.1)));
+    match around {
+        Some((before, behind)) => format!("{before}{section}{behind}"),
+        None => format!("{}\n\n{section}\n", old.trim_end()),
     }
 }
 
@@ -198,7 +236,7 @@ impl Table {
 }
 
 /// Returns a figure with as many digits as it deserves.
-pub(super) fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         small if small < 10.0 => format!("{value:.2}"),
         medium if medium < 100.0 => format!("{value:.1}"),
@@ -209,6 +247,16 @@ pub(super) fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_load_run_writes_its_own_section_and_nothing_else() {
+        let bench = format!("# Figures\n\nthe bench's\n\n{BY_HAND}\n\nby hand\n");
+        let once = with_load(&bench, "first\n\n");
+        assert!(once.starts_with(bench.trim_end()), "{once}");
+        let behind = format!("{once}\nmore by hand\n");
+        let twice = with_load(&behind, "second\n\n");
+        assert_eq!(twice, behind.replace("first", "second"));
+    }
 
     #[test]
     fn a_bound_is_kept_from_its_side() {

@@ -103,6 +103,19 @@ impl Background {
         bail!("`{}` ended early{}", self.group.name, self.said())
     }
 
+    /// Returns the newest line that `find` makes something of, among those that wait.
+    pub(crate) fn newest<T>(&mut self, find: impl Fn(&Line) -> Option<T>) -> Option<T> {
+        let mut newest = None;
+        for line in self.lines.try_iter() {
+            newest = find(&line).or(newest);
+            // Only what is not understood is worth showing later.
+            if line.is_stderr {
+                self.heard.push(line.text);
+            }
+        }
+        newest
+    }
+
     /// Waits for the end and returns how it was.
     ///
     /// # Errors
