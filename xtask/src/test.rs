@@ -112,6 +112,11 @@ const PARTS: &[Part] = &[
         run: clippy,
     },
     Part {
+        name: "features",
+        about: "the gateway for who embeds it, with each feature alone and with none",
+        run: features,
+    },
+    Part {
         name: "test",
         about: "every test of the workspace",
         run: tests,
@@ -283,6 +288,23 @@ fn clippy() -> anyhow::Result<Vec<Untested>> {
         "warnings",
     ];
     cargo(&words, 30)?;
+    Ok(Vec::new())
+}
+
+/// Features that an embedder chooses. Built for the workspace, cargo turns all of them on; only a
+/// crate that is built alone shows what is missing.
+const FEATURES: [&str; 2] = ["metrics", "tls"];
+
+fn features() -> anyhow::Result<Vec<Untested>> {
+    let alone = ["--locked", "-p", "moltis-gateway", "--no-default-features"];
+    let none = [&["clippy"], &alone[..], &["--", "-D", "warnings"]].concat();
+    cargo(&none, 15)?;
+    for feature in FEATURES {
+        cargo(
+            &[&["check"], &alone[..], &["--features", feature]].concat(),
+            15,
+        )?;
+    }
     Ok(Vec::new())
 }
 

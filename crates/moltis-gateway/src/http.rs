@@ -45,6 +45,10 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod throttle;
+#[cfg(feature = "tls")]
+pub mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "http/no_tls.rs"]
 pub mod tls;
 mod tokens;
 mod unread;

@@ -3,6 +3,7 @@
 
 mod itself;
 mod streams;
+#[cfg(feature = "tls")]
 mod transport;
 mod trouble;
 
