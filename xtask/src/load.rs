@@ -277,7 +277,7 @@ impl Hall {
         Ok(())
     }
 
-    /// `node list`, over the API and on the command line.
+    /// The list: a page over the API, and all of it on the command line.
     fn lists(&self, report: &mut Report) -> anyhow::Result<()> {
         let mut client = Client::connect(&self.gateway.home().join("gateway.sock"))?;
         let mut times = Vec::new();
@@ -298,11 +298,11 @@ impl Hall {
             bail!("`node list` does not show all nodes online");
         }
         for percent in [50, 99] {
-            let what = format!("`GET nodes` of all, p{percent}");
+            let what = format!("a page of `GET nodes`, p{percent}");
             report.verdict(&what, times.percentile(percent), "ms", Target::None);
         }
         report.verdict(
-            "`GET nodes` of all, size",
+            "a page of `GET nodes`, size",
             bench::mega(bytes),
             "MB",
             Target::None,
