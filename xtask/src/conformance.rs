@@ -7,12 +7,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use std::{fs, iter, thread};
+use std::{iter, thread};
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 use crate::test::Untested;
+use crate::tools::Venv;
 use crate::workspace::ROOT;
 use crate::{needs, process, say, workspace};
 
@@ -22,9 +23,6 @@ const BUILD: Duration = Duration::from_mins(20);
 /// How long the table of one node may take: a minute where it passes, and each row that it fails may
 /// wait its patience.
 const TABLE: Duration = Duration::from_mins(30);
-
-/// How long the packages of the node in Python may take to be fetched.
-const FETCH: Duration = Duration::from_mins(5);
 
 /// Commands that spoil the Rust page, which stands for `$0`; the rows that they are judged by, and
 /// those of them that have to fail. A table that cannot fail says nothing.
@@ -59,6 +57,12 @@ const SPOILED: &[(&str, &str, &[&str], &[&str])] = &[
 /// Where the node in Python is.
 const PYTHON_NODE: &str = "examples/python-node";
 
+/// A Python with the packages of that node.
+const PYTHON: Venv = Venv {
+    name: "python-node",
+    requirements: "examples/python-node/requirements.txt",
+};
+
 /// `cargo xtask conformance [flags] -- <command>`.
 pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
     build(&["--bin", "moltis-sim"])?;
@@ -74,7 +78,7 @@ pub(crate) fn check() -> anyhow::Result<Vec<Untested>> {
     let page = words(debug.join("examples/own_node"), &["{url}", "{state_dir}"]);
     let mut nodes = vec![("moltis", ours), ("the Rust page", page)];
     let mut untested = Vec::new();
-    match python() {
+    match PYTHON.program("python") {
         Ok(python) => {
             let module = [
                 "-m",
@@ -154,34 +158,6 @@ fn judge(node: &[OsString]) -> anyhow::Result<process::Output> {
     table.args(["--jobs", "4", "--"]).args(node);
     table.env("PYTHONPATH", ROOT.join(PYTHON_NODE));
     process::output(&mut table, TABLE)
-}
-
-/// Returns a Python with the packages of the node, in the versions that its requirements pin. They
-/// are fetched once into `target/tools`, and again when the requirements change.
-fn python() -> anyhow::Result<PathBuf> {
-    let wanted = ROOT.join(PYTHON_NODE).join("requirements.txt");
-    let wanted = fs::read(&wanted).with_context(|| format!("reading {}", wanted.display()))?;
-    let home = workspace::target().join("tools/python-node");
-    let (python, has) = (home.join("bin/python"), home.join("requirements.txt"));
-    if python.is_file() && fs::read(&has).is_ok_and(|has| has == wanted) {
-        return Ok(python);
-    }
-    say::line("fetching the packages of the node in Python into target/tools, once");
-    let mut venv = Command::new("python3");
-    process::stdout_of(venv.args(["-m", "venv", "--clear"]).arg(&home), FETCH)?;
-    let mut pip = Command::new(&python);
-    pip.args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-    ]);
-    pip.arg("--requirement");
-    pip.arg(ROOT.join(PYTHON_NODE).join("requirements.txt"));
-    process::stdout_of(&mut pip, FETCH)?;
-    fs::write(&has, wanted).with_context(|| format!("writing {}", has.display()))?;
-    Ok(python)
 }
 
 fn build(what: &[&str]) -> anyhow::Result<()> {

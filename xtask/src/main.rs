@@ -11,6 +11,7 @@
 use std::env;
 use std::process::ExitCode;
 
+mod api;
 mod bench;
 mod bless;
 mod conformance;
@@ -47,6 +48,11 @@ const COMMANDS: &[Command] = &[
         "test",
         "everything CI runs, in its order; `test <part>…` runs only those",
         test::run,
+    ),
+    (
+        "api",
+        "everything that Schemathesis makes of the API's document; `api <seconds>` for longer",
+        api::run,
     ),
     (
         "nightly",

@@ -1,12 +1,14 @@
 //! `cargo xtask nightly`: what takes too long for every change.
 //!
-//! Long fuzzing, more stories of the simulated link, a gibibyte through the binary, the speeds that
-//! the ignored tests print, and ten thousand nodes. All in release builds, one test at a time.
+//! Long fuzzing of bytes and of the HTTP API, more stories of the simulated link, a gibibyte through
+//! the binary, the speeds that the ignored tests print, and ten thousand nodes. All in release builds,
+//! one test at a time.
 
 use std::time::Duration;
 
 use anyhow::bail;
 
+use crate::api::Trial;
 use crate::fuzz::Fuzzing;
 use crate::{load, process, say, workspace};
 
@@ -32,15 +34,21 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
     if let Err(error) = &loaded {
         say::failure(error);
     }
+    say::heading("the HTTP API, half an hour of Schemathesis");
+    let tried = Trial::LONG.run();
+    if let Err(error) = &tried {
+        say::failure(error);
+    }
     say::heading("fuzzing, ten minutes a target");
-    let untested = Fuzzing::LONG.run()?;
+    let mut untested = Fuzzing::LONG.run()?;
+    tested?;
+    untested.extend(tried?);
     for one in &untested {
         say::line(&one.to_string());
     }
-    tested?;
     loaded?;
     if !untested.is_empty() {
-        bail!("nothing was fuzzed");
+        bail!("not everything was tried");
     }
     Ok(())
 }

@@ -201,6 +201,18 @@ impl Stage {
         process::stdout_of(&mut self.moltis(words), STEP)
     }
 
+    /// Runs `moltis` as the owner of the node's machine and returns what it prints.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, with what it says.
+    pub(crate) fn on_the_node(&self, words: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(&self.binary);
+        command.args(words);
+        in_home(&mut command, &self.home.node());
+        process::stdout_of(&mut command, STEP)
+    }
+
     /// As [`Self::text`], read as JSON.
     ///
     /// # Errors

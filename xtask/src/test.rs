@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
+use crate::api::Trial;
 use crate::fuzz::Fuzzing;
 use crate::say::{self, Ink};
 use crate::{conformance, deny, needs, process, stop, tidy, workspace};
@@ -140,6 +141,11 @@ const PARTS: &[Part] = &[
         name: "fuzz",
         about: "bytes that nobody meant, a moment for each target",
         run: || Fuzzing::SHORT.run(),
+    },
+    Part {
+        name: "api",
+        about: "the HTTP API, as its own document describes it, and everything but that",
+        run: || Trial::SHORT.run(),
     },
     Part {
         name: "tidy",

@@ -1,4 +1,5 @@
-//! Cargo tools of other people, built by cargo into `target/tools`, each in the version named here.
+//! Tools of other people in `target/tools`, each in the version that is written down: built by cargo, or
+//! fetched from `PyPI`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::workspace::ROOT;
 use crate::{process, say, workspace};
 
 /// How long the build of a tool may take: two minutes on two cores, and slow machines exist.
@@ -49,6 +51,44 @@ impl Tool {
         install.arg(&tools);
         process::run(&mut install, INSTALL).context("it cannot be built")?;
         fs::remove_dir_all(&build).with_context(|| format!("removing {}", build.display()))?;
+        Ok(program)
+    }
+}
+
+/// Programs in Python that nothing else on this machine sees.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Venv {
+    pub(crate) name: &'static str,
+    /// The file that names its packages and their versions, from the root of the repository.
+    pub(crate) requirements: &'static str,
+}
+
+impl Venv {
+    /// Returns where one of its programs is, and fetches the packages first where they are not those
+    /// of the file.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be fetched.
+    pub(crate) fn program(self, program: &str) -> anyhow::Result<PathBuf> {
+        let home = workspace::target().join("tools").join(self.name);
+        let wanted = ROOT.join(self.requirements);
+        let wanted = fs::read(&wanted).with_context(|| format!("reading {}", wanted.display()))?;
+        let has = home.join("requirements.txt");
+        let program = home.join("bin").join(program);
+        if program.is_file() && fs::read(&has).is_ok_and(|has| has == wanted) {
+            return Ok(program);
+        }
+        say::line(&format!("fetching {} into target/tools, once", self.name));
+        let mut venv = Command::new("python3");
+        process::stdout_of(venv.args(["-m", "venv", "--clear"]).arg(&home), INSTALL)?;
+        let mut pip = Command::new(home.join("bin/python"));
+        pip.args(["-m", "pip", "install", "--quiet", "--no-input"]);
+        pip.args(["--disable-pip-version-check", "--requirement"]);
+        pip.arg(ROOT.join(self.requirements));
+        process::stdout_of(&mut pip, INSTALL).context("its packages cannot be fetched")?;
+        // Last, so that what was cut off begins anew.
+        fs::write(&has, wanted).with_context(|| format!("writing {}", has.display()))?;
         Ok(program)
     }
 }

@@ -12,6 +12,7 @@
 mod harness;
 
 mod acts;
+mod api;
 mod backup;
 mod clock;
 mod crash;

@@ -123,6 +123,7 @@ pub struct ListNodes {
     pub state: Option<NodeState>,
     /// Only nodes that this selector means, of which no revoked one is; all when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub select: Option<String>,
     /// At most so many: 1 to 1000, 1000 when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]

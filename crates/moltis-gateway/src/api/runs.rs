@@ -60,6 +60,7 @@ pub struct StartRun {
     /// `all`. The keys `platform`, `arch`, `runtime`, `provider`, `state` and `name` are facts of the
     /// machine; a label of that name is `label:platform`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub select: Option<String>,
     /// With `select`: at most so many run at a time, at least 1; all at once when left out.
     #[serde(

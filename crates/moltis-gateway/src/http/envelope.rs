@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::ApiState;
-use super::error::ApiError;
+use super::error::{ApiError, without_tokens};
 use crate::api::REQUEST_ID_HEADER;
 use crate::api::problem::{Code, Problem};
 
@@ -35,7 +35,9 @@ const NOTHING_RUNS: &str = "default-src 'none'; frame-ancestors 'none'";
 pub(super) async fn wrap(State(state): State<ApiState>, request: Request, next: Next) -> Response {
     let (id, since) = (state.next_request_id(), Instant::now());
     let (method, route) = (request.method().clone(), route_of(&request));
-    let what = format!("{} {}", request.method(), request.uri().path());
+    // Somebody may have put a token into the path.
+    let path = without_tokens(request.uri().path().to_owned());
+    let what = format!("{} {path}", request.method());
     let span = tracing::debug_span!("request", request.id = %id);
     let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
     let mut response = answer

@@ -132,7 +132,7 @@ impl ApiError {
 
 /// Blackens tokens: one in the wrong place is echoed, and written into a log, no more than one in
 /// the right place.
-fn without_tokens(detail: String) -> String {
+pub(super) fn without_tokens(detail: String) -> String {
     if !detail.contains(TOKEN_PREFIX) {
         return detail;
     }

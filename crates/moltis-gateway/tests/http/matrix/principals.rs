@@ -120,6 +120,11 @@ impl Principal {
         }
     }
 
+    /// Returns what it is called here.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Returns the scope that its good token has.
     pub(super) fn scope(&self) -> Option<&'static str> {
         self.scope
