@@ -1,6 +1,6 @@
 //! The front desk: every HTTP route, and the layers around all of them.
 //!
-//! What is served, to whom, and what it promises stands in [`table`]; [`openapi`] writes the same
+//! What is served, to whom, and what it promises stands in [`mod@table`]; [`openapi`] writes the same
 //! down for programs. A handler parses, calls and converts, and is short. Before it run, from the
 //! outside in: [`envelope`] (request id, the body of a failure, panics), [`gate`] (transport, host,
 //! origin), and for each route [`auth`] with the action that its row declares.

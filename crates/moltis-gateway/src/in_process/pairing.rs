@@ -24,8 +24,8 @@ impl InProcess {
     }
 
     /// Returns the line to type on a machine that joins. No request says here by which address this
-    /// gateway is reached, so
-    /// [`GatewayConfig::node_url`](crate::GatewayConfig::node_url) does, or a listener of ours.
+    /// gateway is reached, so it names a listener of the gateway's own, and is `not_found` where the
+    /// embedder listens by itself: a request below its prefix is told the address that it came by.
     ///
     /// # Errors
     /// The [`Problem`] that the route answers with.
