@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 use moltis_proto::DeviceId;
+use moltis_proto::name::is_deceptive;
 use moltis_proto::telemetry::Sample;
 
 use crate::store::{Store, StoreError};
@@ -26,14 +27,41 @@ const WRITE_MINUTES: i64 = 10;
 
 const HOUR_MS: i64 = 3_600_000;
 
-/// Puts figures that are no numbers, or that nothing can be, in their place: a node may send any
-/// bits, and JSON has no word for them.
-pub(crate) fn make_finite(sample: &mut Sample) {
+/// The highest load average that is believed: more tasks than this no Linux has (`pid_max`, proc(5)).
+const LOAD_MAX: f32 = 4_194_304.0;
+
+/// Makes a sample one that a machine can have: a node may send any bits, and people and programs
+/// rely on what is shown. Figures are put into their bounds, and those that are no numbers go: JSON
+/// has no word for them. Texts lose what could change how they are shown, and what has no name then
+/// is left out.
+pub(crate) fn make_plausible(sample: &mut Sample) {
     let within = |figure: f32, max| figure.is_finite().then(|| figure.clamp(0.0, max));
     sample.cpu_usage_percent = sample
         .cpu_usage_percent
         .and_then(|usage| within(usage, 100.0));
-    sample.load_1m = within(sample.load_1m, f32::MAX).unwrap_or(0.0);
+    sample.load_1m = within(sample.load_1m, LOAD_MAX).unwrap_or(0.0);
+    sample.memory_available_bytes = sample.memory_available_bytes.min(sample.memory_total_bytes);
+    sample.disk_available_bytes = sample.disk_available_bytes.min(sample.disk_total_bytes);
+    sample.gpus.retain_mut(|gpu| {
+        gpu.memory_used_bytes = gpu.memory_used_bytes.min(gpu.memory_total_bytes);
+        make_visible(&mut gpu.name)
+    });
+    sample.runtimes.retain_mut(|runtime| {
+        make_visible(&mut runtime.version); // one whose version nobody knows is there all the same
+        make_visible(&mut runtime.name)
+    });
+    sample.providers.retain_mut(|provider| {
+        provider.models.retain_mut(make_visible);
+        let variable = provider.variable.take();
+        provider.variable = variable.and_then(|mut name| make_visible(&mut name).then_some(name));
+        make_visible(&mut provider.name)
+    });
+}
+
+/// Leaves out of a text what could change how it is shown, and says whether something is left.
+fn make_visible(text: &mut String) -> bool {
+    text.retain(|c| !is_deceptive(c));
+    !text.trim().is_empty()
 }
 
 /// One sample as the history keeps it.
@@ -252,6 +280,8 @@ fn rounded(figure: f32, max: u16) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use moltis_proto::telemetry::{Gpu, Provider, ProviderKind, Runtime};
+
     use super::*;
     use crate::store::pairings::tests::pin;
     use crate::store::testing::{at, node, store};
@@ -310,6 +340,81 @@ mod tests {
             assert!(point.memory_available.abs() < f32::EPSILON);
         }
         assert_eq!(decode(i64::MAX, &[0; 8]), None);
+    }
+
+    #[test]
+    fn figures_that_no_machine_has_are_put_into_their_bounds() {
+        for (cpu, shown_cpu) in [
+            (Some(150.0), Some(100.0)),
+            (Some(-1.0), Some(0.0)),
+            (Some(33.5), Some(33.5)),
+            (Some(f32::NAN), None),
+            (None, None),
+        ] {
+            let mut strange = sample(cpu, 1.0);
+            make_plausible(&mut strange);
+            assert_eq!(strange.cpu_usage_percent, shown_cpu, "{cpu:?}");
+        }
+        for (load, shown_load) in [
+            (-1.0, 0.0),
+            (1e30, LOAD_MAX),
+            (f32::INFINITY, 0.0),
+            (0.25, 0.25),
+        ] {
+            let mut strange = sample(None, load);
+            make_plausible(&mut strange);
+            assert!(
+                (strange.load_1m - shown_load).abs() < f32::EPSILON,
+                "{load}"
+            );
+        }
+        let mut strange = Sample {
+            memory_available_bytes: u64::MAX,
+            disk_available_bytes: 1001,
+            gpus: vec![Gpu {
+                name: "A100".to_owned(),
+                memory_total_bytes: 80,
+                memory_used_bytes: 81,
+            }],
+            ..sample(None, 0.0)
+        };
+        make_plausible(&mut strange);
+        assert_eq!(strange.memory_available_bytes, strange.memory_total_bytes);
+        assert_eq!(strange.disk_available_bytes, 1000);
+        assert_eq!(strange.gpus[0].memory_used_bytes, 80);
+    }
+
+    #[test]
+    fn texts_that_deceive_lose_what_deceives_and_a_thing_without_a_name_goes() {
+        let runtime = |name: &str, version: &str| Runtime {
+            name: name.to_owned(),
+            version: version.to_owned(),
+        };
+        let mut strange = Sample {
+            runtimes: vec![
+                runtime("py\u{1b}[2Jthon", "3.1\u{202e}1"),
+                runtime("\u{7}", "1"),
+                runtime("go", "\n"),
+            ],
+            providers: vec![Provider {
+                name: "olla\u{0}ma".to_owned(),
+                kind: ProviderKind::Ollama,
+                models: vec!["\u{200b}".to_owned(), "llama\r3".to_owned()],
+                variable: Some("\u{9b}".to_owned()),
+            }],
+            ..sample(None, 0.0)
+        };
+        make_plausible(&mut strange);
+        assert_eq!(
+            strange.runtimes,
+            [runtime("py[2Jthon", "3.11"), runtime("go", "")]
+        );
+        let provider = &strange.providers[0];
+        assert_eq!(
+            (provider.name.as_str(), &provider.variable),
+            ("ollama", &None)
+        );
+        assert_eq!(provider.models, ["llama3"]);
     }
 
     #[test]

@@ -323,10 +323,10 @@ impl Shared {
         record.is_none_or(|record| record.revoked_at.is_some())
     }
 
-    /// Keeps a node's sample: the last as it is, and its figures in the history. Figures that are
-    /// no numbers go: JSON has no word for them.
+    /// Keeps a node's sample, as far as a machine can have it: the last, and its figures in the
+    /// history.
     pub(crate) fn keep_sample(&self, device: DeviceId, mut sample: Sample) {
-        telemetry::make_finite(&mut sample);
+        telemetry::make_plausible(&mut sample);
         let at = self.clock.now();
         {
             let mut history = self.history();

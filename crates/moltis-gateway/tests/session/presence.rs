@@ -101,7 +101,7 @@ async fn who_has_gone_was_last_seen_when_it_was_last_heard() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn figures_that_are_none_are_kept_from_everybody() {
+async fn what_no_machine_has_is_kept_from_everybody() {
     let gateway = TestGateway::start().await;
     let device = Device::new("box");
     device.pair(&gateway).await;
@@ -110,6 +110,12 @@ async fn figures_that_are_none_are_kept_from_everybody() {
         cpu_count: 3,
         cpu_usage_percent: Some(f32::NAN),
         load_1m: f32::NEG_INFINITY,
+        memory_total_bytes: 7,
+        memory_available_bytes: 8,
+        runtimes: vec![Runtime {
+            name: "py\u{1b}thon".to_owned(),
+            version: "3".to_owned(),
+        }],
         ..Sample::default()
     };
     node.send(&ToGateway::Telemetry(Box::new(sample))).await;
@@ -120,6 +126,8 @@ async fn figures_that_are_none_are_kept_from_everybody() {
     assert_eq!(shown.sample.cpu_count, 3);
     assert_eq!(shown.sample.cpu_usage_percent, None);
     assert!(shown.sample.load_1m.abs() < f32::EPSILON);
+    assert_eq!(shown.sample.memory_available_bytes, 7);
+    assert_eq!(shown.sample.runtimes[0].name, "python");
 }
 
 #[tokio::test(flavor = "multi_thread")]
