@@ -126,6 +126,20 @@ pub struct RunStatus {
     pub totals: Totals,
     /// Why its output comes no further, where that is the gateway's disk.
     pub output_waits: Option<OutputTrouble>,
+    /// Its node says that it is over, and tells how to who claims it: nobody has asked for it here.
+    pub is_over_there: bool,
+}
+
+impl RunStatus {
+    /// Returns where it stands, as far as anybody knows: by its record, and by its node's word where
+    /// nobody here has asked for it.
+    pub fn stage(&self) -> RunStage {
+        if self.is_over_there {
+            RunStage::Ended
+        } else {
+            self.record.stage
+        }
+    }
 }
 
 impl Runs {
@@ -181,6 +195,8 @@ impl Runs {
         let totals = live
             .as_ref()
             .map_or(record.totals, |run| run.output.totals());
+        let is_over_there =
+            record.unclaimed && live.as_ref().is_some_and(|run| run.is_listed_as_over());
         let output_waits = live.and_then(|run| run.output.waits_for());
         RunStatus {
             record,
@@ -188,6 +204,7 @@ impl Runs {
             last_heard_at,
             totals,
             output_waits,
+            is_over_there,
         }
     }
 
@@ -230,7 +247,7 @@ impl Runs {
             while let Some(row) = rows.next() {
                 let seq = row.seq;
                 let run = self.overlay(row);
-                if filter.stage.is_some_and(|stage| stage != run.record.stage) {
+                if filter.stage.is_some_and(|stage| stage != run.stage()) {
                     continue;
                 }
                 found.push(run);

@@ -85,7 +85,7 @@ pub(super) fn state_of(run: &Run) -> String {
         (State::Starting, _) => "starting".to_owned(),
         (State::Running, _) if !run.reachable => format!("running, not reachable{unclaimed}"),
         (State::Running, _) => format!("running{unclaimed}"),
-        (State::Ended, None) => "ended".to_owned(),
+        (State::Ended, None) => format!("ended{unclaimed}"),
         (State::Ended, Some(outcome)) => format!("{}{unclaimed}", outcome_of(run, outcome)),
     }
 }

@@ -259,7 +259,8 @@ pub struct Run {
     pub node_name: String,
     /// Where it stands.
     pub state: State,
-    /// How it ended; `None` until then.
+    /// How it ended; `None` until then, and for one that is `unclaimed`: its node tells it when
+    /// somebody has claimed it.
     pub outcome: Option<Outcome>,
     /// More about the outcome, where there is more to say.
     pub outcome_reason: Option<OutcomeReason>,

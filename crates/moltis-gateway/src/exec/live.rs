@@ -12,7 +12,7 @@ use moltis_proto::RunId;
 use moltis_proto::handshake::Epoch;
 use moltis_proto::limits::STDIN_WINDOW_BYTES;
 use moltis_proto::run::reconcile::{OpenRow, Progress, Row};
-use moltis_proto::run::{RunSummary, TtySize};
+use moltis_proto::run::{RunState, RunSummary, TtySize};
 use tokio::sync::{Notify, watch};
 
 use super::stdin::StdinQueue;
@@ -107,6 +107,13 @@ impl LiveRun {
     /// somebody claims it.
     pub(crate) fn set_listed(&self, summary: Option<RunSummary>) {
         *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = summary;
+    }
+
+    /// Returns whether the node says that a run is over which was not taken up.
+    pub(crate) fn is_listed_as_over(&self) -> bool {
+        let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        let listed = listed.as_ref();
+        listed.is_some_and(|summary| summary.state == RunState::Ended)
     }
 
     /// Returns what the node last said of a run that was not taken up, once.

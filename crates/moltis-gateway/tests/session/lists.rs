@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use moltis_gateway::api::runs::State;
 use moltis_gateway::audit::Actor;
 use moltis_gateway::exec::RunRequest;
 use moltis_gateway::principal::Principal;
@@ -137,6 +138,46 @@ async fn an_unclaimed_run_is_claimed_and_told_to_its_end() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unclaimed_run_that_is_over_on_its_node_is_not_said_to_run() {
+    let gateway = TestGateway::start().await;
+    let device = paired(&gateway).await;
+    let over = RunSummary {
+        state: RunState::Ended,
+        ..invented(1)
+    };
+    let mut node = device.ready_with(&gateway, vec![over, invented(2)]).await;
+    let runs = gateway.gateway.runs();
+    until_asked("both runs", async || {
+        (all_runs(&gateway).await.len() == 2).then_some(())
+    })
+    .await;
+    let in_stage = async |stage| {
+        let filter = RunFilter {
+            stage: Some(stage),
+            ..RunFilter::default()
+        };
+        let (list, _) = runs.list(&filter, 10).await.unwrap();
+        list.iter().map(|run| run.record.id).collect::<Vec<_>>()
+    };
+    assert_eq!(in_stage(RunStage::Ended).await, [invented(1).run_id]);
+    assert_eq!(in_stage(RunStage::Running).await, [invented(2).run_id]);
+    let api = gateway.gateway.on_behalf_of(Principal::Operator);
+    let id = invented(1).run_id.to_string();
+    let shown = api.show_run(&id).await.unwrap();
+    assert_eq!((shown.state, shown.outcome), (State::Ended, None));
+    assert!(shown.unclaimed && shown.detail.unwrap().contains("claim it"));
+    // Claimed, it is drained, and then its ending is known.
+    let claimed = api.claim_run(&id).await.unwrap();
+    assert_eq!((claimed.state, claimed.detail), (State::Running, None));
+    assert!(matches!(node.hear_run().await, ToKeeper::Resume { .. }));
+    node.say(ended(invented(1).run_id, 0)).await;
+    runs.wait(invented(1).run_id).await.unwrap();
+    let shown = api.show_run(&id).await.unwrap();
+    assert_eq!(shown.state, State::Ended);
+    assert!(shown.outcome.is_some() && !shown.unclaimed);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,10 +9,15 @@ use crate::api::runs::{Outcome, OutcomeReason, Run, RunResult, State, Stream};
 use crate::exec::RunStatus;
 use crate::store::{RunRecord, RunStage};
 
+/// What is said of a run that its node says is over, and that nobody here has asked for.
+const OVER_THERE: &str =
+    "its node says that it is over: claim it, and how it ended and what it printed will come";
+
 impl Run {
     /// Puts a row together with the present. `node_name` is the machine's name now; without one it
     /// stands as the row shows it.
     pub(crate) fn of(status: RunStatus, node_name: Option<String>) -> Self {
+        let (state, is_over_there) = (status.stage().into(), status.is_over_there);
         let record = Arc::unwrap_or_clone(status.record);
         let (exit_code, signal) = exit_status(&record);
         let spec = record.spec;
@@ -26,7 +31,7 @@ impl Run {
             id: record.id.to_string(),
             node_name: node_name.unwrap_or_else(|| record.shown.clone()),
             node: record.shown,
-            state: record.stage.into(),
+            state,
             outcome: ending.as_ref().map(|ending| ending.outcome.into()),
             outcome_reason: ending
                 .as_ref()
@@ -37,7 +42,8 @@ impl Run {
             duration_ms: ending.as_ref().map(|ending| ending.duration_ms),
             detail: ending
                 .map(|ending| ending.detail)
-                .filter(|detail| !detail.is_empty()),
+                .filter(|detail| !detail.is_empty())
+                .or_else(|| is_over_there.then(|| OVER_THERE.to_owned())),
             command,
             argv,
             cwd: spec.as_ref().and_then(|spec| spec.cwd.clone()),
