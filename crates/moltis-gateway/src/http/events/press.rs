@@ -4,7 +4,8 @@
 //! whose reader has stopped reading may stand still at any point. Nothing is made while nobody
 //! reads. What is made is kept within a bound and made anew when somebody comes back for it later.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -34,7 +35,10 @@ pub(in crate::http) struct Press {
 /// The texts that are kept, and what somebody waits for.
 #[derive(Debug, Default)]
 struct Sheets {
-    asked: BTreeMap<u64, Event>,
+    asked: HashMap<u64, Event>,
+    /// In the order in which they were asked for first, so that readers far behind, however many,
+    /// keep nobody waiting for what is new.
+    line: VecDeque<u64>,
     texts: HashMap<u64, Bytes>,
     /// In the order in which they were made.
     made: VecDeque<u64>,
@@ -98,19 +102,23 @@ impl Sheets {
         if let Some(text) = self.texts.get(&number) {
             return Some(text.clone());
         }
-        self.asked.entry(number).or_insert_with(|| event.clone());
+        if let Entry::Vacant(place) = self.asked.entry(number) {
+            place.insert(event.clone());
+            self.line.push_back(number);
+        }
         None
     }
 
     /// Returns what to make next. It stays asked for until it is kept, so that it is made once.
     fn next(&self) -> Option<(u64, Event)> {
-        let (number, event) = self.asked.first_key_value()?;
-        Some((*number, event.clone()))
+        let number = self.line.front()?;
+        Some((*number, self.asked.get(number)?.clone()))
     }
 
     /// Keeps a text, in place of those that were made first. The newest is always kept.
     fn keep(&mut self, number: u64, text: Bytes) {
         self.asked.remove(&number);
+        self.line.retain(|asked| *asked != number);
         self.bytes += text.len() + TEXT_COST;
         self.texts.insert(number, text);
         self.made.push_back(number);
@@ -137,6 +145,20 @@ mod tests {
         assert_eq!(sheets.next(), None);
         let texts = [(); 2].map(|()| sheets.find_or_ask(7, &Event::PairingChanged).unwrap());
         assert_eq!(texts[0].as_ptr(), texts[1].as_ptr(), "shared, not copied");
+    }
+
+    #[test]
+    fn what_was_asked_for_first_is_made_first_however_old_the_rest_is() {
+        let mut sheets = Sheets::default();
+        for number in [900, 3, 900, 2, 1] {
+            sheets.find_or_ask(number, &Event::PairingChanged);
+        }
+        let mut made = Vec::new();
+        while let Some((number, _)) = sheets.next() {
+            sheets.keep(number, Bytes::from_static(b"text"));
+            made.push(number);
+        }
+        assert_eq!(made, [900, 3, 2, 1]);
     }
 
     #[test]
