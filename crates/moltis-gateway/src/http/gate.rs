@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 
 use axum::extract::{OriginalUri, Request, State};
-use axum::http::header::{HOST, LOCATION, ORIGIN};
+use axum::http::header::{AUTHORIZATION, HOST, LOCATION, ORIGIN};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
@@ -111,12 +111,14 @@ fn is_loopback(local: SocketAddr) -> bool {
 }
 
 /// Sends a browser that asked for a page in the clear to the same page by TLS, where there is TLS on
-/// this port. A program is told: what it sent with its request would be sent twice.
+/// this port. A program is told, and so is whoever has shown a token: what crossed the network in the
+/// clear would be sent twice, and nobody would notice.
 fn to_https(state: &ApiState, peer: &Peer, request: &Request) -> Option<Response> {
     let asks = matches!(*request.method(), Method::GET | Method::HEAD);
     let path = request.extensions().get::<OriginalUri>();
     let path = path.map_or(request.uri(), |OriginalUri(uri)| uri);
     let path = path.path_and_query()?.as_str();
+    let asks = asks && !request.headers().contains_key(AUTHORIZATION);
     let is_page = asks && !path.contains(API_PREFIX) && !path.starts_with("//");
     let is_direct = matches!(peer, Peer::Tcp { .. });
     if !is_page || !is_direct || state.tls().is_none() {

@@ -96,6 +96,10 @@ async fn in_the_clear_a_browser_is_led_to_tls_and_a_program_is_told() {
             "{body}"
         );
     }
+    // A scraper that sends its token in the clear has to hear of it, not to be led past it.
+    let token = [host[0], ("authorization", "Bearer moltis_x")];
+    let (status, headers, _) = ask(&gateway, plain, ("GET", "/metrics"), &token).await;
+    assert_eq!((status, headers.contains_key(LOCATION)), (403, false));
     // Nobody is led to a host that is not ours, nor out of the address.
     for (path, host) in [("/", "evil.example"), ("//evil.example/", "192.0.2.1:9090")] {
         let (_, headers, _) = ask(&gateway, plain, ("GET", path), &[("host", host)]).await;
