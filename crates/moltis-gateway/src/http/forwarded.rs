@@ -88,17 +88,26 @@ impl Proxies {
     /// Each proxy adds whom it heard from at the right. So the first one from there that is no proxy
     /// of ours is the client, and what stands left of it is its own invention.
     fn client(&self, headers: &HeaderMap) -> Option<IpAddr> {
-        let mut farthest = None;
         let hops: Vec<&str> = values(headers, &FOR)?.collect();
-        for hop in hops.into_iter().rev().take(HOPS_MAX) {
+        let mut hops = hops.into_iter().rev();
+        let mut farthest = None;
+        for hop in hops.by_ref().take(HOPS_MAX) {
             let ip = address(hop)?;
             farthest = Some(ip);
             if !self.trust(ip) {
-                break;
+                return farthest.filter(is_of_elsewhere);
             }
         }
-        farthest.filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
+        if hops.next().is_some() {
+            return None;
+        }
+        farthest.filter(is_of_elsewhere)
     }
+}
+
+/// Returns whether an address can be one of another machine.
+fn is_of_elsewhere(ip: &IpAddr) -> bool {
+    !ip.is_loopback() && !ip.is_unspecified()
 }
 
 impl Network {
@@ -308,12 +317,23 @@ mod tests {
             let found = told(&["127.0.0.1", "::1"], "127.0.0.1:4000", &[line]);
             assert_eq!(found, Ok(None), "{line:?}");
         }
-        let endless = vec!["127.0.0.1"; HOPS_MAX + 1].join(",");
-        let endless = format!("203.0.113.9,{endless}");
-        assert_eq!(
-            told(&["127.0.0.1"], "127.0.0.1:4000", &[&endless]),
-            Ok(None)
-        );
+    }
+
+    #[test]
+    fn of_more_hops_than_are_looked_at_nobody_is_believed() {
+        let all = ["127.0.0.1", "10.0.0.0/8"];
+        let through = |proxies: usize| {
+            let proxies = vec!["10.0.0.1"; proxies].join(",");
+            told(&all, "127.0.0.1:4000", &[&format!("203.0.113.9,{proxies}")])
+        };
+        let client = Some("203.0.113.9".to_owned());
+        assert_eq!(through(HOPS_MAX - 1), Ok(client));
+        assert_eq!(through(HOPS_MAX), Ok(None));
+        // What a client has made up left of itself is not looked at, however long it is.
+        let invented = vec!["10.0.0.1"; 10 * HOPS_MAX].join(",");
+        let line = format!("{invented},203.0.113.9");
+        let found = told(&all, "127.0.0.1:4000", &[&line]);
+        assert_eq!(found, Ok(Some("203.0.113.9".to_owned())));
     }
 
     #[test]
