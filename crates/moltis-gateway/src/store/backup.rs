@@ -65,8 +65,14 @@ pub async fn backup(dir: &Path, file: &Path) -> Result<u64, BackupError> {
     }
     // An absolute path is no URI, which SQLite would read a `file:` as.
     let file = std::path::absolute(file).map_err(failed("find", file))?;
-    let name = Begun::new(&file)?;
-    let part = Begun::new(&open::beside(&file, ".part"))?;
+    if file.symlink_metadata().is_ok() {
+        return Err(BackupError::Exists { file });
+    }
+    let part = Begun::new(&open::beside(&file, ".part")).map_err(|error| match error {
+        // What keeps us from making the one keeps us from making the other, which was asked for.
+        BackupError::File { verb, source, .. } => failed(verb, &file)(source),
+        error => error,
+    })?;
     let mut copied = Ok(());
     if is_closed(&path) {
         copied = copy(&path, Access::Closed, &part).await;
@@ -79,6 +85,8 @@ pub async fn backup(dir: &Path, file: &Path) -> Result<u64, BackupError> {
     copied?;
     let bytes = part.keep()?;
     check(&part.path).await?;
+    // Taken at the last moment: who is killed while it copies leaves nothing under this name.
+    let name = Begun::new(&file)?;
     fs::rename(&part.path, &file).map_err(failed("name", &file))?;
     part.done();
     name.done();
@@ -270,6 +278,20 @@ mod tests {
         let nowhere = dir.path().join("no/copy");
         let error = backup(dir.path(), &nowhere).await.unwrap_err();
         assert!(error.to_string().starts_with("cannot make `"), "{error}");
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn nothing_has_the_name_of_the_copy_before_it_is_whole() {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let store = Store::open(dir.path()).await.unwrap();
+        grow(&store).await;
+        let file = elsewhere.path().join("copy");
+        let mut copying = Box::pin(backup(dir.path(), &file));
+        assert!(futures_util::poll!(&mut copying).is_pending());
+        assert_eq!(names(elsewhere.path()), ["copy.part"]);
+        copying.await.unwrap();
+        assert_eq!(names(elsewhere.path()), ["copy"]);
         store.close().await;
     }
 
