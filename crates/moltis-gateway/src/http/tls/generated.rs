@@ -172,7 +172,10 @@ fn write(path: &Path, text: &[u8]) -> Result<(), TlsError> {
             .open(&beside)?;
         file.write_all(text)?;
         file.sync_all()?;
-        fs::rename(&beside, path)
+        fs::rename(&beside, path)?;
+        // The name has to survive a power cut too: clients that were given a copy know this key alone.
+        path.parent()
+            .map_or(Ok(()), |dir| File::open(dir)?.sync_all())
     };
     written().map_err(|source| TlsError::Write {
         path: path.to_owned(),
