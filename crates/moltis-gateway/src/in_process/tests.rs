@@ -11,7 +11,7 @@ use crate::api::problem::{Code, Problem};
 use crate::api::runs::{
     Cancel, FollowQuery, ListRuns, OutputQuery, Resize, SendSignal, StartRun, StdinQuery,
 };
-use crate::api::tokens::{CreateToken, Scope};
+use crate::api::tokens::{CreateToken, ListTokens, Scope};
 use crate::http::operations;
 use crate::principal::{Action, Principal, User};
 use crate::{Gateway, GatewayConfig};
@@ -90,7 +90,7 @@ async fn call(api: &InProcess, operation: &str) -> Result<(), Problem> {
         "send_signal" => api.send_signal("0", &signal).await,
         "cancel_run" => api.cancel_run("0", &Cancel::default()).await.map(drop),
         "claim_run" => api.claim_run("0").await.map(drop),
-        "list_tokens" => api.list_tokens().await.map(drop),
+        "list_tokens" => api.list_tokens(&ListTokens::default()).await.map(drop),
         "create_token" => api.create_token(&token).await.map(drop),
         "revoke_token" => api.revoke_token("nobody").await,
         other => panic!("the operation `{other}` has no method in-process: write one"),
@@ -166,7 +166,7 @@ async fn a_refusal_has_the_words_and_the_id_of_any_other() {
     assert_eq!(problem.to_string(), problem.detail);
     let problem = api.show_node("").await.unwrap_err();
     assert_eq!(problem.code, Code::NotFound);
-    let problem = api.list_tokens().await.unwrap_err();
+    let problem = api.list_tokens(&ListTokens::default()).await.unwrap_err();
     assert!(problem.detail.contains("`user:alice`"), "{problem}");
     gateway.shutdown().await;
 }
@@ -184,7 +184,45 @@ async fn a_users_scopes_are_the_most_that_it_can_give_away() {
     assert!(made.unwrap().token.starts_with("moltis_"));
     let refused = api.create_token(&make("more", Scope::RunsWrite)).await;
     assert_eq!(refused.unwrap_err().code, Code::ScopeMissing);
-    assert_eq!(api.list_tokens().await.unwrap().items.len(), 1);
+    assert_eq!(
+        api.list_tokens(&ListTokens::default())
+            .await
+            .unwrap()
+            .items
+            .len(),
+        1
+    );
     api.revoke_token("mine").await.unwrap();
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn lists_that_have_pages_have_them_here_too() {
+    let (_dir, gateway) = gateway().await;
+    let api = gateway.on_behalf_of(Principal::Operator);
+    for name in ["first", "second"] {
+        let token = CreateToken {
+            name: name.to_owned(),
+            scopes: vec![Scope::NodesRead],
+            expires_in_seconds: None,
+        };
+        api.create_token(&token).await.unwrap();
+    }
+    let mut query = ListTokens {
+        limit: Some(1),
+        ..ListTokens::default()
+    };
+    let mut names = Vec::new();
+    loop {
+        let page = api.list_tokens(&query).await.unwrap();
+        assert_eq!(page.items.len(), 1);
+        names.extend(page.items.into_iter().map(|token| token.name));
+        query.cursor = page.next;
+        if query.cursor.is_none() {
+            break;
+        }
+    }
+    names.sort(); // two that were made in one millisecond have no order
+    assert_eq!(names, ["first", "second"]);
     gateway.shutdown().await;
 }

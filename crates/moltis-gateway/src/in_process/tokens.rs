@@ -3,15 +3,15 @@
 use super::InProcess;
 use crate::api::List;
 use crate::api::problem::Problem;
-use crate::api::tokens::{CreateToken, NewToken, Token};
+use crate::api::tokens::{CreateToken, ListTokens, NewToken, Token};
 
 impl InProcess {
-    /// Returns the tokens, without their secrets.
+    /// Returns the tokens without their secrets, the oldest first, a page at a time.
     ///
     /// # Errors
     /// The [`Problem`] that the route answers with.
-    pub async fn list_tokens(&self) -> Result<List<Token>, Problem> {
-        self.call("list_tokens").answer().await
+    pub async fn list_tokens(&self, query: &ListTokens) -> Result<List<Token>, Problem> {
+        self.call("list_tokens").ask(query).answer().await
     }
 
     /// Makes a token with no more scopes than its maker has.
