@@ -156,6 +156,8 @@ fn a_program_with_its_own_login_embeds_the_gateway_below_a_prefix() {
     let command = "node=box&command=printf+hello%3B+exit+3";
     let ran = portal.form("/run", &[&alice], command);
     assert_eq!(ran.body, "hello\n-- Exited with 3 --\n");
+    assert_eq!(ran.header("content-type"), "text/plain; charset=utf-8");
+    assert_eq!(ran.header("x-content-type-options"), "nosniff");
     let run = json!({"node": "box", "argv": ["echo", "hi"]});
     let ran = portal.api(&alice, "POST", "runs?wait=true", &run);
     assert_eq!(ran.json()["stdout"], "hi\n", "{ran:?}");

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::response::{Html, IntoResponse, Response};
 use axum::{Extension, Form};
 use bytes::Bytes;
@@ -71,7 +72,13 @@ pub(crate) async fn run(
             let text = started
                 .frames
                 .filter_map(|frame| future::ready(words(frame)));
-            Body::from_stream(text.map(Ok::<_, Infallible>)).into_response()
+            let body = Body::from_stream(text.map(Ok::<_, Infallible>));
+            // What a command prints is text and nothing else, or it could be a page of this site.
+            let headers = [
+                (CONTENT_TYPE, "text/plain; charset=utf-8"),
+                (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            ];
+            (headers, body).into_response()
         }
         Err(problem) => refused(&problem),
     }
