@@ -194,13 +194,14 @@ fn at_once(output: Output, client: &Client, many: &Many, nodes: usize) -> usize 
     let files = open_files::raise().now.unwrap_or(u64::MAX);
     let room = files.saturating_sub(OTHER_FILES);
     let room = usize::try_from(room).unwrap_or(usize::MAX).max(1);
-    if client.is_remote() && wanted > REMOTE_AT_ONCE_MAX.min(room) {
-        let at_once = REMOTE_AT_ONCE_MAX.min(room);
+    let wanted = if client.is_remote() && wanted.min(room) > REMOTE_AT_ONCE_MAX {
         output.note(&format!(
-            "at most {at_once} nodes at a time, as the gateway takes few more connections from one machine"
+            "at most {REMOTE_AT_ONCE_MAX} nodes at a time, as the gateway takes few more connections from one machine"
         ));
-        return at_once;
-    }
+        REMOTE_AT_ONCE_MAX
+    } else {
+        wanted
+    };
     if wanted > room {
         output.note(&format!(
             "at most {room} nodes at a time, as this process may hold {files} files open (ulimit -n)"

@@ -91,19 +91,20 @@ impl Shared {
     pub(super) async fn follow_one(self: Rc<Self>, at: usize, node_id: String) {
         let tell = async |news| self.news.send((at, news)).await.is_ok();
         let turn = self.turns.acquire().await;
+        let starting = self.starting.acquire().await;
+        // Behind both waits: what is held back meanwhile is not started.
         if self.holds_back.get() {
+            drop(starting);
             tell(News::Over(Became::HeldBack)).await;
             return;
         }
-        let started = {
-            let _starting = self.starting.acquire().await;
-            let request = StartRun {
-                // By its id, which is nobody else's.
-                node: Some(format!("node:{node_id}")),
-                ..self.request.clone()
-            };
-            once(async |key| self.client.start_and_follow(&request, key).await).await
+        let request = StartRun {
+            // By its id, which is nobody else's.
+            node: Some(format!("node:{node_id}")),
+            ..self.request.clone()
         };
+        let started = once(async |key| self.client.start_and_follow(&request, key).await).await;
+        drop(starting);
         let (run_id, pieces) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -143,5 +144,40 @@ impl Shared {
     pub(super) async fn cancel(self: Rc<Self>, run_id: String, refused: mpsc::Sender<ApiError>) {
         let _asking = self.asking.acquire().await;
         cancel::until_heard(&self.client, &run_id, refused).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::{LocalSet, spawn_local, yield_now};
+
+    use super::*;
+    use crate::args::Remote;
+    use crate::settings::Settings;
+
+    #[tokio::test]
+    async fn who_waits_to_start_is_held_back_too() {
+        let remote = Remote {
+            gateway: Some("http://127.0.0.1:1".to_owned()),
+            tls_ca: None,
+        };
+        let client = Client::new(&Settings::default(), &remote).unwrap();
+        let (news, mut told) = mpsc::channel(1);
+        let shared = Shared::new(client, StartRun::default(), 8, OnFailure::GoOn, news);
+        let all_start = shared
+            .starting
+            .try_acquire_many(u32::try_from(STARTING_MAX).unwrap())
+            .unwrap();
+        let first = async {
+            spawn_local(Rc::clone(&shared).follow_one(0, "box".to_owned()));
+            while shared.turns.available_permits() == 8 {
+                yield_now().await;
+            }
+            shared.hold_back();
+            drop(all_start);
+            told.recv().await
+        };
+        let first = LocalSet::new().run_until(first).await;
+        assert!(matches!(first, Some((0, News::Over(Became::HeldBack)))));
     }
 }
