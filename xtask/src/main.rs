@@ -76,7 +76,7 @@ const COMMANDS: &[Command] = &[
     ),
     (
         "bless",
-        "write the golden vectors anew, with `--all` the snapshots too",
+        "write the golden vectors and docs/cli.md anew, with `--all` the snapshots too",
         bless::run,
     ),
     (

@@ -315,7 +315,7 @@ makes manual pages of it. What an operator does with them stands in [operating.m
         let stored = std::fs::read_to_string(file).unwrap();
         assert!(
             stored == page,
-            "docs/cli.md says something else than the commands: MOLTIS_BLESS=1 writes it anew; \
+            "docs/cli.md says something else than the commands: `cargo xtask bless` writes it anew; \
              what it says now:\n{page}"
         );
     }

@@ -1,7 +1,7 @@
 //! Golden vectors of whole handshakes: `moltis-proto/tests/vectors/handshake.json`.
 //!
 //! Two real ends with fixed keys, nonces and ephemerals, in each subprotocol. Whoever writes a
-//! node in another language replays them. `MOLTIS_BLESS=1` writes the file anew; without it a
+//! node in another language replays them. `cargo xtask bless` writes the file anew; without it a
 //! difference is a failure.
 
 use std::cell::RefCell;
@@ -119,7 +119,7 @@ fn handshakes_are_byte_for_byte_those_of_the_vectors() {
     assert!(
         stored == text,
         "the wire has changed: {different:?}; a struct that has been on the wire never changes, \
-         and a new message needs a number in the ledger. MOLTIS_BLESS=1 writes {}",
+         and a new message needs a number in the ledger. `cargo xtask bless` writes {}",
         path.display()
     );
 }
