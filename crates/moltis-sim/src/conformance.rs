@@ -17,6 +17,7 @@ mod relay;
 mod report;
 mod rows;
 mod run;
+mod secret;
 mod stage;
 mod trouble;
 

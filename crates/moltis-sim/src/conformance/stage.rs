@@ -116,6 +116,11 @@ impl Stage {
         self.dir.join("work")
     }
 
+    /// Returns the directory that is the node's.
+    pub(super) fn state_dir(&self) -> PathBuf {
+        self.dir.join("s")
+    }
+
     pub(super) fn patience(&self) -> Duration {
         self.plan.patience
     }
@@ -129,7 +134,7 @@ impl Stage {
     /// Starts the node, as it is in its state directory.
     pub(super) fn start_node(&mut self) -> Played {
         let url = format!("ws://{}/ws", self.address);
-        let state_dir = self.dir.join("s");
+        let state_dir = self.state_dir();
         let printed = self.dir.join("printed");
         let node = NodeProcess::start(&self.plan.command, &url, &state_dir, &printed)?;
         self.node = Some(node);

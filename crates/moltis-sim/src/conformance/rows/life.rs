@@ -345,6 +345,8 @@ async fn goodbye(stage: &mut Stage) -> Played {
         let since = Instant::now();
         peer.send(&ToNode::Goodbye { reason, back_in_ms }).await?;
         peer.closes("it has heard `goodbye`").await?;
+        // Or else it may be the end of this connection that it waits for.
+        drop(peer);
         // Half a second is the shortest wait, whatever is asked for.
         let least = Duration::from_millis(back_in_ms.max(500));
         let rest = least.saturating_sub(since.elapsed() + Duration::from_millis(50));
@@ -360,6 +362,7 @@ async fn superseded(stage: &mut Stage) -> Played {
     let code = CloseCode::Superseded;
     peer.send(&ToNode::Close { code }).await?;
     peer.closes("its connection was taken over").await?;
+    drop(peer);
     stage
         .does_not_dial(WATCH, "two processes of one device would fight for ever")
         .await
@@ -370,6 +373,7 @@ async fn revoked(stage: &mut Stage) -> Played {
     let code = CloseCode::Revoked;
     peer.send(&ToNode::Close { code }).await?;
     peer.closes("it was revoked").await?;
+    drop(peer);
     let watched = Duration::from_secs(5);
     stage
         .does_not_dial(watched, "a node that was revoked is not mended by dialling")
