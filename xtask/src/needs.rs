@@ -4,6 +4,7 @@
 //! printed, and the parts that need it are NOT TESTED.
 
 use std::env;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,10 +15,41 @@ use rustix::process::getuid;
 
 use crate::{process, say};
 
-/// A program that the tests start.
+/// What a test may lack.
+#[derive(Debug, Clone, Copy)]
+enum Thing {
+    /// A program that it starts.
+    Program(&'static str),
+    /// A module of `python3`, which Debian takes apart into packages.
+    Module(&'static str),
+}
+
+impl Thing {
+    fn is_here(self) -> bool {
+        match self {
+            Self::Program(name) => find(name).is_some(),
+            Self::Module(name) => {
+                let mut python = Command::new("python3");
+                let import = format!("import {name}");
+                process::stdout_of(python.args(["-c", &import]), ASK).is_ok()
+            }
+        }
+    }
+}
+
+impl fmt::Display for Thing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Program(name) => write!(f, "`{name}`"),
+            Self::Module(name) => write!(f, "`{name}` of python3"),
+        }
+    }
+}
+
+/// Something that the tests need.
 #[derive(Debug)]
 struct Need {
-    program: &'static str,
+    thing: Thing,
     /// Debian's package of it.
     package: &'static str,
     why: &'static str,
@@ -25,57 +57,62 @@ struct Need {
 
 const NEEDS: &[Need] = &[
     Need {
-        program: "ssh-keygen",
+        thing: Thing::Program("ssh-keygen"),
         package: "openssh-client",
         why: "our fingerprints are compared with its own",
     },
     Need {
-        program: "ssh",
+        thing: Thing::Program("ssh"),
         package: "openssh-client",
         why: "the bench measures beside it",
     },
     Need {
-        program: "sshd",
+        thing: Thing::Program("sshd"),
         package: "openssh-server",
         why: "the bench's client of OpenSSH's mux socket is proved against a real server",
     },
     Need {
-        program: "ps",
+        thing: Thing::Program("ps"),
         package: "procps",
         why: "what a quickstart leaves running is looked for",
     },
     Need {
-        program: "systemctl",
+        thing: Thing::Program("systemctl"),
         package: "systemd",
         why: "services are installed into a real user manager",
     },
     Need {
-        program: "unshare",
+        thing: Thing::Program("unshare"),
         package: "util-linux",
         why: "that manager runs in namespaces of its own",
     },
     Need {
-        program: "python3",
+        thing: Thing::Program("python3"),
         package: "python3",
         why: "its parser of property lists is not ours",
     },
     Need {
-        program: "faketime",
+        thing: Thing::Module("ensurepip"),
+        package: "python3-venv",
+        why: "the packages of the node in Python and of Schemathesis have a place of their own",
+    },
+    Need {
+        thing: Thing::Program("faketime"),
         package: "faketime",
         why: "the clock of a gateway and of a node is made to jump",
     },
     Need {
-        program: "groff",
+        thing: Thing::Program("groff"),
         package: "groff-base",
         why: "it reads our manual pages",
     },
     Need {
-        program: "bash",
+        thing: Thing::Program("bash"),
         package: "bash",
         why: "it completes our commands",
     },
     Need {
-        program: "git",
+        thing: Thing::Program("git"),
         package: "git",
         why: "cargo-deny fetches its advisories with it",
     },
@@ -86,6 +123,9 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// How long apt-get may take.
 const APT: Duration = Duration::from_mins(10);
+
+/// How long Python may take to find a module.
+const ASK: Duration = Duration::from_mins(1);
 
 /// Installs what is missing where we may, and returns a line for each need that stays unmet.
 pub(crate) fn meet() -> Vec<String> {
@@ -108,12 +148,12 @@ pub(crate) fn meet() -> Vec<String> {
             "missing: install these with your package manager: {packages}"
         ));
     }
-    let unmet = |need: &Need| format!("`{}`: {}", need.program, need.why);
+    let unmet = |need: &Need| format!("{}: {}", need.thing, need.why);
     missing.into_iter().map(unmet).collect()
 }
 
 fn missing() -> Vec<&'static Need> {
-    let is_missing = |need: &&Need| find(need.program).is_none();
+    let is_missing = |need: &&Need| !need.thing.is_here();
     NEEDS.iter().filter(is_missing).collect()
 }
 
@@ -188,6 +228,15 @@ mod tests {
             packages(&[&NEEDS[0], &NEEDS[1], &NEEDS[2]]),
             "openssh-client openssh-server"
         );
+    }
+
+    #[test]
+    fn a_module_of_python_is_no_program() {
+        assert!(!Thing::Module("no_such_module").is_here());
+        // Every Python has it.
+        assert_eq!(Thing::Module("json").is_here(), find("python3").is_some());
+        let shown = Thing::Module("ensurepip").to_string();
+        assert_eq!(shown, "`ensurepip` of python3");
     }
 
     #[test]
