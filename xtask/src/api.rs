@@ -23,7 +23,7 @@ use crate::{process, say};
 
 const SCHEMATHESIS: Venv = Venv {
     name: "schemathesis",
-    requirements: "xtask/schemathesis.txt",
+    requirements: &["xtask/schemathesis.txt"],
 };
 
 /// What would end the token or the node that everything else needs.

@@ -3,19 +3,20 @@
 //! `cargo xtask conformance -- <command>` asks that of anybody's node, `cargo xtask test` of every
 //! node in this repository.
 
+mod spoiled;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use std::{iter, thread};
 
-use anyhow::{Context as _, bail};
-use serde_json::Value;
+use anyhow::bail;
 
 use crate::test::Untested;
 use crate::tools::Venv;
 use crate::workspace::ROOT;
-use crate::{needs, process, say, workspace};
+use crate::{process, say, workspace};
 
 /// How long a build may take.
 const BUILD: Duration = Duration::from_mins(20);
@@ -24,44 +25,20 @@ const BUILD: Duration = Duration::from_mins(20);
 /// wait its patience.
 const TABLE: Duration = Duration::from_mins(30);
 
-/// Commands that spoil the Rust page, which stands for `$0`; the rows that they are judged by, and
-/// those of them that have to fail. A table that cannot fail says nothing.
-const SPOILED: &[(&str, &str, &[&str], &[&str])] = &[
-    (
-        "a node that forgets everything when it ends",
-        r#"rm -rf "$2"/*; exec "$0" "$1" "$2""#,
-        &["ping", "pin-mismatch", "killed-node"],
-        &["pin-mismatch", "killed-node"],
-    ),
-    (
-        "a node whose commands have no PATH",
-        r#"PATH= exec "$0" "$1" "$2""#,
-        &["run-shell", "run-env"],
-        &["run-env"],
-    ),
-    (
-        "a node whose clock is an hour ahead",
-        r#"exec faketime -f +1h "$0" "$1" "$2""#,
-        &["ping", "clock"],
-        &["clock"],
-    ),
-    (
-        "a node that ends with its first connection",
-        r#"exec timeout 2 "$0" "$1" "$2""#,
-        &["run-argv", "silence"],
-        &["silence"],
-    ),
-    ("no node at all", "false", &["upgrade"], &["upgrade"]),
-];
-
 /// Where the node in Python is.
 const PYTHON_NODE: &str = "examples/python-node";
 
-/// A Python with the packages of that node.
+/// A Python with the packages of that node and of its tests.
 const PYTHON: Venv = Venv {
     name: "python-node",
-    requirements: "examples/python-node/requirements.txt",
+    requirements: &[
+        "examples/python-node/requirements.txt",
+        "examples/python-node/requirements-dev.txt",
+    ],
 };
+
+/// What the tests of that node are called here.
+const OWN_TESTS: &str = "the tests of the node in Python";
 
 /// `cargo xtask conformance [flags] -- <command>`.
 pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
@@ -70,7 +47,8 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
 }
 
 /// A part of `cargo xtask test`: ours, the Rust page and the node in Python, side by side, as one
-/// row of each waits for 45 seconds.
+/// row of each waits for 45 seconds, and beside them the tests of the node in Python; then the nodes
+/// that must not pass.
 pub(crate) fn check() -> anyhow::Result<Vec<Untested>> {
     build(&["--bins", "--examples"])?;
     let debug = workspace::target().join("debug");
@@ -78,78 +56,78 @@ pub(crate) fn check() -> anyhow::Result<Vec<Untested>> {
     let page = words(debug.join("examples/own_node"), &["{url}", "{state_dir}"]);
     let mut nodes = vec![("moltis", ours), ("the Rust page", page)];
     let mut untested = Vec::new();
-    match PYTHON.program("python") {
-        Ok(python) => {
-            let module = [
-                "-m",
-                "moltis_node",
-                "--host",
-                "{url}",
-                "--state",
-                "{state_dir}",
-            ];
-            nodes.push(("the node in Python", words(python, &module)));
+    let python = match PYTHON.program("python") {
+        Ok(python) => Some(python),
+        Err(error) => {
+            untested.push(Untested::new("the node in Python", &format!("{error:#}")));
+            None
         }
-        Err(error) => untested.push(Untested::new("the node in Python", &format!("{error:#}"))),
+    };
+    if let Some(python) = &python {
+        nodes.push(("the node in Python", python_words(python)));
     }
-    let tables = thread::scope(|scope| {
+    let (tables, own_tests) = thread::scope(|scope| {
         let judged = nodes.iter().map(|(_, words)| scope.spawn(|| judge(words)));
         let judged: Vec<_> = judged.collect();
+        let own_tests = python.as_deref().map(own_tests);
         let tables = judged.into_iter().map(thread::ScopedJoinHandle::join);
-        tables.collect::<Vec<_>>()
+        (tables.collect::<Vec<_>>(), own_tests)
     });
     let mut failed = Vec::new();
     for ((name, _), table) in nodes.iter().zip(tables) {
-        say::line(&format!("{name}:"));
         let table =
             table.unwrap_or_else(|_| bail!("the thread that waited for it has panicked"))?;
-        say::line(table.stdout.trim_end());
-        if !table.status.success() {
-            say::problem(table.stderr.trim_end());
+        if !tell(name, &table) {
             failed.push(*name);
         }
     }
+    if let Some(own_tests) = own_tests
+        && !tell(OWN_TESTS, &own_tests?)
+    {
+        failed.push(OWN_TESTS);
+    }
     if !failed.is_empty() {
-        bail!("does not conform: {}", failed.join(", "))
+        bail!("failed: {}", failed.join(", "))
     }
-    for spoiled in SPOILED {
-        if spoiled.1.contains("faketime") && needs::find("faketime").is_none() {
-            untested.push(Untested::new(spoiled.0, "`faketime` is not installed"));
-            continue;
-        }
-        fails(spoiled, &debug.join("examples/own_node"))?;
-    }
+    untested.extend(spoiled::check(python.as_deref())?);
     Ok(untested)
-}
-
-/// Makes sure that a spoiled node fails the rows that it has to fail, and no others.
-fn fails(
-    (name, line, rows, expected): &(&str, &str, &[&str], &[&str]),
-    page: &Path,
-) -> anyhow::Result<()> {
-    let mut table = program();
-    table.args(["--json", "--patience", "5"]);
-    table.args(rows.iter().flat_map(|row| ["--only", row]));
-    table.args(["--", "sh", "-c", line]).arg(page);
-    let output = process::output(table.args(["{url}", "{state_dir}"]), TABLE)?;
-    let said: Value = serde_json::from_str(&output.stdout)
-        .with_context(|| format!("{name}: {}", output.stderr.trim_end()))?;
-    let rows = said["rows"].as_array().into_iter().flatten();
-    let failed = rows.filter(|row| row["result"] == "FAILED");
-    let failed: Vec<_> = failed.filter_map(|row| row["row"].as_str()).collect();
-    if failed != *expected || output.status.code() != Some(1) {
-        bail!("{name} has to fail {expected:?}, and fails {failed:?}: {said:#}");
-    }
-    say::line(&format!(
-        "{name}: fails {}, as it has to",
-        failed.join(" and ")
-    ));
-    Ok(())
 }
 
 fn words(program: PathBuf, rest: &[&str]) -> Vec<OsString> {
     let rest = rest.iter().map(OsString::from);
     iter::once(program.into_os_string()).chain(rest).collect()
+}
+
+/// Returns the words that start the node in Python.
+fn python_words(python: &Path) -> Vec<OsString> {
+    let rest = [
+        "-m",
+        "moltis_node",
+        "--host",
+        "{url}",
+        "--state",
+        "{state_dir}",
+    ];
+    words(python.to_owned(), &rest)
+}
+
+/// Prints what came of something, and returns whether that was good.
+fn tell(name: &str, came: &process::Output) -> bool {
+    say::line(&format!("{name}:"));
+    say::line(came.stdout.trim_end());
+    if !came.status.success() {
+        say::problem(came.stderr.trim_end());
+    }
+    came.status.success()
+}
+
+/// Runs the tests that the node in Python brings along, against our binary.
+fn own_tests(python: &Path) -> anyhow::Result<process::Output> {
+    let mut pytest = Command::new(python);
+    pytest.args(["-m", "pytest", "--quiet"]);
+    pytest.current_dir(ROOT.join(PYTHON_NODE));
+    pytest.env("MOLTIS_BIN", workspace::binary("debug"));
+    process::output(&mut pytest, TABLE)
 }
 
 fn judge(node: &[OsString]) -> anyhow::Result<process::Output> {

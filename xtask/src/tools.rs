@@ -59,21 +59,25 @@ impl Tool {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Venv {
     pub(crate) name: &'static str,
-    /// The file that names its packages and their versions, from the root of the repository.
-    pub(crate) requirements: &'static str,
+    /// The files that name its packages and their versions, from the root of the repository.
+    pub(crate) requirements: &'static [&'static str],
 }
 
 impl Venv {
     /// Returns where one of its programs is, and fetches the packages first where they are not those
-    /// of the file.
+    /// of the files.
     ///
     /// # Errors
     ///
     /// When they cannot be fetched.
     pub(crate) fn program(self, program: &str) -> anyhow::Result<PathBuf> {
         let home = workspace::target().join("tools").join(self.name);
-        let wanted = ROOT.join(self.requirements);
-        let wanted = fs::read(&wanted).with_context(|| format!("reading {}", wanted.display()))?;
+        let mut wanted = Vec::new();
+        for file in self.requirements {
+            let file = ROOT.join(file);
+            let text = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+            wanted.extend(text);
+        }
         let has = home.join("requirements.txt");
         let program = home.join("bin").join(program);
         if program.is_file() && fs::read(&has).is_ok_and(|has| has == wanted) {
@@ -84,8 +88,10 @@ impl Venv {
         process::stdout_of(venv.args(["-m", "venv", "--clear"]).arg(&home), INSTALL)?;
         let mut pip = Command::new(home.join("bin/python"));
         pip.args(["-m", "pip", "install", "--quiet", "--no-input"]);
-        pip.args(["--disable-pip-version-check", "--requirement"]);
-        pip.arg(ROOT.join(self.requirements));
+        pip.arg("--disable-pip-version-check");
+        for file in self.requirements {
+            pip.arg("--requirement").arg(ROOT.join(file));
+        }
         process::stdout_of(&mut pip, INSTALL).context("its packages cannot be fetched")?;
         // Last, so that what was cut off begins anew.
         fs::write(&has, wanted).with_context(|| format!("writing {}", has.display()))?;
