@@ -116,6 +116,12 @@ impl Stage {
         self.dir.join("work")
     }
 
+    /// Returns the loop of a command without an end, for a shell. It ends with the row's world, and
+    /// names it, so that it outlives no row whose node has let it live.
+    pub(super) fn endless(&self, step: &str) -> String {
+        format!("while test -e '{}'; do {step}; done", self.work().display())
+    }
+
     /// Returns the directory that is the node's.
     pub(super) fn state_dir(&self) -> PathBuf {
         self.dir.join("s")
@@ -430,5 +436,33 @@ fn negotiate(headers: &HeaderMap, choice: Choice) -> Option<Negotiated> {
                 chosen: wanted,
                 ..negotiated
             }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use moltis_gateway::config::STANDARD_WINDOWS;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_command_without_an_end_lives_as_long_as_its_rows_world() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = Plan {
+            command: NodeCommand::new(Vec::new()),
+            on_end: OnEnd::Fail,
+            patience: Duration::from_secs(1),
+        };
+        let world = dir.path().join("0");
+        let stage = Stage::new(plan, world.clone(), STANDARD_WINDOWS).await;
+        let endless = stage.unwrap().endless("sleep 0.05");
+        assert!(endless.contains(&format!("{}/", world.display())));
+        let mut command = Command::new("sh");
+        let mut command = command.args(["-c", &endless]).spawn().unwrap();
+        assert!(command.try_wait().unwrap().is_none());
+        drop(dir);
+        assert!(command.wait().unwrap().success());
     }
 }

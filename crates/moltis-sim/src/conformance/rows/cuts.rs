@@ -264,7 +264,7 @@ async fn ended(stage: &mut Stage) -> Played {
 
 async fn unresumed(stage: &mut Stage) -> Played {
     let mut peer = stage.joined().await?;
-    let line = "while :; do echo more; sleep 0.1; done";
+    let line = stage.endless("echo more; sleep 0.1");
     let run_id = peer.start(shell(line)).await?;
     has_come(&mut peer, run_id, 5).await?;
     let mut peer = back(stage, peer).await?;

@@ -63,7 +63,8 @@ async fn prints(peer: &mut Peer, run_id: moltis_proto::RunId, text: &[u8]) -> Pl
 
 async fn signal(stage: &mut Stage) -> Played {
     let mut peer = stage.joined().await?;
-    let line = "trap 'echo caught; exit 3' USR1; echo ready; while :; do sleep 0.1; done";
+    let endless = stage.endless("sleep 0.1");
+    let line = format!("trap 'echo caught; exit 3' USR1; echo ready; {endless}");
     let run_id = peer.start(shell(line)).await?;
     prints(&mut peer, run_id, b"ready\n").await?;
     let signal = rustix::process::Signal::USR1.as_raw();
@@ -75,7 +76,8 @@ async fn signal(stage: &mut Stage) -> Played {
 
 async fn cancel(stage: &mut Stage) -> Played {
     let mut peer = stage.joined().await?;
-    let line = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.1; done";
+    let endless = stage.endless("sleep 0.1");
+    let line = format!("trap 'echo bye; exit 0' TERM; echo ready; {endless}");
     let run_id = peer.start(shell(line)).await?;
     prints(&mut peer, run_id, b"ready\n").await?;
     peer.say(ToKeeper::Cancel {
@@ -101,8 +103,12 @@ async fn cancel(stage: &mut Stage) -> Played {
 }
 
 /// A line that ignores SIGTERM, with a child that does too; both print their process ids.
-const STUBBORN: &str = "trap '' TERM; echo $$; (trap '' TERM; echo $(exec sh -c 'echo $PPID'); \
-                        while :; do sleep 0.2; done) & while :; do sleep 0.2; done";
+fn stubborn(stage: &Stage) -> String {
+    let endless = stage.endless("sleep 0.2");
+    format!(
+        "trap '' TERM; echo $$; (trap '' TERM; echo $(exec sh -c 'echo $PPID'); {endless}) & {endless}"
+    )
+}
 
 async fn group(peer: &mut Peer, run_id: moltis_proto::RunId) -> Played<Vec<Pid>> {
     peer.until("two process ids on stdout", |peer| {
@@ -133,7 +139,7 @@ async fn all_gone(pids: &[Pid]) -> Played {
 
 async fn cancel_kill(stage: &mut Stage) -> Played {
     let mut peer = stage.joined().await?;
-    let run_id = peer.start(shell(STUBBORN)).await?;
+    let run_id = peer.start(shell(stubborn(stage))).await?;
     let pids = group(&mut peer, run_id).await?;
     peer.say(ToKeeper::Cancel {
         run_id,
@@ -147,7 +153,7 @@ async fn cancel_kill(stage: &mut Stage) -> Played {
 
 async fn timeout(stage: &mut Stage) -> Played {
     let mut peer = stage.joined().await?;
-    let mut spec = shell(STUBBORN);
+    let mut spec = shell(stubborn(stage));
     spec.timeout_ms = Some(2000);
     spec.grace_ms = 300;
     let since = Instant::now();
@@ -168,7 +174,8 @@ async fn timeout(stage: &mut Stage) -> Played {
 async fn background(stage: &mut Stage) -> Played {
     let mut peer = stage.joined().await?;
     let since = Instant::now();
-    let run = peer.play(shell("sleep 60 & echo done")).await?;
+    let line = format!("({}) & echo done", stage.endless("sleep 1"));
+    let run = peer.play(shell(line)).await?;
     run.exited(0)?;
     run.printed(b"done\n")?;
     let took = since.elapsed();
