@@ -174,6 +174,11 @@ async fn changed(stage: &mut Stage) -> Played {
         "`refused: digest_mismatch`",
         format!("{refused:?}"),
     )?;
+    // Before it is over, the first one may have yet to write.
+    peer.until("the `ended` of the run that goes on", |peer| {
+        peer.runs.get(&run_id)?.ended.as_ref().map(drop)
+    })
+    .await?;
     once(&file)
 }
 
