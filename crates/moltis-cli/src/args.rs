@@ -244,9 +244,17 @@ fn helped(mut error: clap::Error) -> clap::Error {
         Some(ContextValue::String(word)) => word.clone(),
         _ => String::new(),
     };
+    let is_gateway = matches!(
+        error.get(ContextKind::InvalidArg),
+        Some(ContextValue::String(argument)) if argument == "--gateway"
+    );
     let is_exec = std::env::args().any(|word| word == "exec");
     let tip = if LATER.contains(&&*word) {
         format!("`{word}` comes with a later release")
+    } else if is_gateway && error.kind() == ErrorKind::UnknownArgument {
+        "--gateway stands behind a command that asks a gateway: moltis node list --gateway <url>; \
+         MOLTIS_GATEWAY names one for all of them"
+            .to_owned()
     } else if is_exec && error.kind() == ErrorKind::UnknownArgument {
         "`--` goes before the command: moltis node exec <node> -- uname -a".to_owned()
     } else {

@@ -75,7 +75,7 @@ pub enum Action {
     ReadRuns,
     /// Start, feed, signal, cancel and claim runs.
     WriteRuns,
-    /// Run something on the gateway's own machine, or feed what runs there. It runs as the user whose
+    /// Run something on the gateway's own machine, or feed, signal, end or claim what runs there. It runs as the user whose
     /// gateway this is, so whoever may do that is the operator.
     RunHere,
     /// See, make and revoke tokens.

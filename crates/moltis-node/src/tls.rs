@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -65,7 +66,12 @@ impl ExtraRoots {
             path: path.to_owned(),
             source,
         };
-        let file = File::open(path).map_err(failed)?;
+        // A pipe is opened without waiting for whoever writes to it, and then refused.
+        let file = File::options()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+            .open(path)
+            .map_err(failed)?;
         if !file.metadata().map_err(failed)?.is_file() {
             let words = "it is no ordinary file";
             return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, words)));

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use moltis_gateway::api::PREFIX;
+
 use crate::failure::{Failure, usage};
 use crate::paths::Home;
 
@@ -58,10 +60,9 @@ impl Address {
                 "is where nodes dial, not where a gateway is administered",
             ));
         }
-        let (scheme, rest) = url
-            .strip_prefix("http://")
+        let (scheme, rest) = after_scheme(url, "http://")
             .map(|rest| (Scheme::Http, rest))
-            .or_else(|| Some((Scheme::Https, url.strip_prefix("https://")?)))
+            .or_else(|| Some((Scheme::Https, after_scheme(url, "https://")?)))
             .ok_or_else(|| wrong("begins with neither `https://` nor `http://`"))?;
         if rest.contains(['?', '#']) {
             return Err(wrong("has a query or a fragment"));
@@ -92,6 +93,11 @@ impl Address {
         if !sound(host) || !sound(path) {
             return Err(wrong("holds a character that no address has"));
         }
+        if path.trim_end_matches('/').ends_with(PREFIX) {
+            return Err(wrong(&format!(
+                "ends with `{PREFIX}`, which every command adds by itself"
+            )));
+        }
         Ok(Self::Remote {
             url: url.to_owned(),
             scheme,
@@ -117,6 +123,12 @@ impl Address {
             Self::Remote { prefix, .. } => prefix,
         }
     }
+}
+
+/// Returns what follows a scheme, whose letters may be of any case (RFC 3986, 3.1).
+fn after_scheme<'a>(url: &'a str, scheme: &str) -> Option<&'a str> {
+    let (head, rest) = url.split_at_checked(scheme.len())?;
+    head.eq_ignore_ascii_case(scheme).then_some(rest)
 }
 
 /// Returns whether this is a host without a port: an IPv6 address stands in brackets.
@@ -156,6 +168,7 @@ mod tests {
             ("https://gateway.lan", "gateway.lan:443", ""),
             ("https://[::1]/moltis", "[::1]:443", "/moltis"),
             ("https://gateway.lan:9090/", "gateway.lan:9090", ""),
+            ("HTTPS://gateway.lan", "gateway.lan:443", ""),
         ] {
             let address = Address::parse(url).unwrap();
             assert_eq!(address.host_header(), host_header);
@@ -171,6 +184,7 @@ mod tests {
         assert!(said("https://gw:").contains("no port"));
         assert!(said("ws://gw:1/ws").contains("where nodes dial"));
         assert!(said("gw:9090").contains("http://"));
+        assert!(said("http://gw:1/moltis/api/v1/").contains("adds by itself"));
         assert!(said("http://gw").contains("no host and port"));
         assert!(said("http://::1:80").contains("no host and port"));
         assert!(said("http://gw:0").contains("no port"));

@@ -12,7 +12,7 @@ use crate::api::address::escape;
 use crate::args::token::{Create, List, Revoke, Token};
 use crate::exit::Exit;
 use crate::failure::failure;
-use crate::units::{ago, short, until};
+use crate::units::{ago, until};
 
 /// `moltis token …`.
 pub(super) async fn run(context: &Context, args: Token) -> anyhow::Result<Exit> {
@@ -67,7 +67,7 @@ fn row(token: &ApiToken, now: Timestamp) -> Vec<String> {
     let scopes: Vec<_> = token.scopes.iter().map(|scope| scope.as_str()).collect();
     vec![
         token.name.clone(),
-        short(&token.id).to_owned(),
+        token.id.clone(),
         scopes.join(","),
         match token.expires_at {
             None => "never".to_owned(),
@@ -97,7 +97,10 @@ async fn revoke(context: &Context, args: Revoke) -> anyhow::Result<Exit> {
                 .into());
         }
         several => {
-            let ids: Vec<_> = several.iter().map(|token| token.id.as_str()).collect();
+            let ids: Vec<_> = several
+                .iter()
+                .map(|token| format!("{} ({})", token.id, token.name))
+                .collect();
             return Err(failure(format!("`{wanted}` could mean several tokens"))
                 .hint(format!("name one by its id: {}", ids.join(", ")))
                 .into());

@@ -486,7 +486,12 @@ fn a_token_that_may_run_may_run_on_many_and_never_here() {
     let (home, machines) = (Home::new(), machines(2));
     let gateway = home.gateway();
     let _nodes = join(&gateway, &machines, &["a=b"; 2]);
-    let token = |scope| home.ok(["token", "create", "--name", scope, "--scope", scope]);
+    let token = |scopes: &[&str]| {
+        let name = scopes.join("+");
+        let mut args = vec!["token", "create", "--name", &name];
+        args.extend(scopes.iter().flat_map(|scope| ["--scope", scope]));
+        home.ok(args)
+    };
     let with = |token: &str, args: &[&str]| {
         let mut command = home.command(args);
         command
@@ -494,11 +499,15 @@ fn a_token_that_may_run_may_run_on_many_and_never_here() {
             .env("MOLTIS_API_TOKEN", token.trim());
         Process::start(command).wait()
     };
-    let may_run = token("runs:write");
+    let may_run = token(&["runs:write", "nodes:read"]);
     let done = with(&may_run, &all(&[], "echo here"));
     assert_eq!(done.code, 0, "{done:?}");
     assert_eq!(sorted(&done.stdout), ["a | here", "b | here"]);
-    let may_look = token("runs:read");
+    let sees_nobody = token(&["runs:write"]);
+    let done = with(&sees_nobody, &all(&[], "echo here"));
+    assert_eq!(done.code, 125, "{done:?}");
+    assert!(done.stderr.contains("nodes:read"), "{done:?}");
+    let may_look = token(&["runs:read", "nodes:read"]);
     let done = with(&may_look, &all(&[], "echo here"));
     assert_eq!(done.code, 125, "{done:?}");
     assert!(done.stderr.contains("runs:write"), "{done:?}");

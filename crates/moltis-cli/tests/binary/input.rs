@@ -251,6 +251,14 @@ fn whoever_leaves_the_dashes_out_is_told_where_they_go() {
 }
 
 #[test]
+fn a_gateway_that_is_named_too_early_is_told_its_place() {
+    says(
+        &["--gateway", "http://127.0.0.1:1", "node", "list"],
+        "moltis node list --gateway <url>",
+    );
+}
+
+#[test]
 fn what_comes_later_is_said_to_come_later() {
     says(&["chat"], "`chat` comes with a later release");
     says(

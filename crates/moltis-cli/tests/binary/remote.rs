@@ -118,3 +118,34 @@ pub(crate) fn own_address() -> Option<std::net::IpAddr> {
     let ip = socket.local_addr().ok()?.ip();
     (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
 }
+
+#[test]
+fn whoever_may_not_run_here_may_not_touch_what_runs_here() {
+    let home = Home::new();
+    let gateway = home.gateway();
+    let run = home.ok(["node", "exec", "local", "--detach", "--shell", "sleep 600"]);
+    let run = run.trim();
+    let token = home.ok([
+        "token",
+        "create",
+        "--name",
+        "writer",
+        "--scope",
+        "runs:write",
+        "--scope",
+        "runs:read",
+    ]);
+    let mut cancel = home.command(["runs", "cancel", run]);
+    cancel
+        .env("MOLTIS_GATEWAY", format!("http://{}", gateway.address))
+        .env("MOLTIS_API_TOKEN", token.trim());
+    let refused = crate::harness::run(cancel);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(
+        refused.stderr.contains("lacks the scope `admin`"),
+        "{refused:?}"
+    );
+    let shown = home.json(["runs", "show", run, "--json"]);
+    assert_eq!(shown["cancel_requested_at"], serde_json::Value::Null);
+    home.ok(["runs", "cancel", run]);
+}

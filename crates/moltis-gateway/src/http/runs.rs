@@ -12,6 +12,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use moltis_proto::RunId;
 use moltis_proto::run::TtySize;
 
 use super::ApiState;
@@ -110,7 +111,7 @@ pub(super) async fn cancel(
     Id(id): Id,
     Json(asked): Json<Cancel>,
 ) -> ApiResult<(StatusCode, axum::Json<Run>)> {
-    let run = desk.runs().find(&id).await?.record.id;
+    let run = touched(&desk, &caller, &id).await?;
     let grace = asked.grace_seconds.map(Duration::from_secs);
     let status = desk.runs().cancel(run, grace, caller.asker()).await?;
     Ok((StatusCode::ACCEPTED, axum::Json(desk.run(status))))
@@ -123,7 +124,7 @@ pub(super) async fn claim(
     Id(id): Id,
     Json(Empty {}): Json<Empty>,
 ) -> ApiResult<axum::Json<Run>> {
-    let run = desk.runs().find(&id).await?.record.id;
+    let run = touched(&desk, &caller, &id).await?;
     let status = desk.runs().claim(run, caller.asker()).await?;
     Ok(axum::Json(desk.run(status)))
 }
@@ -137,13 +138,10 @@ pub(super) async fn stdin(
     Raw(bytes): Raw,
 ) -> ApiResult<axum::Json<StdinAccepted>> {
     check_offset("offset", query.offset)?;
-    let run = desk.runs().find(&id).await?.record;
-    if run.target == Target::Local {
-        caller.authorize(Action::RunHere)?;
-    }
+    let run = touched(&desk, &caller, &id).await?;
     let accepted = desk
         .runs()
-        .stdin(run.id, query.offset, bytes, query.eof)
+        .stdin(run, query.offset, bytes, query.eof)
         .await?;
     Ok(axum::Json(StdinAccepted { accepted }))
 }
@@ -151,10 +149,11 @@ pub(super) async fn stdin(
 /// `POST runs/{id}/resize`
 pub(super) async fn resize(
     State(desk): State<ApiState>,
+    caller: Caller,
     Id(id): Id,
     Json(Resize { cols, rows }): Json<Resize>,
 ) -> ApiResult<StatusCode> {
-    let run = desk.runs().find(&id).await?.record.id;
+    let run = touched(&desk, &caller, &id).await?;
     desk.runs().resize(run, TtySize { cols, rows }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -162,6 +161,7 @@ pub(super) async fn resize(
 /// `POST runs/{id}/signal`
 pub(super) async fn send_signal(
     State(desk): State<ApiState>,
+    caller: Caller,
     Id(id): Id,
     Json(asked): Json<SendSignal>,
 ) -> ApiResult<StatusCode> {
@@ -169,9 +169,18 @@ pub(super) async fn send_signal(
         let names = signal::names();
         ApiError::invalid(format!("`signal`: `{}` is none of {names}", asked.signal))
     })?;
-    let run = desk.runs().find(&id).await?.record.id;
+    let run = touched(&desk, &caller, &id).await?;
     desk.runs().signal(run, number).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Finds a run for whoever wants to do something to it: on `local`, who may start one there.
+async fn touched(desk: &ApiState, caller: &Caller, id: &str) -> ApiResult<RunId> {
+    let run = desk.runs().find(id).await?.record;
+    if run.target == Target::Local {
+        caller.authorize(Action::RunHere)?;
+    }
+    Ok(run.id)
 }
 
 /// `GET runs/{id}/follow`

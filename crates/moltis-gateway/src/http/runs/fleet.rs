@@ -15,6 +15,7 @@ use crate::http::ApiState;
 use crate::http::caller::Caller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::result;
+use crate::principal::Action;
 
 /// Answers a request that names its nodes by a selector.
 pub(super) async fn start(
@@ -27,6 +28,8 @@ pub(super) async fn start(
 ) -> ApiResult<Response> {
     check(&asked, query)?;
     if asked.dry_run {
+        // It shows what the list of nodes shows.
+        caller.authorize(Action::ReadNodes)?;
         return dry_run(desk, select);
     }
     let pace = pace(&asked)?;

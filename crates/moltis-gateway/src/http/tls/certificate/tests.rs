@@ -148,6 +148,21 @@ fn files_that_cannot_be_used_are_told_apart() {
 }
 
 #[test]
+fn a_pipe_in_the_place_of_a_file_is_refused_and_nobody_waits_for_its_writer() {
+    let dir = Dir::new();
+    let (certificate, key) = sound();
+    let files = dir.pair(&certificate, &key);
+    fs::remove_file(&files.certificate).unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(&files.certificate)
+        .status();
+    assert!(made.unwrap().success());
+    let error = files.load().unwrap_err();
+    let source = std::error::Error::source(&error).unwrap();
+    assert_eq!(source.to_string(), "it is no ordinary file");
+}
+
+#[test]
 fn a_key_that_everybody_may_read_is_refused_and_one_for_a_group_is_not() {
     let dir = Dir::new();
     let (certificate, key) = sound();
