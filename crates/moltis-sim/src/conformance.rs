@@ -6,7 +6,7 @@
 //! is scripted on the machines of `moltis-proto`, so that it can also do what no gateway should;
 //! the stories run on a real `moltis-gateway`, behind a cable that is cut at chosen bytes.
 //!
-//! Reading order: [`rows`] (the table), [`stage`] (a row's world), [`line`] and [`peer`] (the
+//! Reading order: [`rows`] (the table), [`stage`] (a row's world), [`mod@line`] and [`peer`] (the
 //! gateway's end of a connection), [`real`] (a whole gateway), [`report`] (the table in words).
 
 mod line;
