@@ -184,7 +184,8 @@ impl Pass<'_> {
     }
 }
 
-/// The configuration with which a request that names no place is one for the node.
+/// The configuration with which a request that names no place is one for the node. It names the
+/// node by its id, as Schemathesis may find the node and call it something else.
 fn route() -> String {
     format!("[tools.exec]\nhost = \"node\"\nnode = \"{NODE}\"\n")
 }

@@ -26,7 +26,7 @@ pub(crate) const STEP: Duration = Duration::from_mins(1);
 /// How long cargo may build, with nothing built yet.
 pub(crate) const BUILD: Duration = Duration::from_hours(1);
 
-/// The name under which the node joins.
+/// The name under which the node joins, and its id.
 pub(crate) const NODE: &str = "quickstart";
 
 /// A gateway and a node.
@@ -139,6 +139,8 @@ impl Stage {
             "add",
             "--foreground",
             "--name",
+            NODE,
+            "--node-id",
             NODE,
             "--host",
             &url,
