@@ -116,6 +116,8 @@ def test_a_node_that_waits_for_approval_finds_its_request_again_after_a_cut(stag
     assert node.exit_code() == 1
     assert "revoked" in node.log
     node.close()
+    # The cut was one for the node of the stage too.
+    wait_for("the first node to be back", lambda: stage.gateway.state_of("py") == "online")
 
 
 # ---- commands
