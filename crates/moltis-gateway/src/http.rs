@@ -163,6 +163,8 @@ struct Inner {
     rooms: Rooms,
     throttle: Mutex<Throttle>,
     streams: Streams,
+    /// The answers with output.
+    outputs_read: Streams,
     press: Press,
     /// Random for each process, so that ids of two gateways do not meet in one log.
     request_base: u64,
@@ -204,6 +206,7 @@ impl ApiState {
             rooms,
             throttle: Mutex::default(),
             streams: Streams::default(),
+            outputs_read: Streams::of_output(),
             press: Press::default(),
             request_base,
             requests: AtomicU64::new(0),
@@ -284,6 +287,10 @@ impl ApiState {
 
     fn events(&self) -> &Events {
         &self.0.rooms.events
+    }
+
+    fn outputs_read(&self) -> &Streams {
+        &self.0.outputs_read
     }
 
     fn streams(&self) -> &Streams {

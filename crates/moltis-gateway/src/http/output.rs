@@ -20,8 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::range::Wanted;
 use super::ApiState;
+use super::caller::Caller;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Asked, Id, check_offset};
+use super::streams::held;
 use crate::api::NEXT_OFFSET_HEADER;
 use crate::api::problem::Code;
 use crate::api::runs::OutputQuery;
@@ -35,10 +37,12 @@ const PIECE: usize = 256 * 1024;
 /// `GET runs/{id}/output`
 pub(super) async fn output(
     State(desk): State<ApiState>,
+    caller: Caller,
     Id(id): Id,
     Asked(query): Asked<OutputQuery>,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
+    let place = desk.outputs_read().admit_but_the_operator(&caller.who)?;
     check_offset("offset", query.offset.unwrap_or(0))?;
     let run = desk.runs().find(&id).await?.record.id;
     let run = desk.runs().handle(run).await?;
@@ -54,10 +58,10 @@ pub(super) async fn output(
     }
     let offset = query.offset.unwrap_or(0);
     if query.follow {
-        return followed(&desk, known, offset).await;
+        return Ok(held(followed(&desk, known, offset).await?, place));
     }
     let wanted = range.unwrap_or(Wanted::From(offset));
-    part(known, wanted, range.is_some()).await
+    Ok(held(part(known, wanted, range.is_some()).await?, place))
 }
 
 /// What is known of a stream at the moment of the request.

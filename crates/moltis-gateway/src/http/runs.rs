@@ -19,6 +19,7 @@ use super::ApiState;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Asked, Id, Json, Raw, check_offset};
+use super::streams::held;
 use super::{follow, nodes, page, result};
 use crate::api::runs::{
     Cancel, FollowQuery, ListRuns, PAGE_MAX, RESULT_PART_BYTES_MAX, Resize, Run, SendSignal,
@@ -49,9 +50,15 @@ pub(super) async fn start(
     if desk.runs().is_here(request.target.as_deref()) {
         caller.authorize(Action::RunHere)?;
     }
+    // Whoever could not read it starts nothing.
+    let place = if query.follow {
+        desk.outputs_read().admit_but_the_operator(&caller.who)?
+    } else {
+        None
+    };
     let run = desk.runs().start(request, caller.asker()).await?;
     if query.follow {
-        return Ok(followed(&desk, &run));
+        return Ok(held(followed(&desk, &run), place));
     }
     if query.wait {
         return Ok(
@@ -186,9 +193,11 @@ async fn touched(desk: &ApiState, caller: &Caller, id: &str) -> ApiResult<RunId>
 /// `GET runs/{id}/follow`
 pub(super) async fn follow(
     State(desk): State<ApiState>,
+    caller: Caller,
     Id(id): Id,
     Asked(from): Asked<FollowQuery>,
 ) -> ApiResult<Response> {
+    let place = desk.outputs_read().admit_but_the_operator(&caller.who)?;
     check_offset("stdout", from.stdout)?;
     check_offset("stderr", from.stderr)?;
     let status = desk.runs().find(&id).await?;
@@ -196,7 +205,7 @@ pub(super) async fn follow(
         .runs()
         .follow(status.record.id, from.stdout, from.stderr)
         .await?;
-    Ok(follow::answer(&desk, events))
+    Ok(held(follow::answer(&desk, events), place))
 }
 
 fn cursor(text: &str) -> ApiResult<u64> {

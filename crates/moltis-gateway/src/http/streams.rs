@@ -1,8 +1,13 @@
-//! How many streams of events there are, in all and for one asker: each holds a connection for as
-//! long as its reader likes.
+//! How many answers last, in all and for one asker: each holds a connection, and what its reader has
+//! not taken yet, for as long as that reader likes. Streams of events and answers with output are
+//! counted apart.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::body::Body;
+use axum::response::Response;
+use http_body_util::BodyExt as _;
 
 use super::error::{ApiError, ApiResult};
 use crate::api::problem::Code;
@@ -16,6 +21,13 @@ const STREAMS_MAX: usize = 1024;
 /// (`tcp_retries2`, 924 s), and still has room to come back.
 const STREAMS_PER_ASKER_MAX: usize = 64;
 
+/// Answers with output in all. One that nobody reads holds some 300 KiB: a piece and its copy on the
+/// way.
+const OUTPUTS_MAX: usize = 1024;
+
+/// Answers with output of one asker: as many as connections of one source.
+const OUTPUTS_PER_ASKER_MAX: usize = 512;
+
 /// Seconds after which somebody may have closed one.
 const RETRY_AFTER_SECONDS: u64 = 5;
 
@@ -23,6 +35,8 @@ const RETRY_AFTER_SECONDS: u64 = 5;
 #[derive(Debug, Clone)]
 pub(super) struct Streams {
     counted: Arc<Mutex<Counted>>,
+    /// What is counted, in words.
+    what: &'static str,
     max: usize,
     per_asker_max: usize,
 }
@@ -42,16 +56,31 @@ pub(super) struct Place {
 
 impl Default for Streams {
     fn default() -> Self {
-        Self::new(STREAMS_MAX, STREAMS_PER_ASKER_MAX)
+        Self::new("streams of events", STREAMS_MAX, STREAMS_PER_ASKER_MAX)
     }
 }
 
 impl Streams {
-    fn new(max: usize, per_asker_max: usize) -> Self {
+    /// Returns the count of answers with output.
+    pub(super) fn of_output() -> Self {
+        Self::new("answers with output", OUTPUTS_MAX, OUTPUTS_PER_ASKER_MAX)
+    }
+
+    fn new(what: &'static str, max: usize, per_asker_max: usize) -> Self {
         Self {
             counted: Arc::default(),
+            what,
             max,
             per_asker_max,
+        }
+    }
+
+    /// Counts an answer, or says that there are too many. The operator's are not counted: a command
+    /// on all nodes follows each of them.
+    pub(super) fn admit_but_the_operator(&self, who: &Principal) -> ApiResult<Option<Place>> {
+        match who {
+            Principal::Operator => Ok(None),
+            Principal::Token { .. } | Principal::User(_) => self.admit(who).map(Some),
         }
     }
 
@@ -66,14 +95,16 @@ impl Streams {
         let theirs = counted.by_asker.get(&asker).copied().unwrap_or(0);
         if theirs >= self.per_asker_max {
             return Err(too_many(format!(
-                "`{who}` follows {theirs} streams of events already, and that is the most for one asker"
+                "`{who}` reads {theirs} {} already, and that is the most for one asker",
+                self.what
             ))
             .hint("close one of them; `GET /api/v1/events` tells of everything in one stream"));
         }
         if counted.all >= self.max {
             let all = counted.all;
             return Err(too_many(format!(
-                "{all} streams of events are followed already, and that is the most for one gateway"
+                "{all} {} are read already, and that is the most for one gateway",
+                self.what
             ))
             .hint("try again when others have closed theirs"));
         }
@@ -109,6 +140,17 @@ impl Drop for Place {
     }
 }
 
+/// Returns the same answer, which keeps its place for as long as its body lives.
+pub(super) fn held(answer: Response, place: Option<Place>) -> Response {
+    let Some(place) = place else { return answer };
+    answer.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _held = &place;
+            frame
+        }))
+    })
+}
+
 fn too_many(detail: String) -> ApiError {
     ApiError::new(Code::TooMany, detail).retry_after(RETRY_AFTER_SECONDS)
 }
@@ -127,7 +169,7 @@ mod tests {
 
     #[test]
     fn one_asker_takes_no_place_of_another_and_all_have_a_bound() {
-        let streams = Streams::new(3, 2);
+        let streams = Streams::new("streams of events", 3, 2);
         let first = streams.admit(&token("a")).unwrap();
         let _second = streams.admit(&token("a")).unwrap();
         let refused = streams
@@ -135,10 +177,7 @@ mod tests {
             .unwrap_err()
             .problem(String::new());
         assert_eq!(refused.code, Code::TooMany);
-        assert!(
-            refused.detail.contains("`token:ci` follows 2"),
-            "{refused:?}"
-        );
+        assert!(refused.detail.contains("`token:ci` reads 2"), "{refused:?}");
         let operator = streams.admit(&Principal::Operator).unwrap();
         let refused = streams
             .admit(&token("b"))
@@ -149,5 +188,23 @@ mod tests {
         let _third = streams.admit(&token("a")).unwrap();
         drop(operator);
         assert_eq!((streams.count(), streams.counted().by_asker.len()), (2, 1));
+    }
+
+    #[test]
+    fn an_answer_is_counted_until_its_body_goes_and_the_operators_are_not() {
+        let outputs = Streams::new("answers with output", 3, 1);
+        let answer = |who: &Principal| {
+            let place = outputs.admit_but_the_operator(who)?;
+            ApiResult::Ok(held(Response::new(Body::from("bytes")), place))
+        };
+        let first = answer(&token("a")).unwrap();
+        assert!(answer(&token("a")).is_err());
+        let _other = answer(&token("b")).unwrap();
+        let own: Vec<_> = (0..9)
+            .map(|_| answer(&Principal::Operator).unwrap())
+            .collect();
+        assert_eq!((own.len(), outputs.count()), (9, 2));
+        drop(first);
+        answer(&token("a")).unwrap();
     }
 }
