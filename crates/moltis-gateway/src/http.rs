@@ -52,6 +52,7 @@ pub mod tls;
 pub mod tls;
 mod tokens;
 mod unread;
+mod write_timeout;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};

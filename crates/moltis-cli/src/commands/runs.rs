@@ -253,7 +253,10 @@ async fn output(context: &Context, args: Output) -> anyhow::Result<Exit> {
             "runs/{run}/output?stream={stream}&offset={offset}&follow={}",
             args.follow
         );
+        let before = offset;
         match copy(&client, &path, &streams, &mut offset).await {
+            // A gateway closes on who reads nothing for long, as below `less`.
+            Err(ApiError::Cut(_)) if offset > before => {}
             Err(ApiError::Problem(problem)) if problem.code == Code::OutputGap => {
                 let Some(gap) = problem.gap.filter(|gap| gap.to > offset) else {
                     break Err(ApiError::Problem(problem));

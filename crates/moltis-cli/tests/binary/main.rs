@@ -16,6 +16,7 @@ mod api;
 mod backup;
 mod clock;
 mod crash;
+mod cuts;
 mod disks;
 mod doctor;
 mod embed;

@@ -29,6 +29,7 @@ use super::hangup::Hangup;
 use super::listen::{Connection, Listener};
 use super::peer::Peer;
 use super::tls::{Opened, Tls};
+use super::write_timeout::{WRITE_TIME_MAX, WriteTimeout};
 
 /// How long a peer may take for the head of a request, the wait for it included.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
@@ -186,26 +187,25 @@ where
             )
         }
     });
+    // The local user may think between two requests, and in the middle of an answer; a stranger may
+    // not hold the socket.
+    let (head_time_max, write_time_max) = match peer {
+        Peer::Unix { .. } => (None, None),
+        Peer::Tcp { .. }
+        | Peer::Tls { .. }
+        | Peer::Proxied(_)
+        | Peer::Remote(_)
+        | Peer::Unknown => (Some(HEAD_TIME_MAX), Some(WRITE_TIME_MAX)),
+    };
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .max_headers(HEADERS_MAX)
         .max_header_size(HEAD_BYTES_MAX)
         .max_buf_size(BUFFER_BYTES_MAX)
-        // The local user may think between two requests; a stranger may not hold the socket.
-        .header_read_timeout(match peer {
-            Peer::Unix { .. } => None,
-            Peer::Tcp { .. }
-            | Peer::Tls { .. }
-            | Peer::Proxied(_)
-            | Peer::Remote(_)
-            | Peer::Unknown => Some(HEAD_TIME_MAX),
-        });
-    let mut connection = pin!(
-        builder
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades()
-    );
+        .header_read_timeout(head_time_max);
+    let stream = TokioIo::new(WriteTimeout::new(stream, write_time_max));
+    let mut connection = pin!(builder.serve_connection(stream, service).with_upgrades());
     let spoken = async {
         tokio::select! {
             biased;

@@ -1,6 +1,7 @@
 //! How many answers last, in all and for one asker: each holds a connection, and what its reader has
-//! not taken yet, for as long as that reader likes. Streams of events and answers with output are
-//! counted apart.
+//! not taken yet, for as long as that reader takes something now and then
+//! ([`write_timeout`](super::write_timeout)). Streams of events and answers with output are counted
+//! apart.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

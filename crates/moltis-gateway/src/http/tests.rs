@@ -2,6 +2,7 @@
 //! never end. What routes do is tested in `tests/http/`, with a real node behind them.
 
 mod itself;
+mod readers;
 mod streams;
 #[cfg(feature = "tls")]
 mod transport;

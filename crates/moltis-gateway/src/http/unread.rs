@@ -5,7 +5,8 @@
 //! and is not asked again waits for its reader, and when that goes on for too long, the reader is
 //! given up: its place is free at once, and its connection is closed. What it has not read it can
 //! have again, with the id of its last event. Bodies of which a reader may take a part and think
-//! (output, the frames of a run) are not watched.
+//! (output, the frames of a run) are not watched: one piece of them may take a slow reader minutes,
+//! so of those [`write_timeout`](super::write_timeout) asks the socket.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -30,5 +30,6 @@ mod matrix;
 mod node;
 mod openapi;
 mod output;
+mod readers;
 mod run_events;
 mod runs;

@@ -1,5 +1,9 @@
 //! Reads what a run does, across cuts: after each it connects again and goes on at the byte where
 //! it stopped. Runs as a task of its own; the follow loop takes events from it.
+//!
+//! A gateway closes a connection of which nothing is read for long, as when `less` shows one page
+//! for an hour. A person hears of a cut only where it is one to them: where the gateway is not there
+//! again at once.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -22,6 +26,9 @@ const SILENCE_MAX: Duration = Duration::from_mins(1);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// See [`PAUSE_MIN`].
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// How long a gateway may take to go on behind a cut that nobody hears of. Ctrl+C waits so long.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// How long a gateway may be away before the run is left alone.
 const AWAY_MAX: Duration = Duration::from_mins(10);
@@ -112,6 +119,11 @@ impl<T: AsyncFn(Event) -> bool> Reader<T> {
             }
             if self.offsets != before {
                 pause = PAUSE_MIN;
+                // Only then, so that a gateway that gives nothing is not asked without a pause.
+                if let Ok(Ok(pieces)) = timeout(AT_ONCE, self.open()).await {
+                    self.pieces = Some(pieces);
+                    continue;
+                }
             }
             if away_since.is_none() {
                 away_since = Some(Instant::now());
