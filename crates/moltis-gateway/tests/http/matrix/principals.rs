@@ -2,11 +2,13 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use hyper::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request};
+use moltis_gateway::User;
+use moltis_gateway::api::tokens::Scope;
 use serde_json::json;
 
-use super::transports::{House, Transport};
+use super::transports::{House, Transport, Way};
 use crate::client::request;
 
 /// Somebody, by what their requests show.
@@ -16,11 +18,31 @@ pub(super) struct Principal {
     query: Option<String>,
     /// The scope of the token that is shown, where it is a good one.
     scope: Option<&'static str>,
+    /// The scopes of the user that an embedder takes it for.
+    login: Option<&'static [&'static str]>,
     is_another_site: bool,
 }
 
+/// The user whom every embedder here knows.
+const USER: &str = "alice";
+
+/// Users with one scope.
+const EACH: &str = "user";
+
+/// The cookie by which a user shows its scopes, one between any two commas. An embedder that has users
+/// looks closer.
+const LOGIN: &str = "login=";
+
+/// Returns the user that an embedder takes a request to come from.
+pub(super) fn logged_in(headers: &HeaderMap) -> Option<User> {
+    let cookie = headers.get(COOKIE)?.to_str().ok()?;
+    let scopes = cookie.strip_prefix(LOGIN)?.split_terminator(',');
+    let scopes: Vec<Scope> = scopes.map(|scope| scope.parse().unwrap()).collect();
+    Some(User::new(USER, scopes).unwrap())
+}
+
 /// Every scope that a token may have.
-const SCOPES: [&str; 12] = [
+static SCOPES: [&str; 12] = [
     "nodes:read",
     "nodes:admin",
     "runs:read",
@@ -57,17 +79,18 @@ impl Principal {
                 .with("forwarded", "for=127.0.0.1;proto=https")
                 .with("x-forwarded-proto", "https"),
         ];
-        let brief = make(house, "brief", "admin").await;
-        let gone = make(house, "gone", "admin").await;
+        let mut owner = house.way(Transport::UnixSocket);
+        let brief = make(&mut owner, "brief", "admin").await;
+        let gone = make(&mut owner, "gone", "admin").await;
         house.later();
-        revoke(house, "gone").await;
+        revoke(&mut owner, "gone").await;
         all.push(Self::new("expired").bearer(&brief));
         all.push(Self::new("revoked").bearer(&gone));
         for scope in SCOPES {
-            let token = make(house, scope, scope).await;
+            let token = make(&mut owner, scope, scope).await;
             all.push(Self::new(scope).bearer(&token).may(scope));
         }
-        let mighty = make(house, "mighty", "admin").await;
+        let mighty = make(&mut owner, "mighty", "admin").await;
         let mut twice = Self::new("twice").bearer(&mighty).bearer(&mighty);
         twice.scope = None;
         all.push(twice);
@@ -81,6 +104,23 @@ impl Principal {
             let browser = Self::new(name).with(header, value);
             all.push(browser.bearer(&mighty).may("admin").of_another_site());
         }
+        for scope in SCOPES.chunks(1) {
+            all.push(Self::user(EACH, scope));
+        }
+        all.push(Self::user("user of several", &["nodes:read", "runs:write"]));
+        all.push(Self::user("user of nothing", &[]));
+        // An embedder's word goes before what a request shows, be it less or more.
+        all.push(Self::user("user with a wrong token", &["admin"]).bearer("hunter2"));
+        all.push(
+            Self::user("user with a mighty token", &[])
+                .bearer(&mighty)
+                .may("admin"),
+        );
+        all.push(
+            Self::user("user on another site", &["admin"])
+                .with("origin", "http://evil.example")
+                .of_another_site(),
+        );
         all
     }
 
@@ -90,8 +130,16 @@ impl Principal {
             headers: Vec::new(),
             query: None,
             scope: None,
+            login: None,
             is_another_site: false,
         }
+    }
+
+    fn user(name: &'static str, scopes: &'static [&'static str]) -> Self {
+        let cookie = format!("{LOGIN}{}", scopes.join(","));
+        let mut user = Self::new(name).with("cookie", &cookie);
+        user.login = Some(scopes);
+        user
     }
 
     fn with(mut self, header: &'static str, value: &str) -> Self {
@@ -120,6 +168,12 @@ impl Principal {
         }
     }
 
+    /// Returns whether it has something to try over a transport: where nobody looks at a login, one
+    /// user with a single scope is as good as another.
+    pub(super) fn comes_by(&self, transport: Transport) -> bool {
+        transport.has_a_login() || self.name != EACH || self.login == Some(&["admin"])
+    }
+
     /// Returns what it is called here.
     pub(super) fn name(&self) -> &'static str {
         self.name
@@ -128,6 +182,19 @@ impl Principal {
     /// Returns the scope that its good token has.
     pub(super) fn scope(&self) -> Option<&'static str> {
         self.scope
+    }
+
+    /// Returns the scopes that it has where an embedder says who asks.
+    pub(super) fn login(&self) -> Option<&'static [&'static str]> {
+        self.login
+    }
+
+    /// Returns as whom it is refused that has too few scopes.
+    pub(super) fn called(&self, has_a_login: bool) -> String {
+        match self.login {
+            Some(_) if has_a_login => format!("`user:{USER}`"),
+            _ => format!("`token:{}`", self.name),
+        }
     }
 
     /// Returns whether it is a page of another site, in somebody's browser.
@@ -161,24 +228,24 @@ impl Principal {
 
 impl std::fmt::Debug for Principal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
+        write!(f, "{} {:?}", self.name, self.login.unwrap_or_default())
     }
 }
 
 /// Makes a token that works for a minute.
-async fn make(house: &House, name: &str, scope: &str) -> String {
+async fn make(owner: &mut Way<'_>, name: &str, scope: &str) -> String {
     let body = json!({"name": name, "scopes": [scope], "expires_in_seconds": 60});
     let mut asked = request(Method::POST, "tokens", body.to_string());
     let json = HeaderValue::from_static("application/json");
     asked.headers_mut().insert("content-type", json);
-    let answer = house.ask(Transport::UnixSocket, asked).await;
+    let answer = owner.ask(asked).await;
     assert_eq!(answer.status, 201, "{answer:?}");
     answer.value()["token"].as_str().unwrap().to_owned()
 }
 
-async fn revoke(house: &House, name: &str) {
+async fn revoke(owner: &mut Way<'_>, name: &str) {
     let asked = request(Method::DELETE, &format!("tokens/{name}"), "");
     assert!(!asked.headers().contains_key(AUTHORIZATION));
-    let answer = house.ask(Transport::UnixSocket, asked).await;
+    let answer = owner.ask(asked).await;
     assert_eq!(answer.status, 204, "{answer:?}");
 }
