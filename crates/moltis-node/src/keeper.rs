@@ -31,7 +31,6 @@ mod recover;
 mod run;
 mod spawn;
 mod spool;
-mod used;
 pub mod wire;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};

@@ -16,7 +16,6 @@ pub mod state;
 pub mod tls;
 pub mod url;
 
-mod backoff;
 mod error;
 mod event;
 mod link;

@@ -19,6 +19,7 @@ pub mod liveness;
 mod map;
 pub mod message;
 pub mod name;
+pub mod node;
 pub mod payload;
 pub mod run;
 pub mod subprotocol;

@@ -32,8 +32,11 @@ pub const TELEMETRY_BYTES_MAX: usize = 16 * 1024;
 pub const TELEMETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Runs in one page of the list that a node sends after acceptance: 256 × about 120 bytes is half
-/// a frame in postcard; JSON pages are made shorter by their encoder's caller.
+/// a frame in postcard.
 pub const RUNS_PAGE_MAX: usize = 256;
+
+/// The same in JSON, where a run takes some 300 bytes.
+pub const RUNS_PAGE_MAX_JSON: usize = 128;
 
 /// How long a node may take from its acceptance to the last page of that list: 16,384 runs over a
 /// line of 2 Mbit/s, or a keeper that is started first. Longer closes.

@@ -14,7 +14,7 @@ use crate::key::Digest;
 use crate::payload::Payload;
 use crate::run::{Ending, GapReason, RunSpec, RunSummary, Stream, Totals, TtySize};
 use crate::telemetry::Sample;
-use crate::{BootId, JournalId, RunId, RunRefusal};
+use crate::{BootId, Codec, JournalId, RunId, RunRefusal, limits};
 
 /// Gateway to node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -275,6 +275,32 @@ impl ToKeeper {
 }
 
 impl FromKeeper {
+    /// Cuts the list of what a node holds into [`FromKeeper::Runs`] that fit a frame. There is always
+    /// one, none but an only one is empty, and the last says so.
+    pub fn list(
+        boot_id: BootId,
+        journals: &[JournalId],
+        runs: &[RunSummary],
+        codec: Codec,
+    ) -> impl Iterator<Item = Self> {
+        let page_max = match codec {
+            Codec::Postcard => limits::RUNS_PAGE_MAX,
+            Codec::Json => limits::RUNS_PAGE_MAX_JSON,
+        };
+        let count = runs.len().div_ceil(page_max).max(1);
+        (1..=count).map(move |number| Self::Runs {
+            boot_id,
+            journals: journals.to_vec(),
+            runs: runs
+                .iter()
+                .skip((number - 1) * page_max)
+                .take(page_max)
+                .cloned()
+                .collect(),
+            last: number == count,
+        })
+    }
+
     /// Returns the run that the message is about; `None` for `Runs`.
     pub fn run_id(&self) -> Option<RunId> {
         match self {
@@ -286,6 +312,53 @@ impl FromKeeper {
             | Self::Gap { run_id, .. }
             | Self::StdinAck { run_id, .. }
             | Self::Ended { run_id, .. } => Some(*run_id),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::run::RunState;
+
+    use super::*;
+
+    fn summary(number: u16) -> RunSummary {
+        let mut id = [0xff; 16];
+        id[..2].copy_from_slice(&number.to_be_bytes());
+        RunSummary {
+            run_id: RunId::from_bytes(id),
+            digest: Digest::from_bytes([0xff; 32]),
+            journal_id: JournalId::from_bytes([0xff; 16]),
+            state: RunState::Running { pid: u32::MAX },
+            totals: Totals {
+                stdout: (1 << 53) - 1,
+                stderr: (1 << 53) - 1,
+            },
+            stdin: (1 << 53) - 1,
+        }
+    }
+
+    #[test]
+    fn every_page_fits_a_frame_and_only_the_last_says_so() {
+        let journals = vec![JournalId::from_bytes([1; 16]); 3];
+        for codec in [Codec::Postcard, Codec::Json] {
+            for count in [0, 1, 128, 129, 256, 257, 4096] {
+                let runs: Vec<_> = (0..count).map(summary).collect();
+                let boot_id = BootId::from_bytes([2; 16]);
+                let pages: Vec<_> = FromKeeper::list(boot_id, &journals, &runs, codec)
+                    .map(ToGateway::Run)
+                    .collect();
+                let mut heard = 0;
+                for (at, page) in pages.iter().enumerate() {
+                    codec.encode(page).unwrap();
+                    let ToGateway::Run(FromKeeper::Runs { runs, last, .. }) = page else {
+                        panic!("{page:?}");
+                    };
+                    heard += runs.len();
+                    assert_eq!(*last, at + 1 == pages.len());
+                }
+                assert_eq!(heard, usize::from(count));
+            }
         }
     }
 }

@@ -12,11 +12,12 @@ pub mod stdin;
 pub mod turn;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::RunId;
 use crate::key::Digest;
+use crate::{RunId, limits};
 
 /// What to run, and how. A spec that does not fit one frame is refused before it is sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +39,32 @@ pub struct RunSpec {
     pub stdin: StdinMode,
     /// A terminal for the command; its output is then all on stdout.
     pub tty: Option<Tty>,
+}
+
+impl RunSpec {
+    /// Returns whether the bounds hold that the types do not: a word to run, no zero byte, an absolute
+    /// `cwd`, some time, and a grace of at most [`limits::GRACE_MAX`]. Else the run is refused as
+    /// [`RunRefusal::Invalid`](crate::RunRefusal::Invalid).
+    pub fn is_sound(&self) -> bool {
+        let is_text = |text: &String| !text.contains('\0');
+        let has_command = match &self.command {
+            Command::Argv(words) => !words.is_empty() && words.iter().all(is_text),
+            Command::Shell(line) => is_text(line),
+        };
+        let cwd = self.cwd.as_ref();
+        has_command
+            && cwd.is_none_or(|cwd| cwd.starts_with('/') && is_text(cwd))
+            && self.timeout_ms != Some(0)
+            && Duration::from_millis(self.grace_ms) <= limits::GRACE_MAX
+    }
+
+    /// Returns the program and its arguments; a line is `/bin/sh -c`'s.
+    pub fn words(&self) -> Vec<&str> {
+        match &self.command {
+            Command::Argv(words) => words.iter().map(String::as_str).collect(),
+            Command::Shell(line) => vec!["/bin/sh", "-c", line],
+        }
+    }
 }
 
 /// The command of a run.
@@ -219,6 +246,26 @@ pub struct Ending {
     /// a run that ended by itself only those are seen that the system tells of: on Linux all, else
     /// those of its process group.
     pub descendants_may_survive: bool,
+}
+
+impl Ending {
+    /// An ending of which the kernel said nothing, at the same moment as the start. Words that are
+    /// too long are cut.
+    pub fn without_status(outcome: Outcome, reason: Option<Reason>, mut detail: String) -> Self {
+        if detail.len() > limits::DETAIL_BYTES_MAX {
+            let to = detail.floor_char_boundary(limits::DETAIL_BYTES_MAX - '…'.len_utf8());
+            detail.truncate(to);
+            detail.push('…');
+        }
+        Self {
+            outcome,
+            reason,
+            status: None,
+            detail,
+            duration_ms: 0,
+            descendants_may_survive: false,
+        }
+    }
 }
 
 /// Where a run stands on its node.

@@ -114,28 +114,8 @@ impl Client {
                 self.push(bytes);
                 return Ok(());
             }
-            Transmit::Gap {
-                stream,
-                from,
-                to,
-                reason,
-            } => {
-                let message = FromKeeper::Gap {
-                    run_id,
-                    stream,
-                    from,
-                    to,
-                    reason,
-                };
-                wire::encode_into(&message, &mut head)?;
-            }
-            Transmit::Ended { ending, totals } => {
-                let message = FromKeeper::Ended {
-                    run_id,
-                    ending: Box::new(ending),
-                    totals,
-                };
-                wire::encode_into(&message, &mut head)?;
+            Transmit::Gap { .. } | Transmit::Ended { .. } => {
+                wire::encode_into(&frame.into_message(run_id), &mut head)?;
             }
         }
         self.push(head.into());

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use moltis_proto::limits;
-use moltis_proto::run::outbox::Transmit;
+use moltis_proto::node::UsedIds;
 use moltis_proto::run::turn::Offer;
 use moltis_proto::run::{Outcome, Totals};
 use moltis_proto::{BootId, FromKeeper, RunId, RunRefusal};
@@ -29,7 +29,6 @@ use super::ops::{Event, Ops};
 use super::process::{self, Descriptors};
 use super::recover::Estate;
 use super::run::Run;
-use super::used::UsedIds;
 use super::wire;
 
 /// Bytes of output in memory, all runs together. Above it, runs that nobody follows go to their
@@ -290,21 +289,11 @@ impl Core {
                 let Some(run) = runs.get_mut(&id) else {
                     return Offer::Nothing;
                 };
-                match run.outbox.poll_transmit(credit, now) {
-                    Some(frame) => {
-                        mark_dirty(run, dirty);
-                        Offer::Frame {
-                            bytes: match &frame {
-                                Transmit::Output { bytes, .. } => bytes.len(),
-                                Transmit::Gap { .. } | Transmit::Ended { .. } => 0,
-                            },
-                            frame: (id, frame),
-                            more: run.outbox.has_transmit(),
-                        }
-                    }
-                    None if run.outbox.wants_credit() => Offer::WantsCredit,
-                    None => Offer::Nothing,
+                let offer = run.outbox.offer(credit, now);
+                if matches!(offer, Offer::Frame { .. }) {
+                    mark_dirty(run, dirty);
                 }
+                offer.map(|frame| (id, frame))
             });
             let Some((id, frame)) = frame else {
                 break;

@@ -213,14 +213,8 @@ impl Core {
 
     /// A run that could not start is over at once.
     fn fail(&mut self, ids: (RunId, Digest, moltis_proto::JournalId), failure: StartFailure) {
-        let ending = Ending {
-            outcome: Outcome::FailedToStart,
-            reason: failure.reason,
-            status: None,
-            detail: cut(failure.detail),
-            duration_ms: 0,
-            descendants_may_survive: false,
-        };
+        let StartFailure { reason, detail } = failure;
+        let ending = Ending::without_status(Outcome::FailedToStart, reason, detail);
         let ended = Record::Ended {
             run_id: ids.0,
             ending: Cow::Borrowed(&ending),
@@ -287,14 +281,4 @@ impl Core {
             self.ops.delete(spools);
         }
     }
-}
-
-/// Cuts words to what an ending may carry.
-fn cut(mut words: String) -> String {
-    if words.len() > limits::DETAIL_BYTES_MAX {
-        let to = words.floor_char_boundary(limits::DETAIL_BYTES_MAX - '…'.len_utf8());
-        words.truncate(to);
-        words.push('…');
-    }
-    words
 }

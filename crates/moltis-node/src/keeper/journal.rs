@@ -13,12 +13,11 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use moltis_proto::key::Digest;
+use moltis_proto::node::USED_MAX;
 use moltis_proto::run::{Ending, RunSpec, Totals};
 use moltis_proto::{BootId, JournalId, RunId};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-
-use super::used::USED_MAX;
 
 /// The first bytes of every journal.
 const MAGIC: &[u8] = b"moltis keeper journal 1\n";

@@ -135,12 +135,8 @@ fn lost(pid: Option<u32>, same_boot: bool) -> Ending {
         ),
     };
     Ending {
-        outcome: Outcome::Lost,
-        reason: Some(reason),
-        status: None,
-        detail,
-        duration_ms: 0,
         descendants_may_survive: same_boot,
+        ..Ending::without_status(Outcome::Lost, Some(reason), detail)
     }
 }
 

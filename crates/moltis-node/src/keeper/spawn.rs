@@ -9,8 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use moltis_proto::limits::GRACE_MAX;
-use moltis_proto::run::{Command as Wanted, Reason, RunSpec, StdinMode, Tty};
+use moltis_proto::run::{Reason, RunSpec, StdinMode, Tty};
 use moltis_proto::{RunRefusal, env};
 use rustix::fs::Access;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -65,7 +64,7 @@ pub(super) struct Inheritance<'a> {
 impl Plan {
     /// Checks a spec against the rules of this machine, in the order in which a person would ask.
     pub(super) fn new(spec: &RunSpec, rules: &Rules) -> Result<Self, NoPlan> {
-        if !is_sound(spec) {
+        if !spec.is_sound() {
             return Err(NoPlan::Refused(RunRefusal::Invalid));
         }
         let mut asked = spec.env.clone();
@@ -266,22 +265,6 @@ fn timeout_of(spec: &RunSpec, rules: &Rules) -> Result<Option<Duration>, RunRefu
         }),
         _ => Ok(Some(asked)),
     }
-}
-
-/// Checks the bounds that the types of a spec do not hold.
-fn is_sound(spec: &RunSpec) -> bool {
-    let words_are = match &spec.command {
-        Wanted::Argv(argv) => !argv.is_empty() && !argv.iter().any(|word| word.contains('\0')),
-        Wanted::Shell(line) => !line.contains('\0'),
-    };
-    let cwd_is = spec
-        .cwd
-        .as_ref()
-        .is_none_or(|cwd| cwd.starts_with('/') && !cwd.contains('\0'));
-    words_are
-        && cwd_is
-        && spec.timeout_ms != Some(0)
-        && Duration::from_millis(spec.grace_ms) <= GRACE_MAX
 }
 
 fn check_directory(cwd: &std::path::Path) -> Result<(), StartFailure> {

@@ -10,7 +10,6 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use moltis_proto::limits::RUNS_PAGE_MAX;
 use moltis_proto::message::Windows;
 use moltis_proto::run::RunSummary;
 use moltis_proto::{BootId, Codec, FromKeeper, JournalId, RunId, ToGateway, ToKeeper};
@@ -27,9 +26,6 @@ const WAITING_BYTES_MAX: usize = 1024 * 1024;
 
 /// Bytes that a way to a keeper keeps when nothing waits.
 const IDLE_BYTES: usize = 4 * 1024;
-
-/// Entries of a page in JSON, where one of them takes some 300 bytes.
-const RUNS_PAGE_MAX_JSON: usize = 128;
 
 /// What a session reads from its keepers, and what it hands to them: two halves, used at once.
 #[derive(Debug)]
@@ -128,7 +124,8 @@ impl Attached {
             runs.extend(listed.runs);
         }
         let boot_id = boot.ok_or_else(|| keeper_broke("lists nothing"))?;
-        Ok(pages(boot_id, &journals, runs, codec))
+        let pages = FromKeeper::list(boot_id, &journals, &runs, codec);
+        Ok(pages.map(ToGateway::Run).collect())
     }
 }
 
@@ -305,33 +302,6 @@ impl Peer {
     }
 }
 
-/// Cuts the list into pages; there is always one, and the last says so.
-fn pages(
-    boot_id: BootId,
-    journals: &[JournalId],
-    mut runs: Vec<RunSummary>,
-    codec: Codec,
-) -> VecDeque<ToGateway> {
-    let page_max = match codec {
-        Codec::Postcard => RUNS_PAGE_MAX,
-        Codec::Json => RUNS_PAGE_MAX_JSON,
-    };
-    let mut pages = VecDeque::new();
-    loop {
-        let rest = runs.split_off(runs.len().min(page_max));
-        let last = rest.is_empty();
-        pages.push_back(ToGateway::Run(FromKeeper::Runs {
-            boot_id,
-            journals: journals.to_vec(),
-            runs: std::mem::replace(&mut runs, rest),
-            last,
-        }));
-        if last {
-            return pages;
-        }
-    }
-}
-
 fn ended(end: Result<Option<Bytes>, WireError>) -> LinkError {
     match end {
         Err(WireError::RuleBroken) => {
@@ -364,50 +334,5 @@ fn keeper_error(problem: &'static str, error: WireError) -> LinkError {
     LinkError::Keeper {
         problem,
         source: error.into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use moltis_proto::key::Digest;
-    use moltis_proto::run::{RunState, Totals};
-
-    use super::*;
-
-    fn summary(number: u16) -> RunSummary {
-        let mut id = [0xff; 16];
-        id[..2].copy_from_slice(&number.to_be_bytes());
-        RunSummary {
-            run_id: RunId::from_bytes(id),
-            digest: Digest::from_bytes([0xff; 32]),
-            journal_id: JournalId::from_bytes([0xff; 16]),
-            state: RunState::Running { pid: u32::MAX },
-            totals: Totals {
-                stdout: (1 << 53) - 1,
-                stderr: (1 << 53) - 1,
-            },
-            stdin: (1 << 53) - 1,
-        }
-    }
-
-    #[test]
-    fn every_page_fits_a_frame_and_only_the_last_says_so() {
-        let journals = vec![JournalId::from_bytes([1; 16]); 3];
-        for codec in [Codec::Postcard, Codec::Json] {
-            for count in [0, 1, 128, 129, 256, 257, 4096] {
-                let runs: Vec<_> = (0..count).map(summary).collect();
-                let pages = pages(BootId::from_bytes([2; 16]), &journals, runs, codec);
-                let mut heard = 0;
-                for (at, page) in pages.iter().enumerate() {
-                    codec.encode(page).unwrap();
-                    let ToGateway::Run(FromKeeper::Runs { runs, last, .. }) = page else {
-                        panic!("{page:?}");
-                    };
-                    heard += runs.len();
-                    assert_eq!(*last, at + 1 == pages.len());
-                }
-                assert_eq!(heard, usize::from(count));
-            }
-        }
     }
 }

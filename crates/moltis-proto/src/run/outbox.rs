@@ -22,9 +22,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use self::lane::{Lane, Next};
-use crate::limits;
 use crate::message::Windows;
+use crate::run::turn::Offer;
 use crate::run::{Ending, GapReason, Stream, Totals};
+use crate::{FromKeeper, Payload, RunId, limits};
 
 pub use self::ring::SpoolHeader;
 
@@ -33,7 +34,7 @@ pub use self::ring::SpoolHeader;
 pub struct OutboxLimits {
     /// Bytes in memory.
     pub memory_bytes: u64,
-    /// Bytes in the spool; more than `memory_bytes` and `kept_below_ack_bytes` together.
+    /// Bytes in the spool: none, or more than `memory_bytes` and `kept_below_ack_bytes` together.
     pub spool_bytes: u64,
     /// Bytes of the spool's beginning that outlive a full spool.
     pub spool_head_bytes: u64,
@@ -41,6 +42,19 @@ pub struct OutboxLimits {
     pub kept_below_ack_bytes: u64,
     /// How long a client that follows may make no progress until memory gives way to the spool.
     pub spool_after: Duration,
+}
+
+impl OutboxLimits {
+    /// All in memory: a stream that nobody takes waits when there are so many bytes of it, and while
+    /// nobody follows it goes on and leaves a gap, [`GapReason::Limit`].
+    pub fn in_memory(memory_bytes: u64) -> Self {
+        Self {
+            memory_bytes,
+            spool_bytes: 0,
+            spool_head_bytes: 0,
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for OutboxLimits {
@@ -112,6 +126,41 @@ pub enum Transmit {
         /// How much it wrote.
         totals: Totals,
     },
+}
+
+impl Transmit {
+    /// Returns it as the message that it is on the wire.
+    pub fn into_message(self, run_id: RunId) -> FromKeeper {
+        match self {
+            Self::Output {
+                stream,
+                offset,
+                bytes,
+            } => FromKeeper::Output {
+                run_id,
+                stream,
+                offset,
+                bytes: Payload(bytes),
+            },
+            Self::Gap {
+                stream,
+                from,
+                to,
+                reason,
+            } => FromKeeper::Gap {
+                run_id,
+                stream,
+                from,
+                to,
+                reason,
+            },
+            Self::Ended { ending, totals } => FromKeeper::Ended {
+                run_id,
+                ending: Box::new(ending),
+                totals,
+            },
+        }
+    }
 }
 
 /// What the driver shall do with the spool file of one stream: one thing at a time, answered by
@@ -320,6 +369,22 @@ impl Outbox {
             }
         }
         self.poll_ending()
+    }
+
+    /// Returns the next message as an offer for [`Turn::poll`](super::turn::Turn::poll).
+    pub fn offer(&mut self, credit: usize, now: Instant) -> Offer<Transmit> {
+        match self.poll_transmit(credit, now) {
+            Some(frame) => Offer::Frame {
+                bytes: match &frame {
+                    Transmit::Output { bytes, .. } => bytes.len(),
+                    Transmit::Gap { .. } | Transmit::Ended { .. } => 0,
+                },
+                frame,
+                more: self.has_transmit(),
+            },
+            None if self.wants_credit() => Offer::WantsCredit,
+            None => Offer::Nothing,
+        }
     }
 
     /// Returns whether only `credit` keeps a message back: with more of it there would be one.

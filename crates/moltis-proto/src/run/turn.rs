@@ -24,6 +24,21 @@ pub enum Offer<F> {
     Nothing,
 }
 
+impl<F> Offer<F> {
+    /// Returns the same offer of another frame.
+    pub fn map<G>(self, change: impl FnOnce(F) -> G) -> Offer<G> {
+        match self {
+            Self::Frame { frame, bytes, more } => Offer::Frame {
+                frame: change(frame),
+                bytes,
+                more,
+            },
+            Self::WantsCredit => Offer::WantsCredit,
+            Self::Nothing => Offer::Nothing,
+        }
+    }
+}
+
 /// The runs that have something to send, and the window of their connection.
 #[derive(Debug)]
 pub struct Turn<K> {

@@ -1,6 +1,6 @@
 //! Who is attached: a client comes, is told what is here, and goes.
 
-use moltis_proto::{FromKeeper, limits};
+use moltis_proto::{Codec, FromKeeper};
 
 use super::super::client::{self, Client};
 use super::super::journal::Journal;
@@ -40,19 +40,8 @@ impl Core {
     fn list_runs(&self, client: &mut Client) {
         let journals: Vec<_> = self.journals.iter().map(Journal::id).collect();
         let summaries: Vec<_> = self.runs.values().map(Run::summary).collect();
-        let mut pages = summaries.chunks(limits::RUNS_PAGE_MAX).peekable();
-        loop {
-            let page = pages.next().unwrap_or_default();
-            let last = pages.peek().is_none();
-            client.tell(FromKeeper::Runs {
-                boot_id: self.boot_id,
-                journals: journals.clone(),
-                runs: page.to_vec(),
-                last,
-            });
-            if last {
-                break;
-            }
+        for page in FromKeeper::list(self.boot_id, &journals, &summaries, Codec::Postcard) {
+            client.tell(page);
         }
     }
 

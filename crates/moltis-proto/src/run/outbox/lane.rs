@@ -183,7 +183,10 @@ impl Lane {
         let drops = !self.following && self.room() == 0 && !self.can_spool();
         match &mut self.spool {
             None if drops => {
-                let reason = self.no_spool.unwrap_or(GapReason::DiskFailed);
+                let reason = self.no_spool.unwrap_or(match self.limits.spool_bytes {
+                    0 => GapReason::Limit,
+                    _ => GapReason::DiskFailed,
+                });
                 self.held.push_gap(self.end, reason);
             }
             None => self.held.push(bytes),

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use moltis_proto::limits::{BACKOFF_MAX, BACKOFF_MIN, HEALTHY_AFTER};
+use crate::limits::{BACKOFF_MAX, BACKOFF_MIN, HEALTHY_AFTER};
 
 /// Waits that double up to [`BACKOFF_MAX`], each taken at random from its upper half, so that many
 /// nodes do not come back in one moment. The first is [`BACKOFF_MIN`] to twice of it. A connection that lived
 /// [`HEALTHY_AFTER`] begins anew.
 #[derive(Debug, Clone)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     failures: u32,
     connected_at: Option<Instant>,
 }
@@ -21,7 +21,7 @@ impl Default for Backoff {
 
 impl Backoff {
     /// Begins with the shortest wait.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             failures: 0,
             connected_at: None,
@@ -29,13 +29,13 @@ impl Backoff {
     }
 
     /// The gateway accepted this node.
-    pub(crate) fn handle_connected(&mut self, now: Instant) {
+    pub fn handle_connected(&mut self, now: Instant) {
         self.connected_at = Some(now);
     }
 
     /// The connection, or the attempt at one, is over. Returns how long to wait; `jitter` is any
     /// random number.
-    pub(crate) fn handle_lost(&mut self, jitter: u32, now: Instant) -> Duration {
+    pub fn handle_lost(&mut self, jitter: u32, now: Instant) -> Duration {
         self.handle_sent_away(now);
         let full = BACKOFF_MIN
             .saturating_mul(2 << self.failures.min(16))
@@ -46,7 +46,7 @@ impl Backoff {
 
     /// The connection, or the attempt at one, is over, and the gateway said what that means for the
     /// next: it is there, and no wait grows for it.
-    pub(crate) fn handle_sent_away(&mut self, now: Instant) {
+    pub fn handle_sent_away(&mut self, now: Instant) {
         let lived = self
             .connected_at
             .take()
@@ -57,19 +57,19 @@ impl Backoff {
     }
 
     /// Returns whether the wait that was given last was the first of its kind.
-    pub(crate) fn is_at_first(&self) -> bool {
+    pub fn is_at_first(&self) -> bool {
         self.failures <= 1
     }
 }
 
 /// Returns a time between half of `full` and `full`.
-pub(crate) fn spread(full: Duration, jitter: u32) -> Duration {
+pub fn spread(full: Duration, jitter: u32) -> Duration {
     let half = full / 2;
     half + part_of(half, jitter)
 }
 
 /// Returns a time between nothing and `whole`.
-pub(crate) fn part_of(whole: Duration, jitter: u32) -> Duration {
+pub fn part_of(whole: Duration, jitter: u32) -> Duration {
     whole.mul_f64(f64::from(jitter) / f64::from(u32::MAX))
 }
 

@@ -1,31 +1,31 @@
 //! The ids that no run may have again: forgotten ones, and those that were refused.
 //!
 //! The newest [`USED_MAX`] of them: at two thousand runs a second that is more than the half minute in
-//! which a `Start` may be repeated. Those of forgotten runs also stand in the journal, for the keeper
+//! which a `Start` may be repeated. Those of forgotten runs also stand in the journal, for the process
 //! that comes after one that dies.
 
 use std::collections::{HashMap, VecDeque};
 
-use moltis_proto::{RunId, RunRefusal};
+use crate::{RunId, RunRefusal};
 
 /// Ids that are remembered: about 6 MiB when all are taken.
-pub(super) const USED_MAX: usize = 100_000;
+pub const USED_MAX: usize = 100_000;
 
 /// Ids that are used up, and what to answer to whoever wants one again.
 #[derive(Debug, Default)]
-pub(super) struct UsedIds {
+pub struct UsedIds {
     refusals: HashMap<RunId, RunRefusal>,
     order: VecDeque<RunId>,
 }
 
 impl UsedIds {
     /// Returns what to answer to a `Start` with this id; `None` when it is free.
-    pub(super) fn refusal(&self, id: RunId) -> Option<RunRefusal> {
+    pub fn refusal(&self, id: RunId) -> Option<RunRefusal> {
         self.refusals.get(&id).copied()
     }
 
     /// Remembers that this id is used up.
-    pub(super) fn insert(&mut self, id: RunId, refusal: RunRefusal) {
+    pub fn insert(&mut self, id: RunId, refusal: RunRefusal) {
         if self.refusals.insert(id, refusal).is_none() {
             self.order.push_back(id);
         }
