@@ -6,7 +6,7 @@
 )]
 
 #[expect(dead_code, reason = "its `main` is for people")]
-#[path = "../examples/own_node/main.rs"]
+#[path = "../examples/own_node.rs"]
 mod own_node;
 
 use futures_util::{SinkExt as _, StreamExt as _};

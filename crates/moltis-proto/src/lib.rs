@@ -2,7 +2,8 @@
 //!
 //! A gateway and a node meet only on the wire; this crate is that wire. It holds the messages, the
 //! two codecs that carry them, every limit, and the state machines of both ends: handshake, runs,
-//! liveness. Whoever writes a node of their own in Rust needs this crate and `moltis-identity`.
+//! liveness. Whoever writes a node of their own in Rust needs this crate and `moltis-identity`, and
+//! begins at [`node`].
 //!
 //! It never does I/O, reads a clock, draws a random number or touches a key: bytes, time and
 //! randomness come in as arguments, and cryptography stands behind the traits of [`handshake`].

@@ -1,10 +1,13 @@
-//! What the gateway asks of an introduction beyond its types: bounded, visible words.
+//! The shortest introduction, and what the gateway asks of one beyond its types: bounded, visible
+//! words.
 //!
 //! The whole of it fits a handshake frame already. These bounds keep what is stored and shown for
 //! each node small, and keep control characters out of everything that a person is shown.
 
-use super::{HandshakeError, Introduction};
+use super::{HandshakeError, Introduction, PolicyMode};
 use crate::name::is_deceptive;
+use crate::telemetry::Platform;
+use crate::{Labels, NodeId, NodeName};
 
 /// Bytes of one short text: version, user, a field of the platform, the name of a variable.
 const SHORT_BYTES_MAX: usize = 256;
@@ -12,6 +15,24 @@ const SHORT_BYTES_MAX: usize = 256;
 const LIST_MAX: usize = 64;
 
 impl Introduction {
+    /// The introduction of a node that says its name and nothing more: it works in `/`, runs whatever
+    /// it is asked to, and sets no limit to its time.
+    pub fn new(node_id: NodeId, name: NodeName) -> Self {
+        Self {
+            node_id,
+            name,
+            labels: Labels::default(),
+            platform: Platform::default(),
+            version: String::new(),
+            user: String::new(),
+            working_dir: "/".to_owned(),
+            timeout_ms: 0,
+            policy: PolicyMode::Full,
+            env_allow: Vec::new(),
+            capabilities: Vec::new(),
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), HandshakeError> {
         let platform = &self.platform;
         for (field, text) in [
