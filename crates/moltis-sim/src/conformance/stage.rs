@@ -16,7 +16,7 @@ use moltis_proto::message::Windows;
 use moltis_proto::subprotocol::Negotiated;
 use moltis_proto::version::{Ledger, LedgerRange};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_tungstenite::accept_hdr_async;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -208,7 +208,14 @@ impl Stage {
     /// The node must not dial for a while; its process may end.
     pub(super) async fn does_not_dial(&mut self, time: Duration, why: &str) -> Played {
         let since = Instant::now();
-        match self.dial_or_end(since + time).await? {
+        let until = since + time;
+        let dialled = tokio::select! {
+            biased;
+            // A watcher that wakes late must not take a dial in good time for one too early.
+            () = sleep_until(until) => return Ok(()),
+            dialled = self.dial_or_end(until) => dialled?,
+        };
+        match dialled {
             Dialled::Nothing | Dialled::Ended(_) => Ok(()),
             Dialled::Stream(_) => {
                 let came = format!("it dialled after {}", seconds(since.elapsed()));
@@ -233,7 +240,7 @@ impl Stage {
                 let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
                 Ok(Dialled::Ended(how))
             }
-            () = tokio::time::sleep_until(until) => Ok(Dialled::Nothing),
+            () = sleep_until(until) => Ok(Dialled::Nothing),
         }
     }
 
