@@ -20,9 +20,12 @@ pub mod config;
 pub mod connect;
 mod core;
 mod desk;
+mod disk;
 mod door;
 mod ending;
 mod journal;
+mod kernel;
+mod machine;
 mod ops;
 mod pipes;
 mod process;
@@ -40,18 +43,21 @@ use std::path::{Path, PathBuf};
 
 use moltis_proto::JournalId;
 use rustix::fs::{FlockOperation, flock};
-use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::core::{Core, Own};
+use self::core::Core;
+use self::disk::Disk;
 use self::door::{Door, LEAVING, SOCKET};
 use self::journal::Journal;
+use self::kernel::Kernel;
+use self::machine::Machine;
 use self::recover::Estate;
 
 pub use self::config::{KeeperConfig, Policy, Rules, RulesError, RulesSource};
 pub use self::connect::{KeeperStream, Starter};
+pub(crate) use self::door::Sockets;
 pub use self::journal::JournalError;
 
 /// Bytes that a socket's address may have (unix(7): 108 with its closing zero).
@@ -116,28 +122,43 @@ pub async fn serve(config: KeeperConfig, stop: CancellationToken) -> Result<Serv
     rustix::process::setsid().ok(); // whoever leads a group already has one of its own
     // Whatever our starter left open is none of our children's business.
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
+    serve_on(Machine::with(Kernel::as_owner()), config, stop).await
+}
+
+/// As [`serve`], on a machine that a simulation has made up.
+#[cfg(feature = "simulation")]
+pub(crate) async fn serve_simulated(
+    machine: crate::simulation::Machine,
+    config: KeeperConfig,
+    stop: CancellationToken,
+) -> Result<Served, KeeperError> {
+    serve_on(Machine::simulated(machine), config, stop).await
+}
+
+async fn serve_on(
+    machine: Machine,
+    config: KeeperConfig,
+    stop: CancellationToken,
+) -> Result<Served, KeeperError> {
     let starting = StartLock::take(&config.dir)?;
-    let estate = inherit(&config)?;
+    let estate = inherit(&machine.disk, &config)?;
     if estate.has_keeper_of(&config.version) {
         return Ok(Served::Another);
     }
-    let own = Own {
-        descriptors: process::Descriptors::raise(),
-        adopts_orphans: process::adopt_orphans(),
-    };
-    let journal = new_journal(&config)?;
+    let journal = new_journal(&machine.disk, &config)?;
     let socket = config.dir.join(format!("k{}.{SOCKET}", journal.id()));
     delete_dead_sockets(&config.dir, &estate.journals);
     if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         journal.delete();
         return Err(KeeperError::SocketPath { path: socket });
     }
-    let door = Door::open(&socket).map_err(|source| KeeperError::Socket {
+    let opened = machine.sockets.open(&socket);
+    let door = opened.map_err(|source| KeeperError::Socket {
         path: socket,
         source,
     })?;
     drop(starting);
-    let core = begin(config, Some(own), journal, estate);
+    let core = Core::new(config, machine, journal, estate);
     core.run(door, stop).await;
     Ok(Served::Left)
 }
@@ -145,7 +166,7 @@ pub async fn serve(config: KeeperConfig, stop: CancellationToken) -> Result<Serv
 /// A keeper inside this program.
 #[derive(Debug)]
 pub struct Keeper {
-    clients: mpsc::Sender<DuplexStream>,
+    clients: mpsc::Sender<KeeperStream>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -159,13 +180,14 @@ impl Keeper {
     /// [`KeeperError`].
     pub fn spawn_in_process(config: KeeperConfig) -> Result<Self, KeeperError> {
         let starting = StartLock::take(&config.dir)?;
-        let estate = inherit(&config)?;
-        let journal = new_journal(&config)?;
+        let machine = Machine::with(Kernel::as_guest());
+        let estate = inherit(&machine.disk, &config)?;
+        let journal = new_journal(&machine.disk, &config)?;
         drop(starting);
         let (clients, arriving) = mpsc::channel(4);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let core = begin(config, None, journal, estate);
-        tasks.spawn(core.run(Door::Memory(arriving), stop.clone()));
+        let core = Core::new(config, machine, journal, estate);
+        tasks.spawn(core.run(Door::memory(arriving), stop.clone()));
         tasks.close();
         Ok(Self {
             clients,
@@ -182,7 +204,7 @@ impl Keeper {
     pub async fn connect(&self) -> io::Result<KeeperStream> {
         let (near, far) = tokio::io::duplex(DUPLEX_BYTES);
         self.clients
-            .send(far)
+            .send(far.into())
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
         Ok(near.into())
@@ -229,27 +251,25 @@ impl StartLock {
     }
 }
 
-fn inherit(config: &KeeperConfig) -> Result<Estate, KeeperError> {
-    recover::take_over_all(&config.dir, config.boot_id).map_err(|source| KeeperError::Directory {
+fn inherit(disk: &Disk, config: &KeeperConfig) -> Result<Estate, KeeperError> {
+    let estate = recover::take_over_all(disk, &config.dir, config.boot_id);
+    estate.map_err(|source| KeeperError::Directory {
         dir: config.dir.clone(),
         source,
     })
 }
 
-fn new_journal(config: &KeeperConfig) -> Result<Journal, KeeperError> {
+fn new_journal(disk: &Disk, config: &KeeperConfig) -> Result<Journal, KeeperError> {
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(KeeperError::Random)?;
     let id = JournalId::from_bytes(id);
     Ok(Journal::create(
+        disk,
         &config.dir,
         id,
         config.boot_id,
         &config.version,
     )?)
-}
-
-fn begin(config: KeeperConfig, own: Option<Own>, journal: Journal, estate: Estate) -> Core {
-    Core::new(config, own, journal, estate)
 }
 
 /// Takes away the sockets of the keepers whose journals we hold now.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use crate::keeper::{Keeper, KeeperStream, Starter, connect};
+use crate::keeper::{Keeper, KeeperStream, Sockets, Starter, connect};
 
 /// Why no keeper can be reached.
 pub type KeepersError = Box<dyn Error + Send + Sync>;
@@ -40,6 +40,7 @@ impl Keepers for Arc<Keeper> {
 
 /// The keepers of one directory, `runs/` of a node.
 pub struct KeeperDir {
+    sockets: Sockets,
     dir: PathBuf,
     version: String,
     starter: Box<dyn Starter>,
@@ -49,6 +50,7 @@ impl KeeperDir {
     /// Looks for keepers in `dir`; `starter` starts one where none of this crate's version answers.
     pub fn new(dir: impl Into<PathBuf>, starter: impl Starter + 'static) -> Self {
         Self {
+            sockets: Sockets::default(),
             dir: dir.into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             starter: Box::new(starter),
@@ -59,6 +61,14 @@ impl KeeperDir {
     #[must_use]
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.version = version.into();
+        self
+    }
+
+    /// Looks for keepers behind the sockets of a simulation.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn simulated(mut self, sockets: crate::simulation::Sockets) -> Self {
+        self.sockets = Sockets::simulated(sockets);
         self
     }
 }
@@ -74,7 +84,8 @@ impl fmt::Debug for KeeperDir {
 impl Keepers for KeeperDir {
     fn connect(&self) -> BoxFuture<'_, Result<Vec<KeeperStream>, KeepersError>> {
         Box::pin(async {
-            Ok(connect::connect_all(&self.dir, &*self.starter, &self.version).await?)
+            let (dir, starter) = (&self.dir, &*self.starter);
+            Ok(connect::connect_all_by(&self.sockets, dir, starter, &self.version).await?)
         })
     }
 }

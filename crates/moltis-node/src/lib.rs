@@ -12,6 +12,8 @@ pub mod config;
 pub mod home;
 pub mod keeper;
 pub mod keepers;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 pub mod state;
 pub mod tls;
 pub mod url;

@@ -9,6 +9,7 @@ mod clock;
 mod dial;
 mod flight;
 mod handshake;
+mod machine;
 mod outgoing;
 mod pace;
 mod session;
@@ -27,12 +28,12 @@ use moltis_proto::node::Backoff;
 use moltis_proto::node::backoff::{part_of, spread};
 use moltis_proto::version::LedgerRange;
 use moltis_proto::{BootId, InstanceId, PublicKey, Subprotocol};
-use moltis_telemetry::{boot_id, platform};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::clock::Clock;
 use self::handshake::{Accepted, Claims, Progress};
+pub(crate) use self::machine::Machine;
 use self::session::{Stopped, Surroundings};
 use self::settings::Watched;
 use self::telemetry::Telemetry;
@@ -60,6 +61,7 @@ pub(crate) struct Link {
     offers: Vec<Subprotocol>,
     instance_id: InstanceId,
     clock: Clock,
+    machine: Machine,
     telemetry: Option<Telemetry>,
     tell: Tell,
     /// What the next attempt asks for: to pair until a gateway has accepted this node once.
@@ -86,7 +88,8 @@ impl Link {
             offers: setup.offers.unwrap_or_else(noise::preferred_offers),
             instance_id: InstanceId::from_bytes(random::bytes()),
             clock: setup.clock,
-            telemetry: setup.collector.map(Telemetry::new),
+            telemetry: setup.machine.telemetry(setup.collector),
+            machine: setup.machine,
             tell: Tell {
                 events: setup.events,
                 state: setup.state,
@@ -102,7 +105,7 @@ impl Link {
 
     /// Connects again and again until `stop` is cancelled, or until giving up is right.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), LinkError> {
-        let boot_id = boot_id().map_err(LinkError::Machine)?;
+        let boot_id = self.machine.boot_id().map_err(LinkError::Machine)?;
         loop {
             let error = match self.connect_and_work(boot_id, &stop).await {
                 Ok(Stopped) => return Ok(()),
@@ -156,10 +159,11 @@ impl Link {
         self.attempts = self.attempts.saturating_add(1);
         self.tell.dialing(&config, self.attempts);
         let introduction = self.introduction(&config);
-        let (socket, negotiated) =
-            dial::dial(&config.gateway_url, config.tls_ca.as_ref(), &self.offers).await?;
+        let (url, roots) = (&config.gateway_url, config.tls_ca.as_ref());
+        let dialling = dial::dial(&self.machine, url, roots, &self.offers);
+        let (socket, negotiated) = dialling.await?;
         let claims = Claims {
-            url: &config.gateway_url,
+            url,
             identity: &self.identity,
             claim: NodeClaim {
                 device_id: self.identity.device_id,
@@ -236,7 +240,7 @@ impl Link {
             node_id: self.identity.node_id.clone(),
             name: config.name.clone(),
             labels: config.labels.clone(),
-            platform: platform(),
+            platform: self.machine.platform(),
             version: self.version.clone(),
             user: self.user.clone(),
             working_dir: config.working_dir.clone(),

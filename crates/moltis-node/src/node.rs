@@ -15,7 +15,9 @@ use crate::config::{ConfigFile, NodeConfig};
 use crate::error::LinkError;
 use crate::event::LinkEvent;
 use crate::keepers::Keepers;
-use crate::link::{Clock, Link};
+use crate::link::{Clock, Link, Machine};
+#[cfg(feature = "simulation")]
+use crate::simulation;
 use crate::state::NodeState;
 
 /// Where the settings of a node come from.
@@ -69,6 +71,7 @@ pub struct NodeBuilder {
     pub(crate) state: Option<NodeState>,
     pub(crate) events: Option<mpsc::Sender<LinkEvent>>,
     pub(crate) clock: Clock,
+    pub(crate) machine: Machine,
 }
 
 impl fmt::Debug for NodeBuilder {
@@ -154,6 +157,15 @@ impl NodeBuilder {
         self
     }
 
+    /// Puts the node on a machine that a simulation has made up. It sleeps only where
+    /// [`boottime`](Self::boottime), called after this, says so.
+    #[cfg(feature = "simulation")]
+    pub fn simulated(mut self, dial: Arc<dyn simulation::Dial>, facts: simulation::Facts) -> Self {
+        let began = tokio::time::Instant::now();
+        self.machine = Machine::Simulated(dial, Box::new(facts));
+        self.boottime(move || began.elapsed())
+    }
+
     /// Returns the node, which does nothing before it runs.
     pub fn build(self) -> Node {
         Node {
@@ -190,6 +202,7 @@ impl Node {
             state: None,
             events: None,
             clock: Clock::system(),
+            machine: Machine::System,
         }
     }
 

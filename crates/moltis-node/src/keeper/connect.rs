@@ -13,8 +13,10 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::UnixStream;
 
-use super::door::{LEAVING, SOCKET};
+use super::door::{LEAVING, SOCKET, Sockets};
 use super::journal;
+#[cfg(feature = "simulation")]
+use crate::simulation;
 
 /// How often a keeper that was started is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(3);
@@ -81,6 +83,8 @@ pub struct KeeperStream(Inner);
 enum Inner {
     Unix(UnixStream),
     Memory(DuplexStream),
+    #[cfg(feature = "simulation")]
+    Simulated(simulation::Socket),
 }
 
 impl From<UnixStream> for KeeperStream {
@@ -99,6 +103,13 @@ impl From<DuplexStream> for KeeperStream {
     }
 }
 
+#[cfg(feature = "simulation")]
+impl From<simulation::Socket> for KeeperStream {
+    fn from(stream: simulation::Socket) -> Self {
+        Self(Inner::Simulated(stream))
+    }
+}
+
 /// Connects to every living keeper of `dir`, the one for new runs first: that is the one of
 /// `version`, which is started where none answers. Those of other versions keep the runs that they
 /// have, and leave when the last one is forgotten and nobody is attached. One that leaves is never
@@ -111,7 +122,17 @@ pub async fn connect_all(
     starter: &dyn Starter,
     version: &str,
 ) -> Result<Vec<KeeperStream>, ConnectError> {
-    if let Some(found) = ours_first(living(dir).await?, version) {
+    connect_all_by(&Sockets::default(), dir, starter, version).await
+}
+
+/// As [`connect_all`], by these sockets.
+pub(crate) async fn connect_all_by(
+    sockets: &Sockets,
+    dir: &Path,
+    starter: &dyn Starter,
+    version: &str,
+) -> Result<Vec<KeeperStream>, ConnectError> {
+    if let Some(found) = ours_first(living(sockets, dir).await?, version) {
         return Ok(found);
     }
     let answered = async {
@@ -122,7 +143,7 @@ pub async fn connect_all(
             })?;
             let began = tokio::time::Instant::now();
             while began.elapsed() < START_EVERY {
-                if let Some(found) = ours_first(living(dir).await?, version) {
+                if let Some(found) = ours_first(living(sockets, dir).await?, version) {
                     return Ok(found);
                 }
                 tokio::time::sleep(LOOK_EVERY).await;
@@ -141,7 +162,7 @@ pub async fn connect_all(
 /// # Errors
 /// [`ConnectError::Directory`] when the directory cannot be read; one that is missing holds none.
 pub async fn find(dir: &Path) -> Result<Option<KeeperStream>, ConnectError> {
-    Ok(first(living(dir).await?))
+    Ok(first(living(&Sockets::default(), dir).await?))
 }
 
 /// Connects to every living keeper of `dir`, also to those that leave.
@@ -149,7 +170,7 @@ pub async fn find(dir: &Path) -> Result<Option<KeeperStream>, ConnectError> {
 /// # Errors
 /// [`ConnectError::Directory`] when the directory cannot be read; one that is missing holds none.
 pub async fn find_all(dir: &Path) -> Result<Vec<KeeperStream>, ConnectError> {
-    let living = living(dir).await?.into_iter();
+    let living = living(&Sockets::default(), dir).await?.into_iter();
     Ok(living.map(|living| living.stream).collect())
 }
 
@@ -179,12 +200,12 @@ fn ours_first(living: Vec<Living>, version: &str) -> Option<Vec<KeeperStream>> {
 }
 
 /// Knocks at every socket in `dir`.
-async fn living(dir: &Path) -> Result<Vec<Living>, ConnectError> {
+async fn living(by: &Sockets, dir: &Path) -> Result<Vec<Living>, ConnectError> {
     let mut living = Vec::new();
     for socket in sockets(dir)? {
-        if let Ok(stream) = UnixStream::connect(&socket).await {
+        if let Ok(stream) = by.connect(&socket).await {
             living.push(Living {
-                stream: stream.into(),
+                stream,
                 leaves: socket.extension().is_some_and(|kind| kind == LEAVING),
                 version: journal::version_of(&socket.with_extension("journal")),
             });
@@ -222,60 +243,58 @@ fn sockets(dir: &Path) -> Result<Vec<PathBuf>, ConnectError> {
     Ok(sockets)
 }
 
+/// What a stream of either kind does.
+trait Io: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
+
+impl KeeperStream {
+    fn io(self: Pin<&mut Self>) -> Pin<&mut dyn Io> {
+        match &mut self.get_mut().0 {
+            Inner::Unix(stream) => Pin::new(stream),
+            Inner::Memory(stream) => Pin::new(stream),
+            #[cfg(feature = "simulation")]
+            Inner::Simulated(stream) => Pin::new(stream),
+        }
+    }
+}
+
 impl AsyncRead for KeeperStream {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.0 {
-            Inner::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-            Inner::Memory(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
+        self.io().poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for KeeperStream {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.0 {
-            Inner::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-            Inner::Memory(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        self.io().poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.0 {
-            Inner::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Inner::Memory(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
+        self.io().poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.0 {
-            Inner::Unix(stream) => stream.is_write_vectored(),
-            Inner::Memory(stream) => stream.is_write_vectored(),
-        }
+        true // each of them is
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0 {
-            Inner::Unix(stream) => Pin::new(stream).poll_flush(cx),
-            Inner::Memory(stream) => Pin::new(stream).poll_flush(cx),
-        }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0 {
-            Inner::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-            Inner::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_shutdown(cx)
     }
 }

@@ -22,11 +22,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, Io};
 use super::config::{KeeperConfig, RulesSource};
+use super::disk::Disk;
 use super::door::Door;
 use super::ending::Due;
 use super::journal::{Journal, Record};
+use super::kernel::Kernel;
+use super::machine::Machine;
 use super::ops::{Event, Ops};
-use super::process::{self, Descriptors};
 use super::recover::Estate;
 use super::run::Run;
 use super::wire;
@@ -43,19 +45,13 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long a keeper that leaves waits for its client, and then for its disk.
 const LEAVE_TIME: Duration = Duration::from_secs(5);
 
-/// What only a process of its own does, and no guest in somebody's program.
-#[derive(Debug)]
-pub(super) struct Own {
-    pub(super) descriptors: Descriptors,
-    pub(super) adopts_orphans: bool,
-}
-
 /// A keeper at work.
 pub(super) struct Core {
     pub(super) dir: PathBuf,
     pub(super) rules: Box<dyn RulesSource>,
     pub(super) boot_id: BootId,
-    pub(super) own: Option<Own>,
+    pub(super) kernel: Kernel,
+    pub(super) disk: Disk,
     /// Our own journal, then those of dead keepers.
     pub(super) journals: Vec<Journal>,
     pub(super) runs: HashMap<RunId, Run>,
@@ -103,7 +99,7 @@ pub(super) fn now() -> Instant {
 impl Core {
     pub(super) fn new(
         config: KeeperConfig,
-        own: Option<Own>,
+        machine: Machine,
         journal: Journal,
         estate: Estate,
     ) -> Self {
@@ -111,11 +107,12 @@ impl Core {
             dir: config.dir,
             rules: config.rules,
             boot_id: config.boot_id,
-            own,
+            kernel: machine.kernel,
+            ops: Ops::new(machine.disk.clone()),
+            disk: machine.disk,
             journals: vec![journal],
             runs: HashMap::new(),
             used: UsedIds::default(),
-            ops: Ops::default(),
             client: None,
             leaving: false,
             leave_after: config.leave_after,
@@ -222,7 +219,7 @@ impl Core {
         let is_complete = run.is_output_complete();
         if is_complete && let Some(life) = &mut run.life {
             let leader = life.leader();
-            let adopted = || adopted(self.own.as_ref(), &self.leaders);
+            let adopted = || self.kernel.orphans(&self.leaders);
             if let Some(ending) = life.poll_ending(now, &adopted) {
                 self.leaders.remove(&leader);
                 let totals = run.outbox.totals();
@@ -321,14 +318,14 @@ impl Core {
         let now = now();
         match event {
             Event::Exited { run_id } => {
-                let adopted = || adopted(self.own.as_ref(), &self.leaders);
+                let adopted = || self.kernel.orphans(&self.leaders);
                 if let Some(run) = self.runs.get_mut(&run_id)
                     && let Some(life) = &mut run.life
                 {
                     life.handle_exited(now, &adopted);
                     mark_dirty(run, &mut self.dirty);
                 }
-                if self.own.as_ref().is_some_and(|own| own.adopts_orphans) {
+                if self.kernel.adopts_orphans() {
                     self.sweep_at.get_or_insert(now + SWEEP_EVERY);
                 }
             }
@@ -393,7 +390,7 @@ impl Core {
                 break;
             }
             self.timers.pop_first();
-            let adopted = || adopted(self.own.as_ref(), &self.leaders);
+            let adopted = || self.kernel.orphans(&self.leaders);
             let Some(run) = self.runs.get_mut(&id) else {
                 continue;
             };
@@ -409,7 +406,7 @@ impl Core {
             mark_dirty(run, &mut self.dirty);
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
-            let orphans = adopted(self.own.as_ref(), &self.leaders).unwrap_or_default();
+            let orphans = self.kernel.orphans(&self.leaders).unwrap_or_default();
             let again = !orphans.is_empty() || !self.leaders.is_empty();
             self.sweep_at = again.then_some(now + SWEEP_EVERY);
         }
@@ -456,7 +453,7 @@ impl Core {
 
     /// Ends a run at somebody's wish.
     pub(super) fn cancel(&mut self, id: RunId, grace: Duration) {
-        let adopted = || adopted(self.own.as_ref(), &self.leaders);
+        let adopted = || self.kernel.orphans(&self.leaders);
         if let Some(run) = self.runs.get_mut(&id)
             && let Some(life) = &mut run.life
         {
@@ -464,14 +461,6 @@ impl Core {
             mark_dirty(run, &mut self.dirty);
         }
     }
-}
-
-/// Finds the orphans that this process has adopted, once a moment; reaps those that have ended.
-fn adopted(own: Option<&Own>, leaders: &HashSet<Pid>) -> Option<Vec<Pid>> {
-    if !own?.adopts_orphans {
-        return None;
-    }
-    process::orphans(|pid| leaders.contains(&pid))
 }
 
 fn mark_dirty(run: &mut Run, dirty: &mut Vec<RunId>) {

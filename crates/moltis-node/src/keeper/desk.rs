@@ -15,10 +15,9 @@ use moltis_proto::{FromKeeper, RunId, RunRefusal, ToKeeper};
 
 use super::core::{Core, now};
 use super::journal::Record;
-use super::process::Mark;
 use super::program::StartFailure;
 use super::run::Run;
-use super::spawn::{Inheritance, NoPlan, Plan};
+use super::spawn::{NoPlan, Plan};
 use super::spool::Spool;
 
 impl Core {
@@ -162,7 +161,7 @@ impl Core {
             tracing::error!(error = %error, "every run is refused");
             NoPlan::Refused(RunRefusal::Policy)
         })?;
-        Plan::new(spec, &rules)
+        Plan::new(spec, &rules, &self.kernel)
     }
 
     fn spawn(
@@ -171,15 +170,7 @@ impl Core {
         plan: &Plan,
         spec: &RunSpec,
     ) -> Result<u32, StartFailure> {
-        let mark = match &self.own {
-            Some(own) if own.adopts_orphans => getrandom::u64().ok().and_then(Mark::new),
-            _ => None,
-        };
-        let inherits = Inheritance {
-            descriptors: self.own.as_mut().map(|own| &mut own.descriptors),
-            mark,
-        };
-        let spawned = plan.spawn(inherits)?;
+        let spawned = plan.spawn(&mut self.kernel)?;
         let pid = spawned.child.id();
         let now = now();
         let (mut outbox, mut stdin) = (
@@ -200,12 +191,13 @@ impl Core {
         if let Err(error) = self.journals[0].append(&started) {
             tracing::warn!(run.id = %ids.0, error = %error, "a process id is not in the journal");
         }
+        let spools = self.spools(ids.0);
         let run = Run::started(
             ids,
             (plan, spawned),
             (outbox, stdin),
-            (&self.dir, &mut self.ops, now),
-            mark,
+            spools,
+            (&mut self.ops, now),
         );
         self.insert(run);
         Ok(pid)
@@ -228,8 +220,12 @@ impl Core {
             outbox.follow(&client.windows, now());
         }
         outbox.finish(ending);
-        let spools = Stream::BOTH.map(|stream| Spool::new(&self.dir, ids.0, stream));
+        let spools = self.spools(ids.0);
         self.insert(Run::over(ids, outbox, spools));
+    }
+
+    fn spools(&self, run_id: RunId) -> [Spool; 2] {
+        Stream::BOTH.map(|stream| Spool::new(&self.disk, &self.dir, run_id, stream))
     }
 
     // Following.

@@ -1,15 +1,17 @@
 //! Where a keeper's clients come from: a Unix socket of our own user, or the program around us.
 
+use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::io::DuplexStream;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use super::connect::KeeperStream;
+#[cfg(feature = "simulation")]
+use crate::simulation;
 
 /// How long the door rests when the system has no descriptor for a client.
 const REST: Duration = Duration::from_millis(100);
@@ -18,21 +20,76 @@ const REST: Duration = Duration::from_millis(100);
 pub(super) const SOCKET: &str = "sock";
 pub(super) const LEAVING: &str = "leaving";
 
+/// Where sockets are opened and reached: in the file system, unless a simulation has its own.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sockets {
+    #[cfg(feature = "simulation")]
+    simulated: Option<simulation::Sockets>,
+}
+
 /// Where clients come from.
 #[derive(Debug)]
-pub(super) enum Door {
-    /// A socket, and its path now.
-    Socket(UnixListener, PathBuf),
-    /// The handles of a keeper in this process.
-    Memory(mpsc::Receiver<DuplexStream>),
+pub(super) struct Door {
+    clients: Clients,
+    /// Where they find it now.
+    path: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+enum Clients {
+    /// Of a socket.
+    Socket(UnixListener),
+    /// Of handles in this process.
+    Memory(mpsc::Receiver<KeeperStream>),
+}
+
+impl Sockets {
+    /// Sockets that a simulation has made up.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn simulated(sockets: simulation::Sockets) -> Self {
+        Self {
+            simulated: Some(sockets),
+        }
+    }
+
+    /// Opens a socket that only our own user may use.
+    #[cfg_attr(
+        not(feature = "simulation"),
+        expect(clippy::unused_self, reason = "there is one way")
+    )]
+    pub(super) fn open(&self, path: &Path) -> io::Result<Door> {
+        #[cfg(feature = "simulation")]
+        if let Some(sockets) = &self.simulated {
+            return Ok(Door {
+                clients: Clients::Memory(sockets.bind(path)?),
+                path: Some(path.to_owned()),
+            });
+        }
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
+        Ok(Door {
+            clients: Clients::Socket(listener),
+            path: Some(path.to_owned()),
+        })
+    }
+
+    /// Knocks at a socket.
+    pub(super) async fn connect(&self, path: &Path) -> io::Result<KeeperStream> {
+        #[cfg(feature = "simulation")]
+        if let Some(sockets) = &self.simulated {
+            return sockets.connect(path).await;
+        }
+        UnixStream::connect(path).await.map(KeeperStream::from)
+    }
 }
 
 impl Door {
-    /// Opens a socket that only our own user may use.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let listener = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
-        Ok(Self::Socket(listener, path.to_owned()))
+    /// A door for handles in this process.
+    pub(super) fn memory(clients: mpsc::Receiver<KeeperStream>) -> Self {
+        Self {
+            clients: Clients::Memory(clients),
+            path: None,
+        }
     }
 
     /// Returns the next client; waits for ever when none can come any more.
@@ -41,8 +98,8 @@ impl Door {
     /// Cancel safe.
     pub(super) async fn next(&mut self) -> KeeperStream {
         loop {
-            match self {
-                Self::Socket(listener, _) => match listener.accept().await {
+            match &mut self.clients {
+                Clients::Socket(listener) => match listener.accept().await {
                     Ok((stream, _)) if is_ours(&stream) => return stream.into(),
                     Ok(_) => tracing::warn!("another user knocks at the keeper's socket"),
                     Err(error) => {
@@ -50,8 +107,8 @@ impl Door {
                         tokio::time::sleep(REST).await;
                     }
                 },
-                Self::Memory(clients) => match clients.recv().await {
-                    Some(stream) => return stream.into(),
+                Clients::Memory(clients) => match clients.recv().await {
+                    Some(stream) => return stream,
                     None => std::future::pending().await,
                 },
             }
@@ -61,9 +118,9 @@ impl Door {
     /// Gives the socket the name of one that leaves: it is still found by whoever has runs here, and
     /// by nobody who looks for a keeper for new ones.
     pub(super) fn show_leaving(&mut self) {
-        if let Self::Socket(_, path) = self {
+        if let Some(path) = &mut self.path {
             let leaving = path.with_extension(LEAVING);
-            if std::fs::rename(&*path, &leaving).is_ok() {
+            if fs::rename(&*path, &leaving).is_ok() {
                 *path = leaving;
             }
         }
@@ -71,9 +128,9 @@ impl Door {
 
     /// Closes the door, and takes its path away.
     pub(super) fn close(self) {
-        if let Self::Socket(listener, path) = self {
-            drop(listener);
-            std::fs::remove_file(path).ok(); // whoever finds it gets no answer
+        drop(self.clients);
+        if let Some(path) = self.path {
+            fs::remove_file(path).ok(); // whoever finds it gets no answer
         }
     }
 }

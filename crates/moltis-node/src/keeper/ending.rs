@@ -4,14 +4,14 @@
 //! so keeps the group's number. Children that have left the group are looked for wherever the
 //! system lets us. Whoever holds the child's output open after its end is waited for, but not long.
 
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use moltis_proto::limits::DRAIN;
 use moltis_proto::run::{Ending, ExitStatus as Status, Outcome};
 use rustix::process::{Pid, Signal};
 
-use super::process::{self, Mark};
+use super::kernel::Child;
+use super::process;
 use super::spawn::Plan;
 
 /// How often a terminal is hung up until its shell notices: one that is busy starting may not.
@@ -29,8 +29,6 @@ pub(super) type Adopted<'a> = &'a dyn Fn() -> Option<Vec<Pid>>;
 #[derive(Debug)]
 pub(super) struct Life {
     child: Child,
-    pid: Pid,
-    mark: Option<Mark>,
     is_terminal: bool,
     spawned: Instant,
     /// When its time is over, while it has any left.
@@ -41,7 +39,6 @@ pub(super) struct Life {
     /// What the kernel said about the end, and when. The child stays a zombie for now: its number
     /// is its group's, and nobody else gets it.
     exited: Option<(Option<Status>, Instant)>,
-    reaped: bool,
     /// When whoever holds the output open has had its time.
     drained_at: Option<Instant>,
     was_held_open: bool,
@@ -66,18 +63,9 @@ pub(super) enum Due {
 }
 
 impl Life {
-    pub(super) fn new(
-        child: Child,
-        pid: Pid,
-        mark: Option<Mark>,
-        is_terminal: bool,
-        plan: &Plan,
-        now: Instant,
-    ) -> Self {
+    pub(super) fn new(child: Child, is_terminal: bool, plan: &Plan, now: Instant) -> Self {
         Self {
             child,
-            pid,
-            mark,
             is_terminal,
             spawned: now,
             // A time beyond what the clock can say is no limit.
@@ -86,7 +74,6 @@ impl Life {
             wish: None,
             hang_up_at: None,
             exited: None,
-            reaped: false,
             drained_at: None,
             was_held_open: false,
             look_again: None,
@@ -98,7 +85,7 @@ impl Life {
     }
 
     pub(super) fn leader(&self) -> Pid {
-        self.pid
+        self.child.pid()
     }
 
     /// Sends a signal to the group, while it is certainly the child's.
@@ -106,7 +93,7 @@ impl Life {
         if self.exited.is_none()
             && let Some(signal) = process::signal_of(number)
         {
-            process::signal_group(self.pid, signal);
+            self.child.signal_group(signal);
         }
     }
 
@@ -119,7 +106,7 @@ impl Life {
         adopted: Adopted<'_>,
     ) {
         let kill_at = now.checked_add(grace);
-        if process::has_ended(self.pid) {
+        if self.child.has_ended() {
             // By itself, and this wish has overtaken the news of it.
             self.handle_exited(now, adopted);
         }
@@ -135,16 +122,16 @@ impl Life {
         }
         self.time_over = None;
         self.wish = Some(Wish { outcome, kill_at });
-        let (escaped, _) = process::escaped(Some(self.pid), self.mark, adopted().as_deref());
+        let (escaped, _) = self.child.escaped(adopted().as_deref());
         if self.is_terminal {
             // Interactive shells ignore SIGTERM and end when their terminal is hung up.
-            process::signal_group(self.pid, Signal::HUP);
+            self.child.signal_group(Signal::HUP);
             self.hang_up_at = Some(now + HANG_UP_EVERY);
         }
-        process::signal_group(self.pid, Signal::TERM);
-        process::signal_group(self.pid, Signal::CONT);
+        self.child.signal_group(Signal::TERM);
+        self.child.signal_group(Signal::CONT);
         for pid in escaped {
-            process::signal_one(pid, Signal::TERM);
+            self.child.signal_escaped(pid, Signal::TERM);
         }
     }
 
@@ -156,7 +143,7 @@ impl Life {
         if self.wish.is_some() {
             self.kill_all(adopted);
         }
-        self.exited = Some((process::status_of(self.pid), now));
+        self.exited = Some((self.child.status(), now));
         self.time_over = None;
         self.hang_up_at = None;
         self.drained_at = Some(now + DRAIN);
@@ -189,7 +176,7 @@ impl Life {
             self.kill_all(adopted);
         }
         if self.hang_up_at.is_some_and(|at| at <= now) {
-            process::signal_group(self.pid, Signal::HUP);
+            self.child.signal_group(Signal::HUP);
             self.hang_up_at = Some(now + HANG_UP_EVERY);
         }
         if self.look_again.is_some_and(|at| at <= now) {
@@ -208,10 +195,7 @@ impl Life {
     pub(super) fn poll_ending(&mut self, now: Instant, adopted: Adopted<'_>) -> Option<Ending> {
         let (status, exited_at) = self.exited?;
         self.drained_at = None;
-        if !self.reaped {
-            self.child.try_wait().ok(); // it has ended: there is nothing to wait for
-            self.reaped = true;
-        }
+        self.child.reap();
         let survive = match self.wish {
             Some(_) => {
                 let (alive, sees_all) = self.survivors(adopted);
@@ -243,13 +227,13 @@ impl Life {
     /// tells: where orphans are not ours, only those in its group are known.
     fn left_somebody(&self, adopted: Adopted<'_>) -> bool {
         let orphans = adopted(); // reaps the dead, who count as members of their group
-        if process::group_lives(self.pid) {
+        if self.child.group_lives() {
             return true;
         }
         let Some(orphans) = orphans.filter(|orphans| !orphans.is_empty()) else {
             return false;
         };
-        let (alive, sees_all) = process::escaped(None, self.mark, Some(&orphans));
+        let (alive, sees_all) = self.child.escaped(Some(&orphans));
         !alive.is_empty() || !sees_all
     }
 
@@ -257,32 +241,22 @@ impl Life {
     ///
     /// The leader is reaped, so its number may be somebody else's by now.
     fn survivors(&self, adopted: Adopted<'_>) -> (bool, bool) {
-        let (escaped, sees_all) = process::escaped(None, self.mark, adopted().as_deref());
+        let (escaped, sees_all) = self.child.escaped(adopted().as_deref());
         for pid in &escaped {
-            process::signal_one(*pid, Signal::KILL);
+            self.child.signal_escaped(*pid, Signal::KILL);
         }
-        let group = process::group_lives(self.pid);
+        let group = self.child.group_lives();
         (group || !escaped.is_empty(), sees_all)
     }
 
     fn kill_all(&self, adopted: Adopted<'_>) {
-        if self.reaped {
+        if self.child.is_reaped() {
             return;
         }
-        let (escaped, _) = process::escaped(Some(self.pid), self.mark, adopted().as_deref());
-        process::signal_group(self.pid, Signal::KILL);
+        let (escaped, _) = self.child.escaped(adopted().as_deref());
+        self.child.signal_group(Signal::KILL);
         for pid in escaped {
-            process::signal_one(pid, Signal::KILL);
-        }
-    }
-}
-
-impl Drop for Life {
-    /// A keeper that goes takes its children with it.
-    fn drop(&mut self) {
-        if !self.reaped {
-            process::signal_group(self.pid, Signal::KILL);
-            self.child.try_wait().ok(); // reaped here or by the first process of the system
+            self.child.signal_escaped(pid, Signal::KILL);
         }
     }
 }

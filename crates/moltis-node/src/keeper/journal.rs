@@ -19,6 +19,8 @@ use moltis_proto::{BootId, JournalId, RunId};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use super::disk::Disk;
+
 /// The first bytes of every journal.
 const MAGIC: &[u8] = b"moltis keeper journal 1\n";
 /// Bytes of a record's length and checksum.
@@ -104,6 +106,7 @@ pub(super) struct Found {
 #[derive(Debug)]
 pub(super) struct Journal {
     id: JournalId,
+    disk: Disk,
     path: PathBuf,
     file: File,
     length: u64,
@@ -120,6 +123,7 @@ pub(super) struct Journal {
 impl Journal {
     /// Makes a new journal in `dir` and locks it.
     pub(super) fn create(
+        disk: &Disk,
         dir: &Path,
         id: JournalId,
         boot_id: BootId,
@@ -133,9 +137,10 @@ impl Journal {
             version: Cow::Borrowed(version),
         };
         encode_into(&record, &mut opening).map_err(|source| wrong(&path, "written", source))?;
-        let file = write_new(&path, &opening)?;
+        let file = write_new(disk, ["journal.make", "journal.open"], &path, &opening)?;
         Ok(Self {
             id,
+            disk: disk.clone(),
             path,
             file,
             length: opening.len() as u64,
@@ -147,7 +152,7 @@ impl Journal {
     }
 
     /// Takes over the journal of a dead keeper: `None` when its keeper lives, or when it is none.
-    pub(super) fn take_over(path: &Path) -> Result<Option<Found>, JournalError> {
+    pub(super) fn take_over(disk: &Disk, path: &Path) -> Result<Option<Found>, JournalError> {
         let opened = match OpenOptions::new().read(true).write(true).open(path) {
             // Its keeper has just left.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -183,6 +188,7 @@ impl Journal {
         let mut found = Found {
             journal: Self {
                 id: journal_id,
+                disk: disk.clone(),
                 path: path.to_owned(),
                 file,
                 length: opening_to as u64,
@@ -198,11 +204,8 @@ impl Journal {
         found.replay(&bytes);
         found.forgotten = found.journal.forgotten.iter().copied().collect();
         // What is behind the last good record would hide what we append.
-        let length = found.journal.length;
-        found
-            .journal
-            .file
-            .set_len(length)
+        let (file, length) = (&found.journal.file, found.journal.length);
+        disk.step("journal.cut", path, || file.set_len(length))
             .map_err(|source| wrong(path, "cut to its last good record", source))?;
         Ok(Some(found))
     }
@@ -225,16 +228,24 @@ impl Journal {
     pub(super) fn append(&mut self, record: &Record<'_>) -> Result<(), JournalError> {
         let mut bytes = Vec::with_capacity(256);
         encode_into(record, &mut bytes).map_err(|source| wrong(&self.path, "written", source))?;
-        if let Err(source) = self.file.write_all_at(&bytes, self.length) {
-            self.file.set_len(self.length).ok(); // the next append overwrites it anyway
-            return Err(wrong(&self.path, "written", source));
+        let Self {
+            disk, path, file, ..
+        } = &*self;
+        let written = disk.step("journal.append", path, || {
+            file.write_all_at(&bytes, self.length)
+        });
+        if let Err(source) = written {
+            // The next append overwrites it anyway.
+            let undone = disk.step("journal.undo", path, || file.set_len(self.length));
+            undone.ok();
+            return Err(wrong(path, "written", source));
         }
         self.note(record, self.length, bytes.len());
         self.length += bytes.len() as u64;
         if self.length > self.compact_above && self.length > 2 * self.live_bytes() {
             // The record stands, whatever becomes of this.
             if let Err(error) = self.compact() {
-                fs::remove_file(self.draft()).ok(); // or by the next attempt
+                self.clear_draft();
                 self.compact_above = self.length + COMPACT_BYTES / 4;
                 tracing::warn!(error = %error, "the journal grows until there is room to write it anew");
             }
@@ -244,7 +255,10 @@ impl Journal {
 
     /// Deletes the file: nothing in it is needed any more.
     pub(super) fn delete(&self) {
-        fs::remove_file(&self.path).ok(); // a journal without runs is harmless
+        let (disk, path) = (&self.disk, &self.path);
+        // A journal without runs is harmless.
+        disk.step("journal.delete", path, || fs::remove_file(path))
+            .ok();
     }
 
     fn note(&mut self, record: &Record<'_>, position: u64, length: usize) {
@@ -276,6 +290,14 @@ impl Journal {
         self.path.with_extension("journal-new")
     }
 
+    /// Takes away a draft that was not finished, here or by a keeper that died at it.
+    fn clear_draft(&self) {
+        let (disk, draft) = (&self.disk, self.draft());
+        // There may be none; what stays is in the way of the next attempt only.
+        disk.step("journal.clear", &draft, || fs::remove_file(&draft))
+            .ok();
+    }
+
     /// Writes the records that still matter into a new file and puts it in the place of this one.
     fn compact(&mut self) -> Result<(), JournalError> {
         let failed = |source| wrong(&self.path, "written anew", source);
@@ -297,10 +319,12 @@ impl Journal {
             }
             live.insert(*run_id, moved);
         }
+        self.clear_draft();
         let new = self.draft();
-        fs::remove_file(&new).ok(); // left by a keeper that died here, or not there at all
-        let file = write_new(&new, &bytes)?;
-        fs::rename(&new, &self.path).map_err(failed)?;
+        let (disk, path) = (&self.disk, &self.path);
+        let file = write_new(disk, ["journal.draft", "journal.rewrite"], &new, &bytes)?;
+        disk.step("journal.rename", path, || fs::rename(&new, path))
+            .map_err(failed)?;
         self.file = file;
         self.length = bytes.len() as u64;
         self.live = live;
@@ -393,17 +417,19 @@ fn path_of(dir: &Path, id: JournalId) -> PathBuf {
 }
 
 /// Makes a file of our own, locks it, and gives it its first bytes.
-fn write_new(path: &Path, bytes: &[u8]) -> Result<File, JournalError> {
-    let made = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path);
+fn write_new(
+    disk: &Disk,
+    [make, write]: [&'static str; 2],
+    path: &Path,
+    bytes: &[u8],
+) -> Result<File, JournalError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    let made = disk.step(make, path, || options.open(path));
     let mut file = made.map_err(|source| wrong(path, "made", source))?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)
         .map_err(|error| wrong(path, "locked", error.into()))?;
-    file.write_all(bytes)
+    disk.step(write, path, || file.write_all(bytes))
         .map_err(|source| wrong(path, "written", source))?;
     Ok(file)
 }
@@ -476,7 +502,12 @@ mod tests {
 
     fn journal(dir: &Path) -> Journal {
         let boot_id = BootId::from_bytes([2; 16]);
-        Journal::create(dir, JournalId::from_bytes([1; 16]), boot_id, "1.2.3").unwrap()
+        let id = JournalId::from_bytes([1; 16]);
+        Journal::create(&Disk::default(), dir, id, boot_id, "1.2.3").unwrap()
+    }
+
+    fn take_over(path: &Path) -> Option<Found> {
+        Journal::take_over(&Disk::default(), path).unwrap()
     }
 
     fn accept(journal: &mut Journal, number: u32) {
@@ -492,11 +523,11 @@ mod tests {
     fn a_living_keepers_journal_is_not_taken_over_but_tells_its_version() {
         let dir = tempfile::tempdir().unwrap();
         let journal = journal(dir.path());
-        assert!(Journal::take_over(&journal.path).unwrap().is_none());
+        assert!(take_over(&journal.path).is_none());
         assert_eq!(version_of(&journal.path).as_deref(), Some("1.2.3"));
         let path = journal.path.clone();
         drop(journal);
-        assert!(Journal::take_over(&path).unwrap().is_some());
+        assert!(take_over(&path).is_some());
     }
 
     #[test]
@@ -519,9 +550,9 @@ mod tests {
             .unwrap();
         let path = journal.path.clone();
         assert!(fs::metadata(&path).unwrap().len() <= COMPACT_BYTES + 4_096);
-        assert!(Journal::take_over(&path).unwrap().is_none());
+        assert!(take_over(&path).is_none());
         drop(journal);
-        let found = Journal::take_over(&path).unwrap().unwrap();
+        let found = take_over(&path).unwrap();
         assert_eq!(found.runs.len(), 2);
         assert_eq!(found.runs[&id(1)].ended, None);
         assert_eq!(
@@ -554,7 +585,7 @@ mod tests {
         }
         let path = journal.path.clone();
         drop(journal);
-        let found = Journal::take_over(&path).unwrap().unwrap();
+        let found = take_over(&path).unwrap();
         assert_eq!(found.runs.keys().collect::<Vec<_>>(), [&id(0)]);
     }
 
@@ -572,7 +603,7 @@ mod tests {
         assert_eq!(journal.length, bytes as u64);
         let path = journal.path.clone();
         drop(journal);
-        let found = Journal::take_over(&path).unwrap().unwrap();
+        let found = take_over(&path).unwrap();
         assert_eq!(found.forgotten.len(), USED_MAX);
         assert_eq!(found.forgotten[0], id(10));
         assert_eq!(found.forgotten.last(), Some(&id(count - 1)));
@@ -590,7 +621,7 @@ mod tests {
         let path = journal.path.clone();
         journal.delete();
         assert!(!is_at(&opened, &path).unwrap());
-        assert!(Journal::take_over(&path).unwrap().is_none());
+        assert!(take_over(&path).is_none());
     }
 
     #[test]
@@ -615,7 +646,7 @@ mod tests {
             flipped[at] ^= 0x10;
             for bytes in [&good[..at], &flipped[..]] {
                 fs::write(&path, bytes).unwrap();
-                let found = Journal::take_over(&path).unwrap();
+                let found = take_over(&path);
                 let kept = found.map(|found| found.journal.live.len());
                 assert_eq!(kept, expected, "at {at} of {}", bytes.len());
             }

@@ -20,8 +20,9 @@ use tokio::io::AsyncReadExt as _;
 
 use super::client::Client;
 use super::connect::KeeperStream;
+use super::disk::Disk;
+use super::kernel::Exit;
 use super::pipes::{Sink, Source};
-use super::process::Exit;
 use super::spool::Spool;
 use super::wire;
 
@@ -79,14 +80,24 @@ pub(super) struct Attached {
 type Op = Pin<Box<dyn Future<Output = Event> + Send>>;
 
 /// Everything under way.
-#[derive(Debug, Default)]
-pub(super) struct Ops(FuturesUnordered<Abortable<Op>>);
+#[derive(Debug)]
+pub(super) struct Ops {
+    under_way: FuturesUnordered<Abortable<Op>>,
+    disk: Disk,
+}
 
 impl Ops {
+    pub(super) fn new(disk: Disk) -> Self {
+        Self {
+            under_way: FuturesUnordered::new(),
+            disk,
+        }
+    }
+
     fn push(&mut self, op: impl Future<Output = Event> + Send + 'static) -> AbortHandle {
         let (handle, registration) = AbortHandle::new_pair();
         let op: Op = Box::pin(op);
-        self.0.push(Abortable::new(op, registration));
+        self.under_way.push(Abortable::new(op, registration));
         handle
     }
 
@@ -96,7 +107,7 @@ impl Ops {
     /// Cancel safe: an event is returned or stays.
     pub(super) async fn next(&mut self) -> Event {
         loop {
-            match self.0.next().await {
+            match self.under_way.next().await {
                 Some(Ok(event)) => return event,
                 Some(Err(_called_off)) => {}
                 None => std::future::pending().await,
@@ -150,7 +161,7 @@ impl Ops {
     /// Disks may take their time: this runs on a thread of its own.
     pub(super) fn spool(&mut self, run_id: RunId, stream: Stream, mut spool: Spool, op: SpoolOp) {
         let spare = spool.other_handle();
-        let doing = tokio::task::spawn_blocking(move || {
+        let doing = self.disk.aside(move || {
             let done = spool.perform(op);
             (spool, done)
         });
@@ -166,13 +177,13 @@ impl Ops {
     }
 
     pub(super) fn delete(&mut self, mut spools: Vec<Spool>) {
-        let doing = tokio::task::spawn_blocking(move || {
+        let doing = self.disk.aside(move || {
             for spool in &mut spools {
                 spool.delete();
             }
         });
         self.push(async move {
-            doing.await.ok(); // what is left is deleted by the next keeper
+            doing.await; // what is left is deleted by the next keeper
             Event::Deleted
         });
     }

@@ -1,5 +1,7 @@
 //! Our ends of a child's descriptors: two pipes to read, one to write, or one terminal for all.
 
+#[cfg(feature = "simulation")]
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -10,6 +12,9 @@ use rustix::fs::OFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
+
+#[cfg(feature = "simulation")]
+use crate::simulation;
 
 /// Bytes of the first read, and of the reads of a command that prints much.
 const READ_BYTES_MIN: usize = 8 * 1024;
@@ -24,7 +29,11 @@ const END_OF_TRANSMISSION: u8 = 4;
 
 /// Our end of a terminal.
 #[derive(Debug, Clone)]
-pub(super) struct Terminal(Arc<AsyncFd<OwnedFd>>);
+pub(super) enum Terminal {
+    System(Arc<AsyncFd<OwnedFd>>),
+    #[cfg(feature = "simulation")]
+    Simulated(Arc<dyn simulation::Terminal>),
+}
 
 /// An output of the child.
 #[derive(Debug)]
@@ -39,6 +48,8 @@ pub(super) struct Source {
 enum SourceEnd {
     Pipe(pipe::Receiver),
     Terminal(Terminal),
+    #[cfg(feature = "simulation")]
+    Simulated(Box<dyn simulation::Output>),
 }
 
 /// The stdin of the child.
@@ -53,6 +64,8 @@ pub(super) struct Sink {
 enum SinkEnd {
     Pipe(pipe::Sender),
     Terminal(Terminal),
+    #[cfg(feature = "simulation")]
+    Simulated(Box<dyn simulation::Input>),
 }
 
 impl Terminal {
@@ -64,23 +77,36 @@ impl Terminal {
             reason = "its successor is unsafe, for types that lie about their descriptor: this one owns it"
         )]
         let watched = AsyncFd::new(fd)?;
-        Ok(Self(Arc::new(watched)))
+        Ok(Self::System(Arc::new(watched)))
     }
 
     /// Gives the terminal another size; the kernel tells its foreground group.
     pub(super) fn resize(&self, size: TtySize) {
-        let size = rustix::termios::Winsize {
-            ws_row: size.rows,
-            ws_col: size.cols,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        rustix::termios::tcsetwinsize(self.0.get_ref(), size).ok(); // a terminal that is gone has no size
+        match self {
+            Self::System(fd) => {
+                let size = rustix::termios::Winsize {
+                    ws_row: size.rows,
+                    ws_col: size.cols,
+                    ws_xpixel: 0,
+                    ws_ypixel: 0,
+                };
+                rustix::termios::tcsetwinsize(fd.get_ref(), size).ok(); // a terminal that is gone has no size
+            }
+            #[cfg(feature = "simulation")]
+            Self::Simulated(terminal) => terminal.resize(size),
+        }
     }
 
     async fn read(&self, out: &mut [u8]) -> io::Result<usize> {
+        let fd = match self {
+            Self::System(fd) => fd,
+            #[cfg(feature = "simulation")]
+            Self::Simulated(terminal) => {
+                return poll_fn(|cx| terminal.poll_read(cx, out)).await;
+            }
+        };
         loop {
-            let mut ready = self.0.readable().await?;
+            let mut ready = fd.readable().await?;
             let read = ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut *out)?));
             match read {
                 // The last process that held the other end is gone (Linux says it so).
@@ -92,8 +118,15 @@ impl Terminal {
     }
 
     async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let fd = match self {
+            Self::System(fd) => fd,
+            #[cfg(feature = "simulation")]
+            Self::Simulated(terminal) => {
+                return poll_fn(|cx| terminal.poll_write(cx, bytes)).await;
+            }
+        };
         loop {
-            let mut ready = self.0.writable().await?;
+            let mut ready = fd.writable().await?;
             if let Ok(written) = ready.try_io(|fd| Ok(rustix::io::write(fd.get_ref(), bytes)?)) {
                 return written;
             }
@@ -109,6 +142,11 @@ impl Source {
 
     pub(super) fn terminal(terminal: Terminal) -> Self {
         Self::new(SourceEnd::Terminal(terminal))
+    }
+
+    #[cfg(feature = "simulation")]
+    pub(super) fn simulated(output: Box<dyn simulation::Output>) -> Self {
+        Self::new(SourceEnd::Simulated(output))
     }
 
     fn new(end: SourceEnd) -> Self {
@@ -135,6 +173,11 @@ impl Source {
                 let read = terminal.read(&mut bytes[..max]).await?;
                 self.buffer.extend_from_slice(&bytes[..read]);
                 read
+            }
+            #[cfg(feature = "simulation")]
+            SourceEnd::Simulated(output) => {
+                let buffer = &mut (&mut self.buffer).limit(max);
+                output.read_buf(buffer).await?
             }
         };
         if read == max {
@@ -163,7 +206,11 @@ impl Source {
     pub(super) fn waiting(&self) -> u64 {
         let waiting = match &self.end {
             SourceEnd::Pipe(pipe) => rustix::io::ioctl_fionread(pipe.as_fd()),
-            SourceEnd::Terminal(terminal) => rustix::io::ioctl_fionread(terminal.0.get_ref()),
+            SourceEnd::Terminal(Terminal::System(fd)) => rustix::io::ioctl_fionread(fd.get_ref()),
+            #[cfg(feature = "simulation")]
+            SourceEnd::Terminal(Terminal::Simulated(terminal)) => Ok(terminal.waiting()),
+            #[cfg(feature = "simulation")]
+            SourceEnd::Simulated(output) => Ok(output.waiting()),
         };
         waiting.unwrap_or(0)
     }
@@ -184,15 +231,21 @@ impl Source {
 impl Sink {
     pub(super) fn pipe(fd: OwnedFd) -> io::Result<Self> {
         let end = SinkEnd::Pipe(pipe::Sender::from_owned_fd(fd)?);
-        Ok(Self {
-            end,
-            at_line_start: true,
-        })
+        Ok(Self::new(end))
     }
 
     pub(super) fn terminal(terminal: Terminal) -> Self {
+        Self::new(SinkEnd::Terminal(terminal))
+    }
+
+    #[cfg(feature = "simulation")]
+    pub(super) fn simulated(input: Box<dyn simulation::Input>) -> Self {
+        Self::new(SinkEnd::Simulated(input))
+    }
+
+    fn new(end: SinkEnd) -> Self {
         Self {
-            end: SinkEnd::Terminal(terminal),
+            end,
             at_line_start: true,
         }
     }
@@ -205,6 +258,8 @@ impl Sink {
         let written = match &mut self.end {
             SinkEnd::Pipe(pipe) => pipe.write(bytes).await?,
             SinkEnd::Terminal(terminal) => terminal.write(bytes).await?,
+            #[cfg(feature = "simulation")]
+            SinkEnd::Simulated(input) => input.write(bytes).await?,
         };
         if let Some(last) = written.checked_sub(1) {
             self.at_line_start = bytes.get(last) == Some(&b'\n');

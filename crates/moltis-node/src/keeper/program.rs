@@ -4,14 +4,13 @@
 //! the file that will really run, and so that "not found", "not executable" and "no such
 //! directory" are told apart.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use moltis_proto::run::{Command, Reason};
-use rustix::fs::Access;
 
 use super::config::Policy;
+use super::kernel::Kernel;
 
 /// Why a command does not start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,20 +37,14 @@ pub(super) struct Program {
     pub(super) argv: Vec<String>,
 }
 
-impl Program {
-    /// Finds the program of a command, by this PATH and from this directory.
-    pub(super) fn find(command: &Command, path: &str, cwd: &Path) -> Result<Self, StartFailure> {
-        match command {
-            Command::Shell(line) => Ok(Self {
-                file: PathBuf::from("/bin/sh"),
-                argv: vec!["sh".to_owned(), "-c".to_owned(), line.clone()],
-            }),
-            Command::Argv(argv) => Ok(Self {
-                file: look_up(argv.first().map_or("", String::as_str), path, cwd)?,
-                argv: argv.clone(),
-            }),
-        }
-    }
+/// Where programs are looked for.
+#[derive(Debug)]
+pub(super) struct Search<'a> {
+    pub(super) kernel: &'a Kernel,
+    /// PATH.
+    pub(super) path: &'a str,
+    /// The directory of the command.
+    pub(super) cwd: &'a Path,
 }
 
 /// Returns whether the owner lets this command run. `program` is what it was found to be.
@@ -59,19 +52,18 @@ pub(super) fn is_allowed(
     policy: &Policy,
     command: &Command,
     program: Option<&Program>,
-    path: &str,
-    cwd: &Path,
+    search: &Search<'_>,
 ) -> bool {
     match (policy, command) {
         (Policy::Full, _) => true,
         (Policy::AllowList(rules), Command::Argv(argv)) => rules.iter().any(|rule| {
-            program.is_some_and(|program| rule_matches(rule, argv, &program.file, path, cwd))
+            program.is_some_and(|program| rule_matches(rule, argv, &program.file, search))
         }),
         (Policy::Off, _) | (Policy::AllowList(_), Command::Shell(_)) => false,
     }
 }
 
-fn rule_matches(rule: &[String], argv: &[String], file: &Path, path: &str, cwd: &Path) -> bool {
+fn rule_matches(rule: &[String], argv: &[String], file: &Path, search: &Search<'_>) -> bool {
     let (Some((word, rest)), Some((_, given))) = (rule.split_first(), argv.split_first()) else {
         return false;
     };
@@ -79,54 +71,74 @@ fn rule_matches(rule: &[String], argv: &[String], file: &Path, path: &str, cwd: 
         Some((last, fixed)) if last == "..." => given.starts_with(fixed),
         _ => rest == given,
     };
-    arguments_match && look_up(word, path, cwd).is_ok_and(|allowed| allowed == file)
+    arguments_match && search.look_up(word).is_ok_and(|allowed| allowed == file)
 }
 
-/// Finds the file of a word: a path as it stands, a name in the directories of PATH.
-fn look_up(word: &str, path: &str, cwd: &Path) -> Result<PathBuf, StartFailure> {
-    let not_found = |detail: String| StartFailure::new(Reason::NotFound, detail);
-    if word.is_empty() {
-        return Err(not_found("the name of the program is empty".to_owned()));
-    }
-    if word.contains('/') {
-        let file = cwd.join(word);
-        return match check(&file) {
-            Ok(()) => Ok(file),
-            Err(Unusable::Absent) => Err(not_found(format!("`{}` does not exist", file.display()))),
-            Err(Unusable::Because(why)) => Err(not_executable(&file, why)),
-        };
-    }
-    let mut refused = None;
-    for directory in path.split(':') {
-        let file = cwd.join(directory).join(word);
-        match check(&file) {
-            Ok(()) => return Ok(file),
-            Err(Unusable::Absent) => {}
-            Err(Unusable::Because(why)) => {
-                refused.get_or_insert_with(|| not_executable(&file, why));
-            }
+impl Search<'_> {
+    /// Finds the program of a command.
+    pub(super) fn find(&self, command: &Command) -> Result<Program, StartFailure> {
+        match command {
+            Command::Shell(line) => Ok(Program {
+                file: PathBuf::from("/bin/sh"),
+                argv: vec!["sh".to_owned(), "-c".to_owned(), line.clone()],
+            }),
+            Command::Argv(argv) => Ok(Program {
+                file: self.look_up(argv.first().map_or("", String::as_str))?,
+                argv: argv.clone(),
+            }),
         }
     }
-    Err(refused.unwrap_or_else(|| not_found(format!("`{word}` is in no directory of PATH={path}"))))
+
+    /// Finds the file of a word: a path as it stands, a name in the directories of PATH.
+    fn look_up(&self, word: &str) -> Result<PathBuf, StartFailure> {
+        let not_found = |detail: String| StartFailure::new(Reason::NotFound, detail);
+        if word.is_empty() {
+            return Err(not_found("the name of the program is empty".to_owned()));
+        }
+        if word.contains('/') {
+            let file = self.cwd.join(word);
+            return match self.check(&file) {
+                Ok(()) => Ok(file),
+                Err(Unusable::Absent) => {
+                    Err(not_found(format!("`{}` does not exist", file.display())))
+                }
+                Err(Unusable::Because(why)) => Err(not_executable(&file, why)),
+            };
+        }
+        let mut refused = None;
+        for directory in self.path.split(':') {
+            let file = self.cwd.join(directory).join(word);
+            match self.check(&file) {
+                Ok(()) => return Ok(file),
+                Err(Unusable::Absent) => {}
+                Err(Unusable::Because(why)) => {
+                    refused.get_or_insert_with(|| not_executable(&file, why));
+                }
+            }
+        }
+        let nowhere = || {
+            let path = self.path;
+            not_found(format!("`{word}` is in no directory of PATH={path}"))
+        };
+        Err(refused.unwrap_or_else(nowhere))
+    }
+
+    fn check(&self, file: &Path) -> Result<(), Unusable> {
+        match self.kernel.look_at(file) {
+            Ok(found) if found.is_dir => Err(Unusable::Because("is a directory")),
+            Ok(found) if !found.may_execute => Err(Unusable::Because("may not be executed")),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(
+                Unusable::Because("is in a directory that may not be searched"),
+            ),
+            Err(_) => Err(Unusable::Absent),
+        }
+    }
 }
 
 enum Unusable {
     Absent,
     Because(&'static str),
-}
-
-fn check(file: &Path) -> Result<(), Unusable> {
-    match fs::metadata(file) {
-        Ok(found) if found.is_dir() => Err(Unusable::Because("is a directory")),
-        Ok(_) if rustix::fs::access(file, Access::EXEC_OK).is_err() => {
-            Err(Unusable::Because("may not be executed"))
-        }
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(Unusable::Because(
-            "is in a directory that may not be searched",
-        )),
-        Err(_) => Err(Unusable::Absent),
-    }
 }
 
 fn not_executable(file: &Path, why: &str) -> StartFailure {
@@ -135,6 +147,7 @@ fn not_executable(file: &Path, why: &str) -> StartFailure {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -156,8 +169,13 @@ mod tests {
 
     #[test]
     fn what_cannot_run_says_why() {
-        let dir = directory();
+        let (dir, kernel) = (directory(), Kernel::as_guest());
         let path = format!("/nowhere:{}", dir.path().display());
+        let search = Search {
+            kernel: &kernel,
+            path: &path,
+            cwd: dir.path(),
+        };
         for (word, expected) in [
             ("good", None),
             ("./good", None),
@@ -169,7 +187,7 @@ mod tests {
             ("./absent", Some(Reason::NotFound)),
             ("", Some(Reason::NotFound)),
         ] {
-            let found = Program::find(&argv(&[word]), &path, dir.path());
+            let found = search.find(&argv(&[word]));
             assert_eq!(
                 found.err().and_then(|error| error.reason),
                 expected,
@@ -180,8 +198,12 @@ mod tests {
 
     #[test]
     fn a_list_names_whole_vectors_and_the_file_behind_the_word() {
-        let dir = directory();
-        let path = dir.path().to_str().unwrap();
+        let (dir, kernel) = (directory(), Kernel::as_guest());
+        let search = Search {
+            kernel: &kernel,
+            path: dir.path().to_str().unwrap(),
+            cwd: dir.path(),
+        };
         let list = |rule: &[&str]| {
             Policy::AllowList(vec![rule.iter().map(|&word| word.to_owned()).collect()])
         };
@@ -199,32 +221,19 @@ mod tests {
             (vec!["/usr/bin/good"], vec!["good"], false),
         ] {
             let command = argv(&words);
-            let program = Program::find(&command, path, dir.path()).ok();
-            let allowed = is_allowed(&list(&rule), &command, program.as_ref(), path, dir.path());
+            let program = search.find(&command).ok();
+            let allowed = is_allowed(&list(&rule), &command, program.as_ref(), &search);
             assert_eq!(allowed, expected, "{rule:?} {words:?}");
         }
         let line = Command::Shell("good".to_owned());
-        let program = Program::find(&line, path, dir.path()).ok();
+        let program = search.find(&line).ok();
         assert!(!is_allowed(
             &list(&["..."]),
             &line,
             program.as_ref(),
-            path,
-            dir.path()
+            &search
         ));
-        assert!(is_allowed(
-            &Policy::Full,
-            &line,
-            program.as_ref(),
-            path,
-            dir.path()
-        ));
-        assert!(!is_allowed(
-            &Policy::Off,
-            &line,
-            program.as_ref(),
-            path,
-            dir.path()
-        ));
+        assert!(is_allowed(&Policy::Full, &line, program.as_ref(), &search));
+        assert!(!is_allowed(&Policy::Off, &line, program.as_ref(), &search));
     }
 }

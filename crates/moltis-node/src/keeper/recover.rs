@@ -11,6 +11,7 @@ use moltis_proto::run::outbox::{Outbox, OutboxLimits, Recovered};
 use moltis_proto::run::{Ending, Outcome, Reason, Stream, Totals};
 use moltis_proto::{BootId, RunId};
 
+use super::disk::Disk;
 use super::door::SOCKET;
 use super::journal::{self, Found, Journal, Past, Record};
 use super::run::Run;
@@ -31,17 +32,17 @@ pub(super) struct Estate {
 
 /// Takes over every journal in `dir` whose keeper is dead. One that cannot be read is left alone
 /// and reported: a keeper that does not start would help nobody.
-pub(super) fn take_over_all(dir: &Path, boot_id: BootId) -> io::Result<Estate> {
+pub(super) fn take_over_all(disk: &Disk, dir: &Path, boot_id: BootId) -> io::Result<Estate> {
     let mut estate = Estate::default();
     for path in journal::all(dir)? {
-        match Journal::take_over(&path) {
-            Ok(Some(found)) => estate.inherit(dir, found, boot_id),
+        match Journal::take_over(disk, &path) {
+            Ok(Some(found)) => estate.inherit(disk, dir, found, boot_id),
             Ok(None) => estate.living.push(path),
             Err(error) => tracing::error!(error = %error, "a dead keeper's runs are lost"),
         }
     }
     if estate.living.is_empty() {
-        delete_strays(dir, &estate.runs);
+        delete_strays(disk, dir, &estate.runs);
     }
     Ok(estate)
 }
@@ -56,7 +57,7 @@ impl Estate {
         })
     }
 
-    fn inherit(&mut self, dir: &Path, found: Found, boot_id: BootId) {
+    fn inherit(&mut self, disk: &Disk, dir: &Path, found: Found, boot_id: BootId) {
         let Found {
             mut journal,
             boot_id: then,
@@ -65,8 +66,9 @@ impl Estate {
         } = found;
         self.forgotten.extend(forgotten);
         for (id, past) in runs {
+            let spools = Stream::BOTH.map(|stream| Spool::new(disk, dir, id, stream));
             self.runs
-                .push(revive(dir, &mut journal, id, past, then == boot_id));
+                .push(revive(spools, &mut journal, id, past, then == boot_id));
         }
         if journal.is_blank() {
             journal.delete();
@@ -76,8 +78,13 @@ impl Estate {
 }
 
 /// Makes a run of what is left of it.
-fn revive(dir: &Path, journal: &mut Journal, id: RunId, past: Past, same_boot: bool) -> Run {
-    let mut spools = Stream::BOTH.map(|stream| Spool::new(dir, id, stream));
+fn revive(
+    mut spools: [Spool; 2],
+    journal: &mut Journal,
+    id: RunId,
+    past: Past,
+    same_boot: bool,
+) -> Run {
     let headers = spools.each_mut().map(Spool::header);
     let totals = past.ended.as_ref().map(|(_, totals)| *totals);
     let streams = Stream::BOTH.map(|stream| Recovered {
@@ -141,7 +148,7 @@ fn lost(pid: Option<u32>, same_boot: bool) -> Ending {
 }
 
 /// Deletes spools that belong to no run. Only where no other keeper lives, whose they could be.
-fn delete_strays(dir: &Path, runs: &[Run]) {
+fn delete_strays(disk: &Disk, dir: &Path, runs: &[Run]) {
     let known: HashSet<RunId> = runs.iter().map(|run| run.id).collect();
     let Ok(entries) = fs::read_dir(dir) else {
         return;
@@ -153,7 +160,9 @@ fn delete_strays(dir: &Path, runs: &[Run]) {
         let id = path.file_stem().and_then(|stem| stem.to_str());
         let id = id.and_then(|stem| stem.parse::<RunId>().ok());
         if is_spool && id.is_some_and(|id| !known.contains(&id)) {
-            fs::remove_file(path).ok(); // tried again by the next keeper
+            // Tried again by the next keeper.
+            disk.step("spool.stray", &path, || fs::remove_file(&path))
+                .ok();
         }
     }
 }

@@ -4,7 +4,6 @@
 //! they ask for. How a child is brought to its end stands in [`super::ending`].
 
 use std::io;
-use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -19,7 +18,6 @@ use moltis_proto::{JournalId, RunId};
 use super::ending::Life;
 use super::ops::Ops;
 use super::pipes::{Sink, Source, Terminal};
-use super::process::Exit;
 use super::spawn::{Plan, Spawned};
 use super::spool::Spool;
 
@@ -75,10 +73,10 @@ impl Run {
         (id, digest, journal): (RunId, Digest, JournalId),
         (plan, spawned): (&Plan, Spawned),
         (outbox, stdin): (Outbox, StdinReceiver),
-        (dir, ops, now): (&Path, &mut Ops, Instant),
-        mark: Option<super::process::Mark>,
+        spools: [Spool; 2],
+        (ops, now): (&mut Ops, Instant),
     ) -> Self {
-        ops.wait_for_exit(id, Exit::of(spawned.pid));
+        ops.wait_for_exit(id, spawned.child.exit());
         let lane = |source: Option<Source>| Lane {
             state: source.map_or(LaneState::Closed, LaneState::Idle),
             left: None,
@@ -90,15 +88,8 @@ impl Run {
             journal,
             outbox,
             stdin,
-            life: Some(Box::new(Life::new(
-                spawned.child,
-                spawned.pid,
-                mark,
-                is_terminal,
-                plan,
-                now,
-            ))),
-            spools: Stream::BOTH.map(|stream| Some(Spool::new(dir, id, stream))),
+            life: Some(Box::new(Life::new(spawned.child, is_terminal, plan, now))),
+            spools: spools.map(Some),
             spooled: false,
             lanes: [lane(Some(spawned.stdout)), lane(spawned.stderr)],
             sink: spawned.stdin.map_or(SinkState::Closed, SinkState::Idle),

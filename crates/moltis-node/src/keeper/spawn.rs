@@ -6,19 +6,19 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use moltis_proto::run::{Reason, RunSpec, StdinMode, Tty};
 use moltis_proto::{RunRefusal, env};
-use rustix::fs::Access;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Pid;
 
 use super::config::Rules;
+use super::kernel::{Child, Kernel, System};
 use super::pipes::{Sink, Source, Terminal};
-use super::process::{Descriptors, Mark, spawn_marked};
-use super::program::{Program, StartFailure, is_allowed};
+use super::program::{Program, Search, StartFailure, is_allowed};
+#[cfg(feature = "simulation")]
+use crate::simulation;
 
 /// Everything that is decided before a child is spawned.
 #[derive(Debug)]
@@ -47,23 +47,15 @@ pub(super) enum NoPlan {
 #[derive(Debug)]
 pub(super) struct Spawned {
     pub(super) child: Child,
-    pub(super) pid: Pid,
     pub(super) stdin: Option<Sink>,
     pub(super) stdout: Source,
     pub(super) stderr: Option<Source>,
     pub(super) terminal: Option<Terminal>,
 }
 
-/// What a child inherits beside its plan.
-#[derive(Debug)]
-pub(super) struct Inheritance<'a> {
-    pub(super) descriptors: Option<&'a mut Descriptors>,
-    pub(super) mark: Option<Mark>,
-}
-
 impl Plan {
     /// Checks a spec against the rules of this machine, in the order in which a person would ask.
-    pub(super) fn new(spec: &RunSpec, rules: &Rules) -> Result<Self, NoPlan> {
+    pub(super) fn new(spec: &RunSpec, rules: &Rules, kernel: &Kernel) -> Result<Self, NoPlan> {
         if !spec.is_sound() {
             return Err(NoPlan::Refused(RunRefusal::Invalid));
         }
@@ -82,18 +74,16 @@ impl Plan {
             .cwd
             .as_ref()
             .map_or_else(|| rules.working_dir.clone(), PathBuf::from);
-        let found = Program::find(&spec.command, path, &cwd);
-        let allowed = is_allowed(
-            &rules.policy,
-            &spec.command,
-            found.as_ref().ok(),
+        let search = Search {
+            kernel,
             path,
-            &cwd,
-        );
-        if !allowed {
+            cwd: &cwd,
+        };
+        let found = search.find(&spec.command);
+        if !is_allowed(&rules.policy, &spec.command, found.as_ref().ok(), &search) {
             return Err(NoPlan::Refused(RunRefusal::Policy));
         }
-        check_directory(&cwd).map_err(NoPlan::Failed)?;
+        check_directory(&cwd, kernel).map_err(NoPlan::Failed)?;
         Ok(Self {
             program: found.map_err(NoPlan::Failed)?,
             cwd,
@@ -109,31 +99,29 @@ impl Plan {
     ///
     /// Our ends of its descriptors are made first: behind the spawn nothing can fail any more, so
     /// there is no child that nobody knows.
-    pub(super) fn spawn(&self, mut inherits: Inheritance<'_>) -> Result<Spawned, StartFailure> {
-        let spawned = match self.spawn_file(&self.program, &mut inherits) {
+    pub(super) fn spawn(&self, kernel: &mut Kernel) -> Result<Spawned, StartFailure> {
+        let spawned = match self.spawn_file(&self.program, kernel) {
             // A script without a first line `#!…`: shells and execvp(3) run it as /bin/sh does.
             Err(error)
                 if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) =>
             {
-                self.spawn_file(&self.as_script(), &mut inherits)
+                self.spawn_file(&self.as_script(), kernel)
             }
             spawned => spawned,
         };
         spawned.map_err(|error| self.failure(&error))
     }
 
-    fn spawn_file(&self, program: &Program, inherits: &mut Inheritance<'_>) -> io::Result<Spawned> {
-        match &self.tty {
-            Some(tty) => self.spawn_on_terminal(program, tty, inherits),
-            None => self.spawn_on_pipes(program, inherits),
+    fn spawn_file(&self, program: &Program, kernel: &mut Kernel) -> io::Result<Spawned> {
+        match (kernel, &self.tty) {
+            (Kernel::System(system), Some(tty)) => self.spawn_on_terminal(program, tty, system),
+            (Kernel::System(system), None) => self.spawn_on_pipes(program, system),
+            #[cfg(feature = "simulation")]
+            (Kernel::Simulated(kernel), _) => self.spawn_simulated(program, kernel),
         }
     }
 
-    fn spawn_on_pipes(
-        &self,
-        program: &Program,
-        inherits: &mut Inheritance<'_>,
-    ) -> io::Result<Spawned> {
+    fn spawn_on_pipes(&self, program: &Program, system: &mut System) -> io::Result<Spawned> {
         let (stdout, childs_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, childs_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stdout, stderr) = (Source::pipe(stdout)?, Source::pipe(stderr)?);
@@ -154,7 +142,8 @@ impl Plan {
             .current_dir(&self.cwd)
             .process_group(0);
         // The command keeps what it is given, so it ends in here.
-        let child = inherits.spawn(move || {
+        let mark = system.new_mark();
+        let child = system.spawn(mark, move || {
             let childs_stdin = childs_stdin.as_ref().map(low).transpose()?;
             command
                 .stdin(childs_stdin.unwrap_or_else(Stdio::null))
@@ -163,8 +152,7 @@ impl Plan {
                 .spawn()
         })?;
         Ok(Spawned {
-            pid: Pid::from_child(&child),
-            child,
+            child: Child::spawned(child, mark),
             stdin,
             stdout,
             stderr: Some(stderr),
@@ -177,7 +165,7 @@ impl Plan {
         &self,
         program: &Program,
         tty: &Tty,
-        inherits: &mut Inheritance<'_>,
+        system: &mut System,
     ) -> io::Result<Spawned> {
         let (ours, childs) = pty_process::blocking::open().map_err(io::Error::other)?;
         let size = pty_process::Size::new(tty.size.rows, tty.size.cols);
@@ -191,7 +179,8 @@ impl Plan {
             command = command.stdin(Stdio::null());
         }
         let command = command.env_clear().envs(&self.env).current_dir(&self.cwd);
-        let spawned = inherits.spawn(|| command.spawn(childs));
+        let mark = system.new_mark();
+        let spawned = system.spawn(mark, || command.spawn(childs));
         let child = spawned.map_err(|error| match error {
             pty_process::Error::Io(error) => error,
             pty_process::Error::Rustix(error) => error.into(),
@@ -199,12 +188,53 @@ impl Plan {
         })?;
         let stdin = (self.stdin == StdinMode::Open).then(|| Sink::terminal(terminal.clone()));
         Ok(Spawned {
-            pid: Pid::from_child(&child),
-            child,
+            child: Child::spawned(child, mark),
             stdin,
             stdout: Source::terminal(terminal.clone()),
             stderr: None,
             terminal: Some(terminal),
+        })
+    }
+
+    #[cfg(feature = "simulation")]
+    fn spawn_simulated(
+        &self,
+        program: &Program,
+        kernel: &std::sync::Arc<dyn simulation::Kernel>,
+    ) -> io::Result<Spawned> {
+        let simulation::Child { pid, ends } = kernel.spawn(&simulation::Order {
+            file: &program.file,
+            argv: &program.argv,
+            env: &self.env,
+            cwd: &self.cwd,
+            stdin: self.stdin,
+            tty: self.tty.as_ref(),
+        })?;
+        let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let child = Child::simulated(pid, std::sync::Arc::clone(kernel));
+        Ok(match ends {
+            simulation::Ends::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => Spawned {
+                child,
+                stdin: stdin.map(Sink::simulated),
+                stdout: Source::simulated(stdout),
+                stderr: Some(Source::simulated(stderr)),
+                terminal: None,
+            },
+            simulation::Ends::Terminal(terminal) => {
+                let terminal = Terminal::Simulated(terminal);
+                let stdin = self.stdin == StdinMode::Open;
+                Spawned {
+                    child,
+                    stdin: stdin.then(|| Sink::terminal(terminal.clone())),
+                    stdout: Source::terminal(terminal.clone()),
+                    stderr: None,
+                    terminal: Some(terminal),
+                }
+            }
         })
     }
 
@@ -237,15 +267,6 @@ impl Plan {
     }
 }
 
-impl Inheritance<'_> {
-    fn spawn<T>(&mut self, spawn: impl FnOnce() -> T) -> T {
-        spawn_marked(self.mark, || match &mut self.descriptors {
-            Some(descriptors) => descriptors.spawn(spawn),
-            None => spawn(),
-        })
-    }
-}
-
 /// Returns the same end under the lowest number that is free: glibc's `posix_spawn` takes none at or
 /// above the limit, which is the child's while it is spawned.
 fn low(end: &OwnedFd) -> io::Result<Stdio> {
@@ -267,16 +288,16 @@ fn timeout_of(spec: &RunSpec, rules: &Rules) -> Result<Option<Duration>, RunRefu
     }
 }
 
-fn check_directory(cwd: &std::path::Path) -> Result<(), StartFailure> {
+fn check_directory(cwd: &std::path::Path, kernel: &Kernel) -> Result<(), StartFailure> {
     let wrong = |why: &str| {
         Err(StartFailure::new(
             Reason::WorkingDir,
             format!("the working directory `{}` {why}", cwd.display()),
         ))
     };
-    match std::fs::metadata(cwd) {
-        Ok(found) if !found.is_dir() => wrong("is not a directory"),
-        Ok(_) if rustix::fs::access(cwd, Access::EXEC_OK).is_err() => wrong("may not be entered"),
+    match kernel.look_at(cwd) {
+        Ok(found) if !found.is_dir => wrong("is not a directory"),
+        Ok(found) if !found.may_execute => wrong("may not be entered"),
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => wrong("does not exist"),
         Err(error) => wrong(&format!("cannot be entered: {error}")),

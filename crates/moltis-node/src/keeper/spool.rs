@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use moltis_proto::RunId;
-use moltis_proto::limits::disk_reserve_bytes;
 use moltis_proto::run::outbox::{SpoolDone, SpoolHeader, SpoolOp};
 use moltis_proto::run::{GapReason, Stream};
 
+use super::disk::Disk;
 use super::process::while_nothing_spawns;
 
 /// The header's room: a page, so that the bytes behind it begin on one.
@@ -24,18 +24,20 @@ const MAGIC: &[u8; 8] = b"moltis s";
 /// The spool of one stream.
 #[derive(Debug)]
 pub(super) struct Spool {
+    disk: Disk,
     path: PathBuf,
     file: Option<File>,
 }
 
 impl Spool {
     /// The spool of this stream in `dir`, whether or not there is a file yet.
-    pub(super) fn new(dir: &Path, run_id: RunId, stream: Stream) -> Self {
+    pub(super) fn new(disk: &Disk, dir: &Path, run_id: RunId, stream: Stream) -> Self {
         let kind = match stream {
             Stream::Stdout => "out",
             Stream::Stderr => "err",
         };
         Self {
+            disk: disk.clone(),
             path: dir.join(format!("{run_id}.{kind}")),
             file: None,
         }
@@ -44,6 +46,7 @@ impl Spool {
     /// Returns another handle of the same spool, which opens the file for itself.
     pub(super) fn other_handle(&self) -> Self {
         Self {
+            disk: self.disk.clone(),
             path: self.path.clone(),
             file: None,
         }
@@ -69,7 +72,10 @@ impl Spool {
     /// Deletes the file, where there is one.
     pub(super) fn delete(&mut self) {
         self.file = None;
-        fs::remove_file(&self.path).ok(); // it may never have been made
+        let (disk, path) = (&self.disk, &self.path);
+        // It may never have been made.
+        disk.step("spool.delete", path, || fs::remove_file(path))
+            .ok();
     }
 
     /// Returns the header that a dead keeper left; `None` where there is no sound one.
@@ -99,60 +105,45 @@ impl Spool {
         parts: Vec<(u64, Bytes)>,
         after: &SpoolHeader,
     ) -> io::Result<SpoolDone> {
-        let file = self.file()?;
+        let (disk, path, file) = self.opened()?;
         let ends = parts
             .iter()
             .map(|(position, part)| HEADER_BYTES + position + part.len() as u64);
-        check_room(file, ends.max().unwrap_or_default())?;
+        disk.check_room(file, ends.max().unwrap_or_default())?;
         if let Some(before) = &before {
-            write_header(file, before)?;
+            disk.step("spool.before", path, || write_header(file, before))?;
         }
         for (position, part) in parts {
-            file.write_all_at(&part, HEADER_BYTES + position)?;
+            let to = HEADER_BYTES + position;
+            disk.step("spool.write", path, || file.write_all_at(&part, to))?;
         }
-        write_header(file, after)?;
+        disk.step("spool.after", path, || write_header(file, after))?;
         Ok(SpoolDone::Done)
     }
 
     fn read(&mut self, position: u64, length: u64) -> io::Result<SpoolDone> {
         let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
-        self.file()?
-            .read_exact_at(&mut bytes, HEADER_BYTES + position)?;
+        let (disk, path, file) = self.opened()?;
+        let from = HEADER_BYTES + position;
+        disk.step("spool.read", path, || file.read_exact_at(&mut bytes, from))?;
         Ok(SpoolDone::Read(bytes.into()))
     }
 
-    fn file(&mut self) -> io::Result<&File> {
-        if self.file.is_none() {
-            let made = while_nothing_spawns(|| {
-                OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .create(true)
-                    .truncate(false)
-                    .mode(0o600)
-                    .open(&self.path)
+    /// Returns the file, opened, with its disk and its path.
+    fn opened(&mut self) -> io::Result<(&Disk, &Path, &File)> {
+        let Self { disk, path, file } = self;
+        if file.is_none() {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            options.mode(0o600);
+            let made = disk.step("spool.make", path, || {
+                while_nothing_spawns(|| options.open(&*path))
             });
-            self.file = Some(made?);
+            *file = Some(made?);
         }
-        self.file
-            .as_ref()
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
+        let file = file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        Ok((disk, path, file))
     }
-}
-
-/// Checks that a file which grows to this length leaves to the journal what is its own.
-fn check_room(file: &File, length: u64) -> io::Result<()> {
-    let growth = length.saturating_sub(file.metadata()?.len());
-    let Ok(disk) = rustix::fs::fstatvfs(file) else {
-        return Ok(()); // the write itself will tell
-    };
-    let size = disk.f_blocks.saturating_mul(disk.f_frsize);
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    // A file system without a size does not count.
-    if growth > 0 && size > 0 && free < disk_reserve_bytes(size).saturating_add(growth) {
-        return Err(io::ErrorKind::StorageFull.into());
-    }
-    Ok(())
 }
 
 fn write_header(file: &File, header: &SpoolHeader) -> io::Result<()> {

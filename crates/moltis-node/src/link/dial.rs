@@ -4,6 +4,7 @@
 
 mod answer;
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use moltis_proto::Subprotocol;
 use moltis_proto::limits::FRAME_BYTES_MAX;
 use moltis_proto::subprotocol::Negotiated;
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
@@ -20,6 +22,7 @@ use tokio_tungstenite::tungstenite::http::{Request, header};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 
+use super::machine::Machine;
 use crate::error::{LinkError, Step};
 use crate::tls::{ExtraRoots, client_config};
 use crate::url::GatewayUrl;
@@ -47,19 +50,47 @@ const READ_BUFFER_BYTES: usize = 8 * 1024;
 /// together, and one full of output goes at once.
 const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 
+/// A stream of bytes to a gateway, and back.
+pub(super) trait Road: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> Road for T {}
+
 /// A connection that carries WebSocket messages.
-pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+pub(super) type Socket = WebSocketStream<MaybeTlsStream<Box<dyn Road>>>;
 
 /// Connects and upgrades. `roots` are trusted beside the system's.
 pub(super) async fn dial(
+    machine: &Machine,
     url: &GatewayUrl,
     roots: Option<&ExtraRoots>,
     offers: &[Subprotocol],
 ) -> Result<(Socket, Negotiated), LinkError> {
-    let addresses = resolve(url).await?;
-    let stream = connect(url, &addresses).await?;
-    let upgrade = Box::pin(upgrade(url, roots, stream, offers));
+    let road = machine.reach(url).await?;
+    let upgrade = Box::pin(upgrade(url, roots, road, offers));
     within(Step::Upgrade, UPGRADE_TIME, upgrade).await
+}
+
+/// Connects by this machine's own network.
+pub(super) async fn reach(url: &GatewayUrl) -> Result<Box<dyn Road>, LinkError> {
+    let addresses = resolve(url).await?;
+    Ok(Box::new(connect(url, &addresses).await?))
+}
+
+/// Gives an attempt to connect its deadline, and its failure words.
+pub(super) async fn attempt<S>(
+    url: &GatewayUrl,
+    connecting: impl Future<Output = io::Result<S>>,
+) -> Result<S, LinkError> {
+    let connecting = async {
+        connecting.await.map_err(|source| match source.kind() {
+            io::ErrorKind::ConnectionRefused => LinkError::ConnectionRefused { url: url.clone() },
+            _ => LinkError::Unreachable {
+                url: url.clone(),
+                source,
+            },
+        })
+    };
+    within(Step::Connect, CONNECT_TIME, connecting).await
 }
 
 /// Gives a step its deadline.
@@ -94,19 +125,7 @@ async fn resolve(url: &GatewayUrl) -> Result<Vec<SocketAddr>, LinkError> {
 async fn connect(url: &GatewayUrl, addresses: &[SocketAddr]) -> Result<TcpStream, LinkError> {
     let mut first_error = None;
     for address in addresses {
-        let attempt = async {
-            let stream = TcpStream::connect(address).await;
-            stream.map_err(|source| match source.kind() {
-                io::ErrorKind::ConnectionRefused => {
-                    LinkError::ConnectionRefused { url: url.clone() }
-                }
-                _ => LinkError::Unreachable {
-                    url: url.clone(),
-                    source,
-                },
-            })
-        };
-        match within(Step::Connect, CONNECT_TIME, attempt).await {
+        match attempt(url, TcpStream::connect(address)).await {
             Ok(stream) => {
                 tune(&stream).map_err(LinkError::Broken)?;
                 return Ok(stream);
@@ -134,7 +153,7 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
 async fn upgrade(
     url: &GatewayUrl,
     roots: Option<&ExtraRoots>,
-    stream: TcpStream,
+    road: Box<dyn Road>,
     offers: &[Subprotocol],
 ) -> Result<(Socket, Negotiated), LinkError> {
     let names: Vec<&str> = offers.iter().map(|offer| offer.name()).collect();
@@ -162,7 +181,7 @@ async fn upgrade(
         Connector::Plain
     };
     let (socket, response) =
-        client_async_tls_with_config(request, stream, Some(config), Some(connector))
+        client_async_tls_with_config(request, road, Some(config), Some(connector))
             .await
             .map_err(|error| answer::classify(url, offers, error))?;
     let chosen = response

@@ -4,7 +4,7 @@ use moltis_proto::limits;
 use moltis_proto::run::Outcome;
 
 use super::super::run::Run;
-use super::{Core, Going, LEAVE_TIME, adopted, mark_dirty, now};
+use super::{Core, Going, LEAVE_TIME, mark_dirty, now};
 
 impl Core {
     /// Begins to leave: every run is ended, nothing new is taken.
@@ -13,7 +13,7 @@ impl Core {
         let now = now();
         for run in self.runs.values_mut() {
             if let Some(life) = &mut run.life {
-                let adopted = || adopted(self.own.as_ref(), &self.leaders);
+                let adopted = || self.kernel.orphans(&self.leaders);
                 life.end(Outcome::Cancelled, limits::GRACE, now, &adopted);
             }
             mark_dirty(run, &mut self.dirty);
