@@ -114,7 +114,7 @@ const PARTS: &[Part] = &[
     },
     Part {
         name: "features",
-        about: "the gateway for who embeds it, with each feature alone and with none",
+        about: "each end for who embeds it, with each feature alone and with none",
         run: features,
     },
     Part {
@@ -297,19 +297,22 @@ fn clippy() -> anyhow::Result<Vec<Untested>> {
     Ok(Vec::new())
 }
 
-/// Features that an embedder chooses. Built for the workspace, cargo turns all of them on; only a
-/// crate that is built alone shows what is missing.
-const FEATURES: [&str; 2] = ["metrics", "tls"];
+/// Features that an embedder chooses, and those that only a simulation does. Built for the
+/// workspace, cargo turns all of them on; only a crate that is built alone shows what is missing.
+const FEATURES: [(&str, &[&str]); 2] = [
+    ("moltis-gateway", &["metrics", "tls"]),
+    ("moltis-node", &["simulation"]),
+];
 
 fn features() -> anyhow::Result<Vec<Untested>> {
-    let alone = ["--locked", "-p", "moltis-gateway", "--no-default-features"];
-    let none = [&["clippy"], &alone[..], &["--", "-D", "warnings"]].concat();
-    cargo(&none, 15)?;
-    for feature in FEATURES {
-        cargo(
-            &[&["check"], &alone[..], &["--features", feature]].concat(),
-            15,
-        )?;
+    for (package, features) in FEATURES {
+        let alone = ["--locked", "-p", package, "--no-default-features"];
+        let none = [&["clippy"], &alone[..], &["--", "-D", "warnings"]].concat();
+        cargo(&none, 15)?;
+        for feature in features {
+            let with = [&["check"], &alone[..], &["--features", feature]].concat();
+            cargo(&with, 15)?;
+        }
     }
     Ok(Vec::new())
 }
