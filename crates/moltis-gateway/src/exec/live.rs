@@ -52,8 +52,9 @@ pub(crate) struct LiveRun {
     ending: AtomicBool,
     /// The connection whose word counts: the counter of its epoch.
     owner: AtomicU32,
-    /// A keeper that was leaving has refused it: it has provably not started.
-    turned_away: AtomicBool,
+    /// Its `Start` has gone to nobody, or to a keeper that was leaving and refused it: it has
+    /// provably not started.
+    unsent: AtomicBool,
     /// What the node said of a run that its connection has not taken up.
     listed: Mutex<Option<RunSummary>>,
 }
@@ -84,15 +85,16 @@ impl LiveRun {
             looked_for: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             owner: AtomicU32::new(0),
-            turned_away: AtomicBool::new(false),
+            unsent: AtomicBool::new(false),
             listed: Mutex::new(None),
         }
     }
 
-    /// Notes when this process was asked for it.
+    /// This process was asked for it at this time and has just written its row.
     pub(crate) fn asked_at(self, asked: Instant) -> Self {
         Self {
             asked: Some(asked),
+            unsent: AtomicBool::new(true),
             ..self
         }
     }
@@ -174,28 +176,32 @@ impl LiveRun {
     }
 
     /// Hands the run to a connection: no older one is listened to any more, whatever it still does.
-    pub(crate) fn set_owner(&self, epoch: Epoch) {
-        self.owner.fetch_max(epoch.counter, Ordering::AcqRel);
+    /// Returns whether it is this connection's, and not a newer one's.
+    pub(crate) fn set_owner(&self, epoch: Epoch) -> bool {
+        self.owner.fetch_max(epoch.counter, Ordering::SeqCst) <= epoch.counter
     }
 
     /// A keeper that was leaving has refused it; the next one may be asked.
     pub(crate) fn turn_away(&self) {
-        self.turned_away.store(true, Ordering::Release);
+        self.unsent.store(true, Ordering::SeqCst);
     }
 
-    /// Returns whether nobody has been asked for it since it was turned away.
-    pub(crate) fn is_turned_away(&self) -> bool {
-        self.turned_away.load(Ordering::Acquire)
+    /// Returns whether it may go to a keeper that its row does not name: it has provably not
+    /// started. The caller owns it (see [`set_owner`](Self::set_owner)) and sends it, or ends it.
+    pub(crate) fn take_unsent(&self) -> bool {
+        self.unsent.swap(false, Ordering::SeqCst)
     }
 
-    /// `Start` goes out.
-    pub(crate) fn is_sent(&self) {
-        self.turned_away.store(false, Ordering::Release);
+    /// Has `Start` go out on this connection. Returns false where a newer one has the run: either
+    /// this sees the newer owner, or that one's [`take_unsent`](Self::take_unsent) sees this.
+    pub(crate) fn may_send(&self, epoch: Epoch) -> bool {
+        self.unsent.store(false, Ordering::SeqCst);
+        self.set_owner(epoch)
     }
 
     /// Returns whether this connection's word counts.
     pub(crate) fn is_owned_by(&self, epoch: Epoch) -> bool {
-        self.owner.load(Ordering::Acquire) == epoch.counter
+        self.owner.load(Ordering::SeqCst) == epoch.counter
     }
 
     /// Returns the row as the table of reconciliation sees it.

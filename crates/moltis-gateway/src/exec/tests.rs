@@ -6,7 +6,9 @@ use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use moltis_proto::run::{Command, Ending, ExitStatus, Outcome, RunState, RunSummary, Stream};
+use moltis_proto::run::{
+    Command, Ending, ExitStatus, Outcome, Reason, RunState, RunSummary, Stream,
+};
 use moltis_proto::{BootId, Codec, FromKeeper, JournalId, Payload, RunId, ToKeeper};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
@@ -23,6 +25,7 @@ use crate::tasks::Tasks;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const BOOT: BootId = BootId::from_bytes([1; 16]);
+const OTHER_BOOT: BootId = BootId::from_bytes([3; 16]);
 const JOURNAL: JournalId = JournalId::from_bytes([2; 16]);
 
 /// A dispatcher in a home of its own.
@@ -64,13 +67,18 @@ impl Bench {
 
     /// Has the keeper dialled, and lists these runs as what it holds.
     async fn keeper(&mut self, held: Vec<RunSummary>) -> Keeper {
+        self.keeper_of(BOOT, held).await
+    }
+
+    /// As [`keeper`](Self::keeper), on this boot of the machine.
+    async fn keeper_of(&mut self, boot_id: BootId, held: Vec<RunSummary>) -> Keeper {
         let local = self.runs.local.clone().unwrap();
         let greet = async {
             let mut keeper = Keeper(self.connections.recv().await.unwrap());
             assert!(matches!(keeper.hear().await, ToKeeper::Attach { .. }));
             keeper
                 .say(FromKeeper::Runs {
-                    boot_id: BOOT,
+                    boot_id,
                     journals: vec![JOURNAL],
                     runs: held,
                     last: true,
@@ -456,6 +464,50 @@ async fn a_repeated_request_sends_a_run_whose_row_nobody_took_up() {
     keeper.say_ended(id, 0).await;
     let record = tokio::time::timeout(PATIENCE, handle.wait()).await.unwrap();
     assert_eq!(record.ending.as_ref().unwrap().outcome, Outcome::Exited);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_start_that_never_left_goes_to_the_next_boot_of_the_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let order = create::Order {
+        new: row_of(&bench, &keyed()),
+        stdin: StdinSource::Empty,
+        detach: false,
+        by: Actor::operator(),
+        asked: tokio::time::Instant::now(),
+    };
+    // Its keeper is gone when the row is written, and another boot answers.
+    let mut handle = bench.shared.create(order).await.unwrap();
+    let mut keeper = bench.keeper_of(OTHER_BOOT, Vec::new()).await;
+    let id = handle.id();
+    assert_eq!(keeper.hear_start().await, id);
+    keeper.say_started(id).await;
+    keeper.say_ended(id, 0).await;
+    let record = tokio::time::timeout(PATIENCE, handle.wait()).await.unwrap();
+    assert_eq!(record.ending.as_ref().unwrap().outcome, Outcome::Exited);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_start_that_left_is_lost_with_the_boot_that_may_have_obeyed_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let mut handle = bench.start(keyed()).await.unwrap();
+    keeper.hear_start().await;
+    drop(keeper);
+    while bench.shared.seat_of(&Target::Local).is_some() {
+        tokio::task::yield_now().await;
+    }
+    let _keeper = bench.keeper_of(OTHER_BOOT, Vec::new()).await;
+    let record = tokio::time::timeout(PATIENCE, handle.wait()).await.unwrap();
+    let ending = record.ending.as_ref().unwrap();
+    assert_eq!(
+        (ending.outcome, ending.reason),
+        (Outcome::Lost, Some(Reason::NodeRebooted))
+    );
     bench.end().await;
 }
 

@@ -83,8 +83,9 @@ impl Pump {
                 }
                 continue;
             }
-            if summary.is_none() && run.is_turned_away() {
-                // The journal that the row names never held it: it may begin in this one.
+            if summary.is_none() && run.set_owner(self.seat.sitter.epoch) && run.take_unsent() {
+                // The keeper that the row names was never asked, or has refused: it may begin here,
+                // on another boot of the machine too.
                 run.update(|record| {
                     record.boot_id = Some(boot_id);
                     record.journal_id = Some(journal_id);
@@ -189,6 +190,9 @@ impl Pump {
         if self.attached.contains_key(&run.id) {
             return; // the list has decided: it was sent already
         }
+        if !run.set_owner(self.seat.sitter.epoch) {
+            return; // a newer connection of its node decides
+        }
         let node = NodeSide {
             boot_id: *boot_id,
             journals,
@@ -205,8 +209,10 @@ impl Pump {
     pub(super) fn send_start(&mut self, run: &Arc<LiveRun>) {
         let record = run.record();
         let Some(spec) = &record.spec else { return };
+        if !run.may_send(self.seat.sitter.epoch) {
+            return; // a newer connection has it
+        }
         run.output.wake(Arc::clone(&self.stored));
-        run.set_owner(self.seat.sitter.epoch);
         let attached = self.attached.entry(run.id).or_insert_with(|| Attached {
             run: Arc::clone(run),
             inbox: Inbox::new(&self.windows, 0, 0),
@@ -218,7 +224,6 @@ impl Pump {
             in_turn: false,
         });
         attached.phase = Phase::AwaitStart;
-        run.is_sent();
         self.out.push_back(ToKeeper::Start {
             run_id: run.id,
             digest: record.digest,
