@@ -41,6 +41,7 @@ enum Step {
     Detach,
     Resume { back: u64 },
     Spill,
+    Grow(bool),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -54,6 +55,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Detach),
         1 => (0..200u64).prop_map(|back| Step::Resume { back }),
         1 => Just(Step::Spill),
+        1 => any::<bool>().prop_map(Step::Grow),
     ];
     prop::collection::vec(step, 1..400)
 }
@@ -134,6 +136,8 @@ struct World {
     ended: Option<Totals>,
     ever_detached: bool,
     ever_failed: bool,
+    /// The spools were not let grow.
+    ever_short: bool,
     /// The highest offset that was ever acknowledged, or resumed from.
     acked_high: [u64; 2],
 }
@@ -153,6 +157,7 @@ impl World {
             ended: None,
             ever_detached: false,
             ever_failed: false,
+            ever_short: false,
             acked_high: [0; 2],
         }
     }
@@ -179,6 +184,10 @@ impl World {
             }
             Step::Resume { back } => self.resume(back),
             Step::Spill => self.outbox.spill(self.now),
+            Step::Grow(may_grow) => {
+                self.outbox.let_spools_grow(may_grow);
+                self.ever_short |= !may_grow;
+            }
         }
         self.check();
     }
@@ -294,7 +303,7 @@ impl World {
                     GapReason::Limit => {
                         assert!(self.ever_detached);
                         assert!(
-                            *from >= LIMITS.spool_head_bytes,
+                            self.ever_short || *from >= LIMITS.spool_head_bytes,
                             "{from}..{to} is the beginning"
                         );
                     }
@@ -559,4 +568,50 @@ fn a_gap_that_the_client_has_acknowledged_does_not_keep_the_stream_out_of_its_sp
     }
     world.finish();
     assert_eq!(world.got[0].gaps.len(), 1, "{:?}", world.got[0].gaps);
+}
+
+#[test]
+fn spools_that_may_not_grow_keep_the_beginning_and_the_newest_in_what_they_have() {
+    let mut world = World::new();
+    world.perform(Step::Detach);
+    let write = |world: &mut World, until: u64| {
+        while world.written[0] < until {
+            world.perform(Step::Write(Stream::Stdout, READ));
+            world.perform(Step::Spool { fails: false });
+        }
+        world.outbox.spool_bytes()
+    };
+    let before = write(&mut world, 1_000);
+    world.perform(Step::Grow(false));
+    let after = write(&mut world, 10_000);
+    assert!(after <= before + LIMITS.kept_below_ack_bytes);
+    world.finish();
+    let ring = after - LIMITS.spool_head_bytes;
+    assert_eq!(
+        world.got[0].gaps,
+        [(
+            LIMITS.spool_head_bytes,
+            world.written[0] - ring,
+            GapReason::Limit
+        )]
+    );
+    assert_eq!(world.got[1].gaps, []);
+}
+
+#[test]
+fn what_is_not_spooled_stays_out_of_spools_that_may_not_grow() {
+    let mut world = World::new();
+    world.perform(Step::Grow(false));
+    world.perform(Step::Detach);
+    while world.written[0] < 3_000 {
+        world.perform(Step::Write(Stream::Stdout, READ));
+        world.perform(Step::Spool { fails: false });
+    }
+    assert_eq!(world.outbox.spool_bytes(), 0);
+    world.finish();
+    let [(from, to, reason)] = world.got[0].gaps[..] else {
+        panic!("one gap, not {:?}", world.got[0].gaps);
+    };
+    assert!(from >= LIMITS.memory_bytes - READ && to == world.written[0]);
+    assert_eq!(reason, GapReason::Limit);
 }

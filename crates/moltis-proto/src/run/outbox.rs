@@ -9,7 +9,8 @@
 //! While a client follows and acknowledges, a full memory makes the child wait, as a full pipe
 //! does, and nothing is ever dropped. When nobody follows, or the client has made no progress for
 //! [`OutboxLimits::spool_after`], output goes on into the spool; when that is full too, a followed
-//! child waits, and for one that nobody follows the middle is dropped.
+//! child waits, and for one that nobody follows the middle is dropped. How much all runs of a node
+//! spool is its keeper's to count ([`Outbox::spool_bytes`], [`Outbox::let_spools_grow`]).
 //!
 //! What it is not: the share of a connection among runs, which is [`super::turn`].
 
@@ -402,6 +403,15 @@ impl Outbox {
         self.lanes[stream.index()].poll_spool()
     }
 
+    /// Says whether the spools may grow, which they may until somebody says no. Where not, what is
+    /// spooled goes on in the room that it has, in which the newest bytes stay, and what is not
+    /// spooled stays out of it.
+    pub fn let_spools_grow(&mut self, may_grow: bool) {
+        for lane in &mut self.lanes {
+            lane.let_spool_grow(may_grow);
+        }
+    }
+
     /// The driver did what [`Outbox::poll_spool`] asked, or the disk did not let it.
     pub fn handle_spool(
         &mut self,
@@ -445,6 +455,11 @@ impl Outbox {
     /// Returns the bytes in memory.
     pub fn memory_bytes(&self) -> u64 {
         self.lanes.iter().map(Lane::memory_bytes).sum()
+    }
+
+    /// Returns the bytes of output in the spool files, as far as they are written or will be next.
+    pub fn spool_bytes(&self) -> u64 {
+        self.lanes.iter().map(Lane::spool_bytes).sum()
     }
 
     /// Returns whether a client follows the run on its connection.

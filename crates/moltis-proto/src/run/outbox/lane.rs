@@ -56,6 +56,8 @@ pub(super) struct Lane {
     spool: Option<Spool>,
     /// The spool failed; no other attempt before the reader has caught up.
     no_spool: Option<GapReason>,
+    /// The disk has room for more of the spool than it takes now.
+    may_grow: bool,
     /// What the driver shall do with the file next, and what it is doing.
     due: Option<(SpoolOp, Busy)>,
     busy: Option<Busy>,
@@ -105,6 +107,7 @@ impl Lane {
             held: Held::new(0),
             spool: None,
             no_spool: None,
+            may_grow: true,
             due: None,
             busy: None,
             following: false,
@@ -158,6 +161,15 @@ impl Lane {
         self.held.bytes() + backlog
     }
 
+    /// Returns the bytes of its spool file.
+    pub(super) fn spool_bytes(&self) -> u64 {
+        self.spool.as_ref().map_or(0, |spool| spool.header.length())
+    }
+
+    pub(super) fn let_spool_grow(&mut self, may_grow: bool) {
+        self.may_grow = may_grow;
+    }
+
     /// Returns whether this offset can be resumed from.
     pub(super) fn has_reached(&self, offset: u64) -> bool {
         offset <= self.end || self.end_is_open
@@ -183,9 +195,11 @@ impl Lane {
         let drops = !self.following && self.room() == 0 && !self.can_spool();
         match &mut self.spool {
             None if drops => {
-                let reason = self.no_spool.unwrap_or(match self.limits.spool_bytes {
-                    0 => GapReason::Limit,
-                    _ => GapReason::DiskFailed,
+                let has_room = self.may_grow && self.limits.spool_bytes > 0;
+                let reason = self.no_spool.unwrap_or(if has_room {
+                    GapReason::DiskFailed
+                } else {
+                    GapReason::Limit
                 });
                 self.held.push_gap(self.end, reason);
             }
@@ -411,6 +425,14 @@ impl Lane {
         };
         if !spool.backlog_is_empty() && spool.tail.is_none() {
             let pieces = spool.backlog.share();
+            if !self.may_grow {
+                let mut short = spool.header;
+                short.stop_growing(self.limits.kept_below_ack_bytes);
+                // What a client that follows has yet to get is never overwritten.
+                if !self.following || short.room(self.start) >= spool.backlog.bytes() {
+                    spool.header = short;
+                }
+            }
             let old = spool.header;
             let written = spool.header.append(pieces.clone());
             spool.backlog.clear_to(spool.header.to);
@@ -516,7 +538,7 @@ impl Lane {
             self.acked
         };
         let has_gap = self.held.last_gap().is_some_and(|to| to > heard);
-        self.no_spool.is_none() && !has_gap && self.limits.spool_bytes > 0
+        self.no_spool.is_none() && self.may_grow && !has_gap && self.limits.spool_bytes > 0
     }
 
     fn advance_start(&mut self) {

@@ -69,6 +69,29 @@ impl SpoolHeader {
         self.base + self.head_bytes
     }
 
+    /// Makes the file keep about the length that it has: what follows goes round in the ring as far
+    /// as that is filled, or in `ring_bytes_min`. Nothing moves, so a ring that has gone round
+    /// already stays as it is.
+    pub(super) fn stop_growing(&mut self, ring_bytes_min: u64) {
+        let (head_to, to) = (self.head_to(), self.to);
+        if to < head_to {
+            self.head_bytes = to - self.base;
+            self.from = to;
+            self.ring_bytes = self.ring_bytes.min(ring_bytes_min);
+        } else if self.from == head_to && to - head_to < self.ring_bytes {
+            let filled = to - head_to;
+            self.ring_bytes = self.ring_bytes.min(filled.max(ring_bytes_min));
+        }
+    }
+
+    /// Returns the bytes of output that the file is long.
+    pub(super) fn length(&self) -> u64 {
+        let straight = self.head_to().min(self.to) - self.base;
+        // Bytes that the ring has overwritten are still its length.
+        let ring = self.to.saturating_sub(self.head_to());
+        straight + ring.min(self.ring_bytes)
+    }
+
     /// Returns how many bytes may follow before one at or above `needed` is overwritten.
     pub(super) fn room(&self, needed: u64) -> u64 {
         let oldest = self.from.max(needed).max(self.head_to());
@@ -188,6 +211,44 @@ mod tests {
                 let expected = (written - base).saturating_sub(head + ring);
                 assert_eq!(gone, expected, "step {step}, written {written}");
             }
+        }
+    }
+
+    #[test]
+    fn a_file_that_stops_growing_keeps_what_it_has_and_then_the_newest() {
+        // Within the straight part, at its end, within the ring, and where the ring has gone round.
+        for (grown, head, ring) in [
+            (6, 6, 4),
+            (10, 10, 4),
+            (13, 10, 4),
+            (19, 10, 9),
+            (40, 10, 16),
+        ] {
+            let mut file = [0u8; 26];
+            let mut header = SpoolHeader::new(0, 10, 16);
+            let mut write = |header: &mut SpoolHeader, from: u64, to: u64| {
+                let bytes: Vec<u8> = (from..to).map(|offset| offset.to_le_bytes()[0]).collect();
+                let written = header.append(vec![bytes.into()]);
+                for (position, part) in written.parts {
+                    let position = usize::try_from(position).unwrap();
+                    file[position..position + part.len()].copy_from_slice(&part);
+                }
+                file
+            };
+            write(&mut header, 0, grown);
+            header.stop_growing(4);
+            assert!(header.is_sound(), "{header:?}");
+            assert_eq!((header.head_bytes, header.ring_bytes), (head, ring));
+            let file = write(&mut header, grown, 50);
+            assert_eq!(header.length(), head + ring);
+            for offset in (0..head).chain(50 - ring..50) {
+                let Lies::At { position, .. } = header.at(offset) else {
+                    panic!("{offset} is gone of {header:?}");
+                };
+                let byte = file[usize::try_from(position).unwrap()];
+                assert_eq!(byte, offset.to_le_bytes()[0]);
+            }
+            assert_eq!(header.at(head), Lies::Gone { to: 50 - ring });
         }
     }
 
