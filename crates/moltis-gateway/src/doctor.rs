@@ -153,6 +153,8 @@ struct Node {
     last_seen: Option<Timestamp>,
     /// How far its clock is ahead of ours; `None` where that is not known.
     clock_ahead: Option<SignedDuration>,
+    /// Several processes take over from each other with its key.
+    is_cloned: bool,
 }
 
 /// Where a command goes that names no place.

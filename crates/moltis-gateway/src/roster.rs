@@ -348,6 +348,13 @@ impl Roster {
         Takeover::Harmless
     }
 
+    /// Returns whether several processes take over from each other with this device's key.
+    pub(crate) fn is_cloned(&self, device: DeviceId, now: Instant) -> bool {
+        let takeovers = self.0.takeovers.lock();
+        let takeovers = takeovers.unwrap_or_else(PoisonError::into_inner);
+        takeovers.is_reported(device, now)
+    }
+
     /// A connection has ended. Its seat is free, unless a newer one has it.
     pub(crate) fn leave_seat(&self, device: DeviceId, seat: &Arc<Seat>) -> bool {
         // Before the seat is empty, so that there is no moment in which it was never heard.

@@ -4,6 +4,7 @@
 //! Here a request is made and sent; [`follow`] stays with the run until it is over. One command on
 //! many nodes is [`fleet`]'s.
 
+pub(super) mod away;
 mod cancel;
 mod collect;
 mod ending;

@@ -7,7 +7,7 @@ use moltis_gateway::api::problem::Code;
 use moltis_gateway::api::runs::{Cancel as CancelBody, Outcome, Run, State};
 
 use super::Context;
-use super::exec::{follow, stops::Stops};
+use super::exec::{away::Away, follow, stops::Stops};
 use crate::api::address::escape;
 use crate::api::{ApiError, Client};
 use crate::args::runs::{Attach, Cancel, Claim, List, Output, Runs, Show};
@@ -248,6 +248,7 @@ async fn output(context: &Context, args: Output) -> anyhow::Result<Exit> {
     let run = escape(&run.id);
     let streams = Streams::start(context.output, Escapes::Shown)?;
     let mut offset = args.offset;
+    let mut away = Away::new();
     let copied = loop {
         let path = format!(
             "runs/{run}/output?stream={stream}&offset={offset}&follow={}",
@@ -256,7 +257,19 @@ async fn output(context: &Context, args: Output) -> anyhow::Result<Exit> {
         let before = offset;
         match copy(&client, &path, &streams, &mut offset).await {
             // A gateway closes on who reads nothing for long, as below `less`.
-            Err(ApiError::Cut(_)) if offset > before => {}
+            Err(ApiError::Cut(_)) if offset > before => {
+                away.is_over();
+                away.gave();
+            }
+            // Who follows waits for it, as `exec` and `attach` do.
+            Err(error) if args.follow && error.passes() && !away.is_too_long() => {
+                if away.begins() {
+                    context.output.warn(&format!(
+                        "{error}; the output is taken up again where it stopped"
+                    ));
+                }
+                away.pause().await;
+            }
             Err(ApiError::Problem(problem)) if problem.code == Code::OutputGap => {
                 let Some(gap) = problem.gap.filter(|gap| gap.to > offset) else {
                     break Err(ApiError::Problem(problem));

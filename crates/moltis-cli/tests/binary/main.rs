@@ -22,6 +22,7 @@ mod doctor;
 mod embed;
 mod events;
 mod exec;
+mod faults;
 mod fleet;
 mod homes;
 mod input;

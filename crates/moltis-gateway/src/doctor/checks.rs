@@ -134,6 +134,15 @@ pub(super) fn nodes(seen: &Running) -> Diagnosis {
     if all == 0 {
         return Diagnosis::ok("no node has joined yet").hint("moltis node pairing enable");
     }
+    let cloned = seen.nodes.iter().filter(|node| node.is_cloned);
+    let cloned: Vec<_> = cloned.map(|node| format!("`{}`", node.name)).collect();
+    if !cloned.is_empty() {
+        return Diagnosis::error(format!(
+            "several machines take over from each other with the key of {}: it was copied; the newest connection stays",
+            list(cloned.into_iter())
+        ))
+        .hint("on the machine that is not meant: moltis node remove, and delete its `node_key`; if nobody copied it: moltis node revoke <node>");
+    }
     if gone.is_empty() {
         let names = list(seen.nodes.iter().map(|node| node.name.clone()));
         return Diagnosis::ok(format!("{all} of {all} connected: {names}"));
@@ -359,6 +368,7 @@ mod tests {
             online,
             last_seen: Some(at(-200)),
             clock_ahead: None,
+            is_cloned: false,
         }
     }
 
@@ -489,6 +499,17 @@ mod tests {
             "2 of 3 offline: `attic` (last heard of 3 min 20 s ago), `cellar` (never heard of)",
             "moltis node forget",
         );
+    }
+
+    #[test]
+    fn a_key_in_two_places_comes_before_all_else_of_the_nodes() {
+        let mut seen = running();
+        let copied = Node {
+            is_cloned: true,
+            ..node("box", true)
+        };
+        seen.nodes = vec![node("gone", false), copied];
+        says(&nodes(&seen), Level::Error, "the key of `box`", "node_key");
     }
 
     #[test]

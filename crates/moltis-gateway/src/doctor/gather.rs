@@ -88,8 +88,19 @@ impl Doctor {
             insecure_http: self.insecure_http,
             tls: self.tls.as_ref().map(Tls::status),
             pairing_closes_at: self.pairing.window(),
-            nodes: known.map(node).collect(),
+            nodes: known.map(|view| self.node(view)).collect(),
             default_route: self.default_route(),
+        }
+    }
+
+    fn node(&self, view: &NodeView) -> Node {
+        let now = Instant::now().into_std();
+        Node {
+            name: view.record.name.to_string(),
+            online: view.presence.is_some(),
+            last_seen: view.last_seen(),
+            clock_ahead: view.presence.as_ref().and_then(|here| here.clock_ahead),
+            is_cloned: self.roster.is_cloned(view.record.device_id, now),
         }
     }
 
@@ -139,15 +150,6 @@ pub(super) async fn at_rest(dir: &Path) -> AtRest {
         },
         disks,
         output_trouble: None,
-    }
-}
-
-fn node(view: &NodeView) -> Node {
-    Node {
-        name: view.record.name.to_string(),
-        online: view.presence.is_some(),
-        last_seen: view.last_seen(),
-        clock_ahead: view.presence.as_ref().and_then(|here| here.clock_ahead),
     }
 }
 

@@ -32,6 +32,14 @@ impl Takeovers {
         }
         times.len() == HARMLESS + 1
     }
+
+    /// Returns whether a device was reported and has not been quiet since.
+    pub(super) fn is_reported(&self, device: DeviceId, now: Instant) -> bool {
+        let times = self.0.get(&device);
+        let recent = times.into_iter().flatten();
+        let recent = recent.filter(|at| now.saturating_duration_since(**at) < WITHIN);
+        recent.count() > HARMLESS
+    }
 }
 
 #[cfg(test)]
@@ -54,6 +62,10 @@ mod tests {
             reports,
             [false, false, false, true, false, false, false, false]
         );
+        let later = |seconds| now + Duration::from_secs(seconds);
+        assert!(takeovers.is_reported(DEVICE, later(8)));
+        assert!(!takeovers.is_reported(DEVICE, later(305)), "it is quiet");
+        assert!(!takeovers.is_reported(DeviceId::from_bytes([2; 16]), later(8)));
     }
 
     #[test]

@@ -12,8 +12,9 @@ use bytes::{Buf as _, Bytes};
 use moltis_gateway::api::follow::{Decoder, Frame, Gap};
 use moltis_gateway::api::runs::{Run, Stream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
+use super::away::Away;
 use crate::api::{ApiError, Client, Pieces};
 
 /// Events that wait for the follow loop. A full queue stops the reading, and that the gateway.
@@ -22,16 +23,8 @@ const QUEUE: usize = 8;
 /// The gateway says something at least this often; after that long the connection is dead.
 const SILENCE_MAX: Duration = Duration::from_mins(1);
 
-/// Pauses between attempts to reach a gateway that is away.
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// See [`PAUSE_MIN`].
-const PAUSE_MAX: Duration = Duration::from_secs(2);
-
 /// How long a gateway may take to go on behind a cut that nobody hears of. Ctrl+C waits so long.
 const AT_ONCE: Duration = Duration::from_secs(1);
-
-/// How long a gateway may be away before the run is left alone.
-const AWAY_MAX: Duration = Duration::from_mins(10);
 
 /// What the follow loop is told.
 #[derive(Debug)]
@@ -104,44 +97,38 @@ enum End {
 
 impl<T: AsyncFn(Event) -> bool> Reader<T> {
     async fn run(mut self) {
-        let mut pause = PAUSE_MIN;
-        let mut away_since = None;
+        let mut away = Away::new();
         loop {
             let before = self.offsets;
-            let error = match self.one_connection(&mut away_since).await {
+            let error = match self.one_connection(&mut away).await {
                 End::Done => return,
                 End::Error(error) => error,
             };
-            let too_long = away_since.is_some_and(|since: Instant| since.elapsed() > AWAY_MAX);
-            if !error.passes() || too_long {
+            if !error.passes() || away.is_too_long() {
                 self.tell(Event::Failed(error)).await;
                 return;
             }
             if self.offsets != before {
-                pause = PAUSE_MIN;
+                away.gave();
                 // Only then, so that a gateway that gives nothing is not asked without a pause.
                 if let Ok(Ok(pieces)) = timeout(AT_ONCE, self.open()).await {
                     self.pieces = Some(pieces);
                     continue;
                 }
             }
-            if away_since.is_none() {
-                away_since = Some(Instant::now());
-                if !self.tell(Event::Cut(error)).await {
-                    return;
-                }
+            if away.begins() && !self.tell(Event::Cut(error)).await {
+                return;
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+            away.pause().await;
         }
     }
 
-    async fn one_connection(&mut self, away_since: &mut Option<Instant>) -> End {
+    async fn one_connection(&mut self, away: &mut Away) -> End {
         let mut pieces = match self.open().await {
             Ok(pieces) => pieces,
             Err(error) => return End::Error(error),
         };
-        if away_since.take().is_some() && !self.tell(Event::Back).await {
+        if away.is_over() && !self.tell(Event::Back).await {
             return End::Done;
         }
         let mut decoder = Decoder::default();
