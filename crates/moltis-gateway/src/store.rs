@@ -458,6 +458,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_database_whose_gateway_was_killed_while_it_made_it_is_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let first =
+            "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL,
+            installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL,
+            checksum BLOB NOT NULL, execution_time BIGINT NOT NULL)";
+        meddle(dir.path(), first).await;
+        let store = open(dir.path()).await.unwrap();
+        store.create_run(run(1), &operator()).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_database_of_a_newer_version_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         open(dir.path()).await.unwrap().close().await;

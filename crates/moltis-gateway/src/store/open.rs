@@ -176,13 +176,16 @@ fn migrator() -> Migrator {
     Migrator::with_migrations(migrations.collect())
 }
 
+/// Checks that the database is ours, or nobody's yet. A gateway that was killed while it made one
+/// leaves the table of its migrations, and the mark comes with the first of them.
 pub(super) async fn check_owner(
     connection: &mut SqliteConnection,
     path: &Path,
 ) -> Result<(), StoreError> {
     let ask = async {
         let row = sqlx::query(
-            "SELECT (SELECT application_id FROM pragma_application_id()), count(*) FROM sqlite_schema",
+            "SELECT (SELECT application_id FROM pragma_application_id()), count(*) FROM sqlite_schema
+             WHERE tbl_name <> '_sqlx_migrations'",
         )
         .fetch_one(connection)
         .await?;
