@@ -69,6 +69,18 @@ fn get(home: &Home, path: &str) -> Value {
     answer.json()
 }
 
+/// Sends a document to the Unix socket, and returns what is answered.
+pub(crate) fn post(home: &Home, path: &str, headers: &[&str], body: &Value) -> Value {
+    let stream = UnixStream::connect(home.path().join("gateway.sock")).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    let body = body.to_string();
+    let length = format!("content-length: {}", body.len());
+    let ours = ["host: localhost", "content-type: application/json", &length];
+    let line = format!("POST /api/v1/{path}");
+    let head = request(&line, &[&ours[..], headers].concat());
+    exchange(stream, &(head + &body)).json()
+}
+
 fn bearer(token: &str) -> String {
     format!("authorization: Bearer {}", token.trim())
 }

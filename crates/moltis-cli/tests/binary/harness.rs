@@ -28,6 +28,8 @@ pub(crate) struct Home {
     user_name: &'static str,
     /// What holds a disk of its own under the home.
     disk: Option<Process>,
+    /// What nsenter(1) is told so that everything runs in a network of its own.
+    network: Option<String>,
 }
 
 /// What a command left behind.
@@ -56,7 +58,14 @@ impl Home {
             moltis_name,
             user_name,
             disk: None,
+            network: None,
         }
+    }
+
+    /// The same home, whose processes run in the network that nsenter(1) finds by this flag.
+    pub(crate) fn in_a_network(mut self, flag: String) -> Self {
+        self.network = Some(flag);
+        self
     }
 
     /// A home that is a file system of so many MiB, which its own processes alone see; `None` where
@@ -124,15 +133,16 @@ impl Home {
     /// The binary with these arguments, in an environment that holds nothing of ours.
     pub(crate) fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let binary = env!("CARGO_BIN_EXE_moltis");
-        let mut command = match &self.disk {
-            None => Command::new(binary),
-            Some(holder) => {
-                let mut command = Command::new("nsenter");
-                let namespace = format!("--mount=/proc/{}/ns/mnt", holder.pid().as_raw_pid());
-                command.args([&namespace, "--", binary]);
-                command
-            }
-        };
+        let disk = self.disk.as_ref().map(|holder| {
+            let pid = holder.pid().as_raw_pid();
+            format!("--mount=/proc/{pid}/ns/mnt")
+        });
+        let namespaces: Vec<_> = disk.into_iter().chain(self.network.clone()).collect();
+        let mut command = Command::new(binary);
+        if !namespaces.is_empty() {
+            command = Command::new("nsenter");
+            command.args(namespaces).args(["--", binary]);
+        }
         command
             .args(args)
             .env_clear()

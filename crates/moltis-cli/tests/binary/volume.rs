@@ -78,7 +78,7 @@ fn digits(line: [u8; 10]) -> u64 {
 
 /// Returns how much memory of its own a process holds now.
 #[cfg(target_os = "linux")]
-fn memory_of(pid: rustix::process::Pid) -> u64 {
+pub(crate) fn memory_of(pid: rustix::process::Pid) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()));
     let status = status.unwrap();
     let line = status
@@ -90,7 +90,7 @@ fn memory_of(pid: rustix::process::Pid) -> u64 {
 
 /// Memory is looked at where Linux shows it.
 #[cfg(not(target_os = "linux"))]
-fn memory_of(_pid: rustix::process::Pid) -> u64 {
+pub(crate) fn memory_of(_pid: rustix::process::Pid) -> u64 {
     0
 }
 
