@@ -86,7 +86,10 @@ fn revive(
     same_boot: bool,
 ) -> Run {
     let headers = spools.each_mut().map(Spool::header);
-    let totals = past.ended.as_ref().map(|(_, totals)| *totals);
+    // Of a lost run the journal has what its spools had, and a gateway may have got more.
+    let known = past.ended.as_ref();
+    let totals = known.filter(|(ending, _)| ending.outcome != Outcome::Lost);
+    let totals = totals.map(|(_, totals)| *totals);
     let streams = Stream::BOTH.map(|stream| Recovered {
         header: headers[stream.index()],
         total: totals.map(|totals| totals.of(stream)),

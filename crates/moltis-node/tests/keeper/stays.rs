@@ -307,6 +307,30 @@ async fn a_dead_keepers_runs_are_taken_over() {
 }
 
 #[tokio::test]
+async fn a_run_whose_keepers_died_one_after_the_other_may_be_known_better_by_the_gateway() {
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    let line = "head -c 100000 /dev/zero; sleep 60";
+    client.start(id(1), shell(line)).await;
+    client
+        .until(id(1), |run| run.bytes[0].len() == 100_000)
+        .await;
+    let pid = client.runs[&id(1)].pid.unwrap();
+    let dir = keeper.kill();
+    kill_group(pid); // nobody else ends it now
+    for _ in 0..2 {
+        let keeper = Outside::start_in(Arc::clone(&dir), 1).await;
+        let (mut client, listed) = keeper.attach().await;
+        assert_eq!(listed.runs.len(), 1);
+        client.resume(id(1), 100_000, 0).await;
+        let run = client.finish(id(1)).await;
+        assert_eq!(run.ending().outcome, Outcome::Lost);
+        assert_eq!(run.ended.as_ref().unwrap().1.stdout, 100_000);
+        keeper.kill();
+    }
+}
+
+#[tokio::test]
 async fn a_keeper_that_lives_takes_over_from_one_that_dies_beside_it() {
     let living = Inside::new();
     let dying = Outside::start_in(Arc::clone(&living.dir), 1).await;
