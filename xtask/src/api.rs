@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
-use crate::bench::http::Client;
+use crate::http::Client;
 use crate::stage::{self, NODE, Stage};
 use crate::test::Untested;
 use crate::tools::Venv;

@@ -29,7 +29,6 @@ mod apart;
 mod commands;
 pub(crate) mod cost;
 mod floods;
-pub(crate) mod http;
 pub(crate) mod lanes;
 mod mux;
 pub(crate) mod ours;

@@ -18,10 +18,10 @@ use serde_json::Value;
 
 use self::gateway::{Ending, Gateway};
 use self::sim::{Counts, Sim};
-use crate::bench::http::Client;
 use crate::bench::lanes::{Runner, Times};
 use crate::bench::ours::Api;
 use crate::bench::report::{Report, Target, number};
+use crate::http::Client;
 use crate::{bench, process, say, stage, stop};
 
 mod gateway;

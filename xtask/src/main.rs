@@ -5,8 +5,8 @@
 //! socket and its files.
 //!
 //! Reading order: `test` (what CI runs), `tidy` (rules no compiler checks), `quickstart` (the whole
-//! product in one minute), `nightly` (what takes long), `bench` and `load` (the figures), `conformance` (any node). `say` is the only module that prints, `process` the
-//! only one that starts things.
+//! product in one minute), `nightly` (what takes long), `chaos` (everything is killed, nothing is lost), `bench` and `load` (the figures),
+//! `conformance` (any node). `say` is the only module that prints, `process` the only one that starts things.
 
 use std::env;
 use std::process::ExitCode;
@@ -14,10 +14,13 @@ use std::process::ExitCode;
 mod api;
 mod bench;
 mod bless;
+mod chaos;
 mod conformance;
 mod deny;
+mod dice;
 mod floors;
 mod fuzz;
+mod http;
 mod load;
 mod needs;
 mod nightly;
@@ -68,6 +71,11 @@ const COMMANDS: &[Command] = &[
         "load",
         "ten thousand nodes on one gateway, beside the targets; `--nodes`, `--short`, `--write`",
         load::run,
+    ),
+    (
+        "chaos",
+        "kill gateway, link and keepers at random moments, lose nothing; `--kills`, `--seed`",
+        chaos::run,
     ),
     (
         "conformance",

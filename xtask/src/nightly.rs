@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::bail;
 
 use crate::api::Trial;
+use crate::chaos::Storm;
 use crate::fuzz::Fuzzing;
 use crate::{load, process, say, workspace};
 
@@ -34,6 +35,11 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
     if let Err(error) = &loaded {
         say::failure(error);
     }
+    say::heading("two thousand kills");
+    let stormed = Storm::LONG.run();
+    if let Err(error) = &stormed {
+        say::failure(error);
+    }
     say::heading("the HTTP API, half an hour of Schemathesis");
     let tried = Trial::LONG.run();
     if let Err(error) = &tried {
@@ -47,6 +53,7 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
         say::line(&one.to_string());
     }
     loaded?;
+    untested.extend(stormed?);
     if !untested.is_empty() {
         bail!("not everything was tried");
     }

@@ -43,6 +43,25 @@ pub(crate) struct Stage {
     started_in: Duration,
 }
 
+/// A machine that runs commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Machine {
+    /// That of the node.
+    Node,
+    /// The gateway's own.
+    Local,
+}
+
+impl Machine {
+    /// Returns what a command is sent to by.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Node => NODE,
+            Self::Local => "local",
+        }
+    }
+}
+
 /// What a node that wants to join has shown on its own screen.
 #[derive(Debug)]
 pub(crate) struct Shown {
@@ -124,6 +143,59 @@ impl Stage {
             starts.push(since.elapsed());
         }
         Ok(starts)
+    }
+
+    /// Kills the gateway, and nobody who was started by it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be reaped.
+    pub(crate) fn kill_gateway(&mut self) -> anyhow::Result<()> {
+        self.gateway.kill()
+    }
+
+    /// Starts a gateway in the place of one that was killed, and waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub(crate) fn start_gateway(&mut self) -> anyhow::Result<()> {
+        let mut command = Command::new(&self.binary);
+        command.args(["gateway", "--listen", &self.address]);
+        in_home(&mut command, &self.home.gateway());
+        self.gateway = Background::start(&mut command)?;
+        Ok(())
+    }
+
+    /// Kills the node's link, and nobody who was started by it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be reaped.
+    pub(crate) fn kill_node(&mut self) -> anyhow::Result<()> {
+        self.node.as_mut().map_or(Ok(()), Background::kill)
+    }
+
+    /// Starts the link of a node that has joined, as its service does, and waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub(crate) fn start_node(&mut self) -> anyhow::Result<()> {
+        let mut command = Command::new(&self.binary);
+        command.args(["node", "run"]);
+        in_home(&mut command, &self.home.node());
+        self.node = Some(Background::start(&mut command)?);
+        Ok(())
+    }
+
+    /// Returns the process ids of the keepers of the node, or of the gateway's own machine.
+    pub(crate) fn keepers_of(&self, machine: Machine) -> Vec<u32> {
+        let runs = match machine {
+            Machine::Node => self.home.node().join("runs"),
+            Machine::Local => self.home.gateway().join("local"),
+        };
+        process::running(&self.binary, &runs)
     }
 
     /// Starts a node that wants to join, and waits for its connection code.

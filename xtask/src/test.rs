@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use crate::api::Trial;
+use crate::chaos::Storm;
 use crate::fuzz::Fuzzing;
 use crate::say::{self, Ink};
 use crate::{conformance, deny, needs, process, stop, tidy, workspace};
@@ -32,10 +33,6 @@ const NEVER_TESTED: &[(&str, &str)] = &[
     (
         "launchd",
         "it needs macOS; the file that it is given is read by another parser",
-    ),
-    (
-        "network namespaces",
-        "a cut is made by a relay on loopback, not by a network",
     ),
     (
         "an OOM kill by the kernel",
@@ -161,6 +158,11 @@ const PARTS: &[Part] = &[
         name: "conformance",
         about: "every node of this repository, by the table that anybody's node has to pass",
         run: conformance::check,
+    },
+    Part {
+        name: "chaos",
+        about: "gateway, link and keepers killed at random moments, and nothing lost",
+        run: || Storm::SHORT.run(),
     },
 ];
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
-use super::http::Client;
 use super::lanes::Runner;
+use crate::http::Client;
 
 /// The kinds of frame in which a followed run arrives.
 const STDOUT: u8 = 1;

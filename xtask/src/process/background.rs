@@ -139,6 +139,17 @@ impl Background {
         }
     }
 
+    /// Kills the program, and nobody else of its group, without a word.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be reaped.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.group.child.kill()?;
+        self.group.child.wait()?;
+        Ok(())
+    }
+
     /// Ends the program and its group.
     pub(crate) fn end(&mut self) {
         self.group.end();

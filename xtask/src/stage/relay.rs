@@ -1,13 +1,20 @@
-//! A relay of TCP connections that can be cut: the cable between a node and its gateway.
+//! A relay of TCP connections that can be cut: the cable between a node and its gateway. In bad
+//! [`Weather`](weather) it also stalls them, dribbles, and lets bytes vanish.
 
-use std::io::{self, Read, Write};
+mod weather;
+
+use std::io;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
+
+pub(crate) use self::weather::Fate;
+use self::weather::Weather;
+use crate::dice::Dice;
 
 /// A relay to one address, for as long as it lives.
 #[derive(Debug)]
@@ -23,7 +30,8 @@ struct Cable {
     is_over: AtomicBool,
     /// Connections that went through since the start.
     joined: AtomicUsize,
-    live: Mutex<Vec<TcpStream>>,
+    live: Mutex<Vec<Weak<TcpStream>>>,
+    weather: Mutex<Weather>,
 }
 
 impl Relay {
@@ -42,6 +50,7 @@ impl Relay {
             is_over: AtomicBool::new(false),
             joined: AtomicUsize::new(0),
             live: Mutex::default(),
+            weather: Mutex::default(),
         });
         let theirs = Arc::clone(&cable);
         thread::spawn(move || theirs.accept(&listener));
@@ -56,6 +65,20 @@ impl Relay {
     /// Returns how many connections went through since the start.
     pub(crate) fn joined(&self) -> usize {
         self.cable.joined.load(Ordering::SeqCst)
+    }
+
+    /// From now on these dice decide what becomes of each connection.
+    pub(crate) fn begin_trouble(&self, dice: Dice) {
+        self.cable.weather().begin(dice);
+    }
+
+    /// Cuts what stands; whatever comes from now on passes unharmed. Returns how many connections had
+    /// each fate.
+    pub(crate) fn end_trouble(&self) -> Vec<(Fate, usize)> {
+        let had = self.cable.weather().end();
+        self.cable.cut();
+        self.cable.mend();
+        had
     }
 
     /// Cuts every connection and lets no new one through for a while.
@@ -94,17 +117,27 @@ impl Cable {
         let far = TcpStream::connect(self.to)?;
         near.set_nodelay(true)?;
         far.set_nodelay(true)?;
-        let ends = [near.try_clone()?, far.try_clone()?];
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let (near, far) = (Arc::new(near), Arc::new(far));
+        let mut live = self.live();
         if self.is_cut.load(Ordering::SeqCst) {
             return Ok(());
         }
-        live.extend(ends);
+        live.retain(|end| end.strong_count() > 0);
+        live.extend([&near, &far].map(Arc::downgrade));
         self.joined.fetch_add(1, Ordering::SeqCst);
-        let (near_back, far_back) = (near.try_clone()?, far.try_clone()?);
-        thread::spawn(move || pass(near, far));
-        thread::spawn(move || pass(far_back, near_back));
+        let [mut up, mut down] = self.weather().ways();
+        let (near_back, far_back) = (Arc::clone(&near), Arc::clone(&far));
+        thread::spawn(move || up.pass(&near, &far));
+        thread::spawn(move || down.pass(&far_back, &near_back));
         Ok(())
+    }
+
+    fn live(&self) -> MutexGuard<'_, Vec<Weak<TcpStream>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn weather(&self) -> MutexGuard<'_, Weather> {
+        self.weather.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn mend(&self) {
@@ -112,28 +145,20 @@ impl Cable {
     }
 
     fn cut(&self) {
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut live = self.live();
         self.is_cut.store(true, Ordering::SeqCst);
-        for end in live.drain(..) {
+        for end in live.drain(..).filter_map(|end| end.upgrade()) {
             end.shutdown(Shutdown::Both).ok(); // it was closed already
         }
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream) {
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(read) = from.read(&mut buffer) {
-        if read == 0 || to.write_all(&buffer[..read]).is_err() {
-            break;
-        }
-    }
-    to.shutdown(Shutdown::Both).ok(); // it was closed already
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
     use std::time::Instant;
 
+    use super::weather::Way;
     use super::*;
 
     /// A server that sends back every byte.
@@ -142,8 +167,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let back = stream.try_clone().unwrap();
-                thread::spawn(move || pass(stream, back));
+                thread::spawn(move || Way::default().pass(&stream, &stream));
             }
         });
         address

@@ -4,6 +4,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
@@ -29,6 +30,14 @@ impl Client<UnixStream> {
             stream: BufReader::with_capacity(256 * 1024, stream),
         })
     }
+
+    /// From now on an answer that does not come for so long is an error.
+    pub(crate) fn with_patience(self, patience: Duration) -> anyhow::Result<Self> {
+        let stream = self.stream.get_ref();
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        Ok(self)
+    }
 }
 
 impl<S: Read + Write> Client<S> {
@@ -49,6 +58,26 @@ impl<S: Read + Write> Client<S> {
             body.to_string()
         };
         self.send(method, path, &body)?;
+        self.answer()
+    }
+
+    /// As [`Self::call`], of a request that may come again under its key.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::call`].
+    pub(crate) fn call_keyed(
+        &mut self,
+        path: &str,
+        key: &str,
+        body: &Value,
+    ) -> anyhow::Result<(u16, Value)> {
+        let header = format!("Idempotency-Key: {key}\r\n");
+        self.send_with("POST", path, &header, &body.to_string())?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> anyhow::Result<(u16, Value)> {
         let (status, length) = self.head()?;
         let mut text = Vec::new();
         self.body(&length).read_to_end(&mut text)?;
@@ -59,6 +88,19 @@ impl<S: Read + Write> Client<S> {
                 .with_context(|| String::from_utf8_lossy(&text).into_owned())?
         };
         Ok((status, json))
+    }
+
+    /// Asks for something and returns the status and all bytes of the answer.
+    ///
+    /// # Errors
+    ///
+    /// When the connection breaks.
+    pub(crate) fn fetch(&mut self, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
+        self.send("GET", path, "")?;
+        let (status, length) = self.head()?;
+        let mut bytes = Vec::new();
+        self.body(&length).read_to_end(&mut bytes)?;
+        Ok((status, bytes))
     }
 
     /// Sends a request and returns a reader of the answer's body.
@@ -84,10 +126,21 @@ impl<S: Read + Write> Client<S> {
     }
 
     fn send(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<()> {
+        self.send_with(method, path, "", body)
+    }
+
+    /// Sends a request with more headers, each with its line's end.
+    fn send_with(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &str,
+    ) -> anyhow::Result<()> {
         let length = body.len();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-             Content-Length: {length}\r\n\r\n{body}"
+             {headers}Content-Length: {length}\r\n\r\n{body}"
         );
         self.stream
             .get_mut()
