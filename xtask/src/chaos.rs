@@ -31,7 +31,7 @@ use crate::test::Untested;
 
 mod caller;
 mod script;
-mod site;
+pub(crate) mod site;
 mod verdict;
 
 /// How many ask at once.

@@ -5,7 +5,7 @@
 //! socket and its files.
 //!
 //! Reading order: `test` (what CI runs), `tidy` (rules no compiler checks), `quickstart` (the whole
-//! product in one minute), `nightly` (what takes long), `chaos` (everything is killed, nothing is lost), `bench` and `load` (the figures),
+//! product in one minute), `nightly` (what takes long), `chaos` and `crashes` (everything is killed, nothing is lost), `bench` and `load` (the figures),
 //! `conformance` (any node). `say` is the only module that prints, `process` the only one that starts things.
 
 use std::env;
@@ -16,6 +16,7 @@ mod bench;
 mod bless;
 mod chaos;
 mod conformance;
+mod crashes;
 mod deny;
 mod dice;
 mod floors;
@@ -76,6 +77,11 @@ const COMMANDS: &[Command] = &[
         "chaos",
         "kill gateway, link and keepers at random moments, lose nothing; `--kills`, `--seed`",
         chaos::run,
+    ),
+    (
+        "crashes",
+        "kill gateway, link and keeper before their writes; `--points`, `--all`, `--seed`",
+        crashes::run,
     ),
     (
         "conformance",

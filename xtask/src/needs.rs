@@ -102,6 +102,11 @@ const NEEDS: &[Need] = &[
         why: "the clock of a gateway and of a node is made to jump",
     },
     Need {
+        thing: Thing::Program("strace"),
+        package: "strace",
+        why: "the programs are killed before each of their writes",
+    },
+    Need {
         thing: Thing::Program("ip"),
         package: "iproute2",
         why: "a node is put into a network of its own",

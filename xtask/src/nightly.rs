@@ -10,6 +10,7 @@ use anyhow::bail;
 
 use crate::api::Trial;
 use crate::chaos::Storm;
+use crate::crashes::Crashes;
 use crate::fuzz::Fuzzing;
 use crate::{load, process, say, workspace};
 
@@ -40,6 +41,11 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
     if let Err(error) = &stormed {
         say::failure(error);
     }
+    say::heading("every write, killed before");
+    let crashed = Crashes::ALL.run();
+    if let Err(error) = &crashed {
+        say::failure(error);
+    }
     say::heading("the HTTP API, half an hour of Schemathesis");
     let tried = Trial::LONG.run();
     if let Err(error) = &tried {
@@ -54,6 +60,7 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
     }
     loaded?;
     untested.extend(stormed?);
+    untested.extend(crashed?);
     if !untested.is_empty() {
         bail!("not everything was tried");
     }

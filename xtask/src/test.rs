@@ -14,6 +14,7 @@ use anyhow::{Context as _, bail};
 
 use crate::api::Trial;
 use crate::chaos::Storm;
+use crate::crashes::Crashes;
 use crate::fuzz::Fuzzing;
 use crate::say::{self, Ink};
 use crate::{conformance, deny, needs, process, stop, tidy, workspace};
@@ -163,6 +164,11 @@ const PARTS: &[Part] = &[
         name: "chaos",
         about: "gateway, link and keepers killed at random moments, and nothing lost",
         run: || Storm::SHORT.run(),
+    },
+    Part {
+        name: "crashes",
+        about: "gateway, link and keeper killed before their writes, a part of all of them",
+        run: || Crashes::PART.run(),
     },
 ];
 

@@ -17,33 +17,33 @@ use crate::{process, stop};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Between two attempts.
-pub(super) const PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
 /// Runs in one page of the list.
 const PAGE: &str = "/api/v1/runs?limit=500";
 
 /// Where a gateway is.
 #[derive(Clone, Debug)]
-pub(super) struct Site {
-    pub(super) binary: PathBuf,
+pub(crate) struct Site {
+    pub(crate) binary: PathBuf,
     /// Its `MOLTIS_HOME`.
-    pub(super) home: PathBuf,
+    pub(crate) home: PathBuf,
     /// Where each command has a directory of its own.
-    pub(super) work: PathBuf,
+    pub(crate) work: PathBuf,
 }
 
 /// The bytes of one stream, as far as they are there.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Kept {
+pub(crate) struct Kept {
     /// Pieces with their offsets, in order.
-    pub(super) pieces: Vec<(u64, Vec<u8>)>,
+    pub(crate) pieces: Vec<(u64, Vec<u8>)>,
     /// Marked gaps, from and to.
-    pub(super) gaps: Vec<(u64, u64)>,
+    pub(crate) gaps: Vec<(u64, u64)>,
 }
 
 impl Kept {
     /// Returns what is wrong with it, beside what was printed.
-    pub(super) fn differs_from(&self, printed: &[u8]) -> Option<String> {
+    pub(crate) fn differs_from(&self, printed: &[u8]) -> Option<String> {
         for (offset, bytes) in &self.pieces {
             let from = usize::try_from(*offset).ok()?;
             if printed.get(from..from + bytes.len()) != Some(bytes) {
@@ -55,19 +55,19 @@ impl Kept {
     }
 
     /// Returns how many bytes there are.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         let pieces = self.pieces.iter();
         pieces.map(|(_, bytes)| bytes.len() as u64).sum()
     }
 }
 
 impl Site {
-    pub(super) fn connect(&self) -> anyhow::Result<Client> {
+    pub(crate) fn connect(&self) -> anyhow::Result<Client> {
         Client::connect(&self.home.join("gateway.sock"))?.with_patience(PATIENCE)
     }
 
     /// Returns `moltis` with these words, as the gateway's administrator.
-    pub(super) fn moltis(&self, words: &[&str]) -> Command {
+    pub(crate) fn moltis(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(words);
         stage::in_home(&mut command, &self.home);
@@ -79,7 +79,7 @@ impl Site {
     /// # Errors
     ///
     /// When none comes until then.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         &self,
         until: Instant,
         mut ask: impl FnMut(&mut Client) -> anyhow::Result<(u16, Value)>,
@@ -101,7 +101,7 @@ impl Site {
     /// # Errors
     ///
     /// When the gateway does not know it, or does not answer until then.
-    pub(super) fn run(&self, id: &str, until: Instant) -> anyhow::Result<Value> {
+    pub(crate) fn run(&self, id: &str, until: Instant) -> anyhow::Result<Value> {
         let path = format!("/api/v1/runs/{id}");
         let (status, run) = self.ask(until, |client| client.call("GET", &path, &Value::Null))?;
         if status != 200 {
@@ -115,7 +115,7 @@ impl Site {
     /// # Errors
     ///
     /// When a page is not answered.
-    pub(super) fn runs(&self) -> anyhow::Result<Vec<Value>> {
+    pub(crate) fn runs(&self) -> anyhow::Result<Vec<Value>> {
         let mut client = self.connect()?;
         let (mut runs, mut path) = (Vec::new(), PAGE.to_owned());
         loop {
@@ -136,7 +136,7 @@ impl Site {
     /// # Errors
     ///
     /// When it is neither there nor marked as a gap.
-    pub(super) fn kept(&self, run: &Value, stream: &str) -> anyhow::Result<Kept> {
+    pub(crate) fn kept(&self, run: &Value, stream: &str) -> anyhow::Result<Kept> {
         let id = run["id"].as_str().context("a run has an id")?;
         let total = run[format!("{stream}_bytes")].as_u64().unwrap_or_default();
         let mut client = self.connect()?;
@@ -173,7 +173,7 @@ impl Site {
     /// # Errors
     ///
     /// When it prints no list.
-    pub(super) fn errors_of_the_doctor(&self) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn errors_of_the_doctor(&self) -> anyhow::Result<Vec<String>> {
         let said = process::output(&mut self.moltis(&["doctor", "--json"]), STEP)?;
         let findings: Value = serde_json::from_str(&said.stdout).context(said.stderr)?;
         let findings = findings.as_array().context("the doctor prints a list")?;
@@ -182,7 +182,7 @@ impl Site {
     }
 
     /// Returns how often the command in this directory has begun.
-    pub(super) fn starts(&self, key: &str, file: &str) -> usize {
+    pub(crate) fn starts(&self, key: &str, file: &str) -> usize {
         let text = fs::read_to_string(self.work.join(key).join(file));
         text.map_or(0, |text| text.lines().count())
     }
@@ -190,7 +190,7 @@ impl Site {
 
 /// Returns the processes whose working directory is below this one, each with that directory.
 #[cfg(target_os = "linux")]
-pub(super) fn working_below(folder: &Path) -> Vec<(u32, PathBuf)> {
+pub(crate) fn working_below(folder: &Path) -> Vec<(u32, PathBuf)> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let lived =
@@ -200,6 +200,6 @@ pub(super) fn working_below(folder: &Path) -> Vec<(u32, PathBuf)> {
 
 /// Nobody's working directory is known here.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn working_below(_folder: &Path) -> Vec<(u32, PathBuf)> {
+pub(crate) fn working_below(_folder: &Path) -> Vec<(u32, PathBuf)> {
     Vec::new()
 }

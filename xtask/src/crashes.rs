@@ -1,0 +1,201 @@
+//! `cargo xtask crashes [--points n] [--all] [--seed s]`: the real programs, killed before each of their writes.
+//!
+//! A short life of a gateway and a node (pairing, a command with much output under a key, one that is
+//! cancelled, a token, a revocation, a stop in good order) is watched once by strace, which shows
+//! every call that changes a file, and every one that says something to somebody. Then it is lived
+//! again for each of these, with the program killed right before it, started again, and whatever was
+//! not answered repeated. `cargo xtask test` takes a part that a seed chooses, `nightly` all of it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::thread;
+
+use anyhow::{Context as _, bail};
+
+use self::points::{Point, Who};
+use self::trial::{Ended, Under};
+use crate::bench::report::Report;
+use crate::dice::Dice;
+use crate::say::{self, Ink};
+use crate::test::Untested;
+use crate::{needs, stage, stop};
+
+mod points;
+mod trial;
+
+/// Trials at once: each waits most of the time.
+const LANES: usize = 6;
+
+/// How many complaints are shown.
+const SHOWN: usize = 12;
+
+/// How many points are visited.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Crashes {
+    /// `None` is all of them.
+    points: Option<usize>,
+    seed: u64,
+}
+
+impl Crashes {
+    /// What `cargo xtask test` does.
+    pub(crate) const PART: Self = Self {
+        points: Some(200),
+        seed: 1,
+    };
+
+    /// What `cargo xtask nightly` does.
+    pub(crate) const ALL: Self = Self {
+        points: None,
+        seed: 1,
+    };
+
+    /// Watches, and kills at each point.
+    ///
+    /// # Errors
+    ///
+    /// When anything is lost behind one; the message names the points.
+    pub(crate) fn run(self) -> anyhow::Result<Vec<Untested>> {
+        if needs::find("strace").is_none() || !cfg!(target_os = "linux") {
+            return Ok(vec![Untested::new("crash points", "there is no `strace`")]);
+        }
+        let binary = stage::build("debug")?;
+        let mut all = Vec::new();
+        for who in Who::ALL {
+            let ended = trial::run(&binary, Under::Watch(who))?;
+            if !ended.complaints.is_empty() {
+                bail!("nobody was killed, and {}", ended.complaints.join("; "));
+            }
+            all.extend(points::of(who, &ended.home, &ended.log));
+        }
+        let chosen = self.choose(all.clone());
+        let visits = visit(&binary, &chosen)?;
+        conclude(&all, &visits)
+    }
+
+    fn choose(self, mut all: Vec<Point>) -> Vec<Point> {
+        let mut dice = Dice::new(self.seed);
+        for at in (1..all.len()).rev() {
+            let other = usize::try_from(dice.below(at as u64 + 1)).unwrap_or_default();
+            all.swap(at, other);
+        }
+        all.truncate(self.points.unwrap_or(usize::MAX));
+        all
+    }
+}
+
+/// `cargo xtask crashes`.
+pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
+    let mut crashes = Crashes::PART;
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--all" => crashes.points = None,
+            "--points" | "--seed" => {
+                let number = words.next().and_then(|number| number.parse().ok());
+                let number = number.with_context(|| format!("`{word}` takes a number"))?;
+                if word == "--seed" {
+                    crashes.seed = number;
+                } else {
+                    crashes.points = Some(usize::try_from(number)?);
+                }
+            }
+            _ => bail!("`cargo xtask crashes` takes `--points <n>` or `--all`, and `--seed <n>`"),
+        }
+    }
+    let untested = crashes.run()?;
+    for one in &untested {
+        say::line(&one.to_string());
+    }
+    Ok(())
+}
+
+/// What came of each point.
+type Visits = Vec<(Point, anyhow::Result<Ended>)>;
+
+fn visit(binary: &Path, chosen: &[Point]) -> anyhow::Result<Visits> {
+    let (next, visits) = (Mutex::new(chosen.iter()), Mutex::new(Vec::new()));
+    let lane = || {
+        loop {
+            let taken = next.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(point) = taken.filter(|_| !stop::asked()) else {
+                return;
+            };
+            let ended = trial::run(binary, Under::Kill(point));
+            let mut visits = visits.lock().unwrap_or_else(PoisonError::into_inner);
+            visits.push((point.clone(), ended));
+            if visits.len() % 50 == 0 {
+                let shown = format!("{} of {}", visits.len(), chosen.len());
+                say::line(&say::inked(Ink::Dim, &shown));
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..LANES {
+            scope.spawn(lane);
+        }
+    });
+    if stop::asked() {
+        bail!("stopped");
+    }
+    Ok(visits.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn conclude(all: &[Point], visits: &Visits) -> anyhow::Result<Vec<Untested>> {
+    let mut rows: BTreeMap<(Who, String), [usize; 3]> = BTreeMap::new();
+    let name = |point: &Point| {
+        let file = point.path.as_deref().unwrap_or("other files, and sockets");
+        let file = if file.is_empty() { "the home" } else { file };
+        let file = if file.starts_with("outputs/") {
+            "outputs"
+        } else {
+            file
+        };
+        (point.who, file.to_owned())
+    };
+    for point in all {
+        rows.entry(name(point)).or_default()[0] += 1;
+    }
+    let mut complaints = Vec::new();
+    for (point, ended) in visits {
+        let row = rows.entry(name(point)).or_default();
+        row[1] += 1;
+        match ended {
+            Ok(ended) => {
+                row[2] += usize::from(ended.was_killed);
+                let wrong = ended.complaints.iter();
+                complaints.extend(wrong.map(|wrong| format!("{}: {wrong}", point.shown())));
+            }
+            Err(error) => complaints.push(format!("{}: {error:#}", point.shown())),
+        }
+    }
+    let sum = rows
+        .values()
+        .fold([0; 3], |sum, row| [0, 1, 2].map(|at| sum[at] + row[at]));
+    let mut shown: Vec<_> = rows
+        .into_iter()
+        .map(|((who, file), counts)| line(who.word(), &file, counts))
+        .collect();
+    shown.push(line("all", "", sum));
+    let head = ["program", "file", "points", "visited", "killed there"];
+    Report::default().table("killed before each write", &head, shown);
+    for complaint in complaints.iter().take(SHOWN) {
+        say::problem(complaint);
+    }
+    if !complaints.is_empty() {
+        bail!("{} things are wrong", complaints.len());
+    }
+    say::line(&format!(
+        "{} of {} points, and nothing was lost",
+        sum[1], sum[0]
+    ));
+    Ok(Vec::new())
+}
+
+fn line(who: &str, file: &str, counts: [usize; 3]) -> Vec<String> {
+    let mut line = vec![who.to_owned(), file.to_owned()];
+    line.extend(counts.map(|count| count.to_string()));
+    line
+}
