@@ -141,7 +141,7 @@ async fn serve_on(
     stop: CancellationToken,
 ) -> Result<Served, KeeperError> {
     let starting = StartLock::take(&config.dir)?;
-    let estate = inherit(&machine.disk, &config)?;
+    let estate = inherit(&machine, &config)?;
     if estate.has_keeper_of(&config.version) {
         return Ok(Served::Another);
     }
@@ -181,7 +181,7 @@ impl Keeper {
     pub fn spawn_in_process(config: KeeperConfig) -> Result<Self, KeeperError> {
         let starting = StartLock::take(&config.dir)?;
         let machine = Machine::with(Kernel::as_guest());
-        let estate = inherit(&machine.disk, &config)?;
+        let estate = inherit(&machine, &config)?;
         let journal = new_journal(&machine.disk, &config)?;
         drop(starting);
         let (clients, arriving) = mpsc::channel(4);
@@ -251,8 +251,9 @@ impl StartLock {
     }
 }
 
-fn inherit(disk: &Disk, config: &KeeperConfig) -> Result<Estate, KeeperError> {
-    let estate = recover::take_over_all(disk, &config.dir, config.boot_id);
+fn inherit(machine: &Machine, config: &KeeperConfig) -> Result<Estate, KeeperError> {
+    let estate =
+        recover::take_over_all(&machine.kernel, &machine.disk, &config.dir, config.boot_id);
     estate.map_err(|source| KeeperError::Directory {
         dir: config.dir.clone(),
         source,

@@ -71,8 +71,9 @@ pub const SPOOL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes kept of the beginning of a stream whose spool is full.
 pub const SPOOL_HEAD_BYTES: u64 = 1024 * 1024;
 
-/// Bytes of all spools of one keeper, or a tenth of its disk where that is less. Past it no spool
-/// grows: each keeps its beginning and the newest in the room that it has.
+/// Bytes of all spools of one keeper, or a tenth of its disk where that is less, but not less than
+/// [`SPOOL_BYTES_MAX`]. Past it no spool grows: each keeps its beginning and the newest in the room
+/// that it has.
 pub const SPOOLS_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// Returns how many bytes output leaves free on a file system of this size: for the gateway's store

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moltis_proto::BootId;
+use moltis_proto::limits::SPOOLS_BYTES_MAX;
 
 /// The owner's word on what may run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +80,8 @@ pub struct KeeperConfig {
     pub version: String,
     /// How long the keeper stays when it holds no run and nobody is attached.
     pub leave_after: Duration,
+    /// Bytes of all its spools; on a small disk they take less.
+    pub spools_bytes: u64,
 }
 
 impl KeeperConfig {
@@ -95,6 +98,7 @@ impl KeeperConfig {
             boot_id,
             version: version.into(),
             leave_after: Duration::from_mins(10),
+            spools_bytes: SPOOLS_BYTES_MAX,
         }
     }
 
@@ -111,6 +115,7 @@ impl std::fmt::Debug for KeeperConfig {
             .field("boot_id", &self.boot_id)
             .field("version", &self.version)
             .field("leave_after", &self.leave_after)
+            .field("spools_bytes", &self.spools_bytes)
             .finish_non_exhaustive()
     }
 }

@@ -67,6 +67,8 @@ pub(super) struct Core {
     dirty: Vec<RunId>,
     timers: BTreeSet<(Instant, RunId)>,
     memory_bytes: u64,
+    spools_bytes: u64,
+    spools_bytes_max: u64,
     strangers: usize,
     sweep_at: Option<Instant>,
 }
@@ -104,6 +106,8 @@ impl Core {
         estate: Estate,
     ) -> Self {
         let mut core = Self {
+            spools_bytes: 0,
+            spools_bytes_max: machine.disk.share(&config.dir).min(config.spools_bytes),
             dir: config.dir,
             rules: config.rules,
             boot_id: config.boot_id,
@@ -230,6 +234,11 @@ impl Core {
         let memory_bytes = run.outbox.memory_bytes();
         self.memory_bytes = self.memory_bytes - run.memory_bytes + memory_bytes;
         run.memory_bytes = memory_bytes;
+        let spools_bytes = run.outbox.spool_bytes();
+        self.spools_bytes = self.spools_bytes - run.spools_bytes + spools_bytes;
+        run.spools_bytes = spools_bytes;
+        let may_grow = self.spools_bytes < self.spools_bytes_max;
+        run.outbox.let_spools_grow(may_grow);
         let is_crowded = self.memory_bytes > MEMORY_BYTES_MAX;
         if is_crowded && !run.outbox.is_followed() {
             run.outbox.spill(now);
@@ -442,6 +451,7 @@ impl Core {
             self.timers.remove(&(at, id));
         }
         self.memory_bytes -= run.memory_bytes;
+        self.spools_bytes -= run.spools_bytes;
         self.idle_since = now();
         let freed = run.outbox.handle_detached(self.idle_since);
         if let Some(client) = &mut self.client {

@@ -15,6 +15,7 @@ use moltis_proto::{FromKeeper, RunId, RunRefusal, ToKeeper};
 
 use super::core::{Core, now};
 use super::journal::Record;
+use super::kernel::Name;
 use super::program::StartFailure;
 use super::run::Run;
 use super::spawn::{NoPlan, Plan};
@@ -170,7 +171,11 @@ impl Core {
         plan: &Plan,
         spec: &RunSpec,
     ) -> Result<u32, StartFailure> {
-        let spawned = plan.spawn(&mut self.kernel)?;
+        let name = Name {
+            run: ids.0,
+            journal: ids.2,
+        };
+        let spawned = plan.spawn(&mut self.kernel, name)?;
         let pid = spawned.child.id();
         let now = now();
         let (mut outbox, mut stdin) = (

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use moltis_proto::limits::disk_reserve_bytes;
+use moltis_proto::limits::{SPOOL_BYTES_MAX, disk_reserve_bytes};
 
 #[cfg(feature = "simulation")]
 use crate::simulation::{self, Edge, Step};
@@ -71,6 +71,26 @@ impl Disk {
         }
         let doing = tokio::task::spawn_blocking(work);
         doing.map(Result::ok).boxed()
+    }
+
+    /// Returns the bytes that all spools in `dir` may take of its disk: a tenth, and not less than
+    /// one stream may.
+    #[cfg_attr(
+        not(feature = "simulation"),
+        expect(clippy::unused_self, reason = "there is one disk")
+    )]
+    pub(super) fn share(&self, dir: &Path) -> u64 {
+        #[cfg(feature = "simulation")]
+        if self.simulated.is_some() {
+            return u64::MAX; // the size of ours says nothing about it
+        }
+        let Ok(disk) = rustix::fs::statvfs(dir) else {
+            return u64::MAX;
+        };
+        match disk.f_blocks.saturating_mul(disk.f_frsize) {
+            0 => u64::MAX, // a file system without a size
+            size => (size / 10).max(SPOOL_BYTES_MAX),
+        }
     }
 
     /// Checks that a file which grows to this length leaves to the journal what is its own.

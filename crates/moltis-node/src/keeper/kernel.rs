@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use moltis_proto::run::ExitStatus;
+use moltis_proto::{JournalId, RunId};
 use rustix::fs::Access;
 use rustix::process::{Pid, Signal};
 
@@ -32,6 +33,13 @@ pub(super) enum Kernel {
 pub(super) struct System {
     descriptors: Option<Descriptors>,
     adopts_orphans: bool,
+}
+
+/// A run, and the journal that it stands in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Name {
+    pub(super) run: RunId,
+    pub(super) journal: JournalId,
 }
 
 /// What is at a path.
@@ -106,6 +114,19 @@ impl Kernel {
         }
     }
 
+    /// Ends every process that these runs of a dead keeper have left behind, and no other. Returns
+    /// whether none is left.
+    pub(super) fn end_leftovers(&self, runs: &[Name]) -> bool {
+        match self {
+            Self::System(system) => {
+                let marks: Option<Vec<_>> = runs.iter().map(|run| system.mark_of(*run)).collect();
+                marks.is_some_and(|marks| process::end_marked(&marks))
+            }
+            #[cfg(feature = "simulation")]
+            Self::Simulated(_) => false, // its processes end with their keeper, or say that they may not
+        }
+    }
+
     /// Reaps those of our children that are no leaders and have ended. Returns the ones that live
     /// on; `None` where there is no telling.
     pub(super) fn orphans(&self, leaders: &HashSet<Pid>) -> Option<Vec<Pid>> {
@@ -123,11 +144,19 @@ impl Kernel {
     }
 }
 
+impl Name {
+    /// Returns what its processes are marked with: nobody else has it, as both ids are random.
+    fn number(self) -> u64 {
+        let half = |id: [u8; 16]| u64::from_be_bytes(*id.first_chunk().expect("8 are in 16"));
+        half(*self.run.as_bytes()) ^ half(*self.journal.as_bytes())
+    }
+}
+
 impl System {
-    /// Makes a mark for a child and all who descend from it, where orphans are ours.
-    pub(super) fn new_mark(&self) -> Option<Mark> {
-        let random = self.adopts_orphans.then(|| getrandom::u64().ok());
-        random.flatten().and_then(Mark::new)
+    /// Returns the mark of a run's child and of all who descend from it, where orphans are ours.
+    pub(super) fn mark_of(&self, run: Name) -> Option<Mark> {
+        let number = run.number();
+        self.adopts_orphans.then(|| Mark::new(number)).flatten()
     }
 
     /// Spawns a child that inherits what it shall.

@@ -20,9 +20,13 @@ use rustix::process::{
 };
 
 #[cfg(target_os = "linux")]
-pub(super) use self::linux::{Exit, Mark, adopt_orphans, escaped, orphans, spawn_marked};
+pub(super) use self::linux::{
+    Exit, Mark, adopt_orphans, end_marked, escaped, orphans, spawn_marked,
+};
 #[cfg(not(target_os = "linux"))]
-pub(super) use self::other::{Exit, Mark, adopt_orphans, escaped, orphans, spawn_marked};
+pub(super) use self::other::{
+    Exit, Mark, adopt_orphans, end_marked, escaped, orphans, spawn_marked,
+};
 
 /// How often an exit is looked for where the system cannot tell.
 const LOOK_EVERY: Duration = Duration::from_millis(20);

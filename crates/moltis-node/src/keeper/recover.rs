@@ -14,6 +14,7 @@ use moltis_proto::{BootId, RunId};
 use super::disk::Disk;
 use super::door::SOCKET;
 use super::journal::{self, Found, Journal, Past, Record};
+use super::kernel::{Kernel, Name};
 use super::run::Run;
 use super::spool::Spool;
 
@@ -30,13 +31,31 @@ pub(super) struct Estate {
     living: Vec<PathBuf>,
 }
 
+/// What is known of the processes that a dead keeper's running runs had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Processes {
+    /// They ended with their boot.
+    OfAnotherBoot,
+    /// They were all found, and ended.
+    Ended,
+    /// Some may live on.
+    MayLive,
+}
+
 /// Takes over every journal in `dir` whose keeper is dead. One that cannot be read is left alone
 /// and reported: a keeper that does not start would help nobody.
-pub(super) fn take_over_all(disk: &Disk, dir: &Path, boot_id: BootId) -> io::Result<Estate> {
+///
+/// What the running ones of this boot have left behind is ended first: nobody would hear of it.
+pub(super) fn take_over_all(
+    kernel: &Kernel,
+    disk: &Disk,
+    dir: &Path,
+    boot_id: BootId,
+) -> io::Result<Estate> {
     let mut estate = Estate::default();
     for path in journal::all(dir)? {
         match Journal::take_over(disk, &path) {
-            Ok(Some(found)) => estate.inherit(disk, dir, found, boot_id),
+            Ok(Some(found)) => estate.inherit(kernel, disk, dir, found, boot_id),
             Ok(None) => estate.living.push(path),
             Err(error) => tracing::error!(error = %error, "a dead keeper's runs are lost"),
         }
@@ -57,7 +76,7 @@ impl Estate {
         })
     }
 
-    fn inherit(&mut self, disk: &Disk, dir: &Path, found: Found, boot_id: BootId) {
+    fn inherit(&mut self, kernel: &Kernel, disk: &Disk, dir: &Path, found: Found, boot_id: BootId) {
         let Found {
             mut journal,
             boot_id: then,
@@ -65,10 +84,24 @@ impl Estate {
             forgotten,
         } = found;
         self.forgotten.extend(forgotten);
+        let processes = if then == boot_id {
+            let running = runs.iter().filter(|(_, past)| past.ended.is_none());
+            let names = running.map(|(id, _)| Name {
+                run: *id,
+                journal: journal.id(),
+            });
+            if kernel.end_leftovers(&names.collect::<Vec<_>>()) {
+                Processes::Ended
+            } else {
+                Processes::MayLive
+            }
+        } else {
+            Processes::OfAnotherBoot
+        };
         for (id, past) in runs {
             let spools = Stream::BOTH.map(|stream| Spool::new(disk, dir, id, stream));
             self.runs
-                .push(revive(spools, &mut journal, id, past, then == boot_id));
+                .push(revive(spools, &mut journal, id, past, processes));
         }
         if journal.is_blank() {
             journal.delete();
@@ -83,7 +116,7 @@ fn revive(
     journal: &mut Journal,
     id: RunId,
     past: Past,
-    same_boot: bool,
+    processes: Processes,
 ) -> Run {
     let headers = spools.each_mut().map(Spool::header);
     // Of a lost run the journal has what its spools had, and a gateway may have got more.
@@ -97,7 +130,7 @@ fn revive(
     let is_known = past.ended.is_some();
     let ending = match past.ended {
         Some((ending, _)) => ending,
-        None => lost(past.pid, same_boot),
+        None => lost(past.pid, processes),
     };
     let outbox = Outbox::recovered(OutboxLimits::default(), streams, ending.clone());
     if !is_known {
@@ -107,7 +140,9 @@ fn revive(
             totals: Totals::default(),
         };
         // The totals of a lost run are what its spools have; whoever reads them again knows.
-        if same_boot && let Err(error) = note_lost(journal, &record, &outbox) {
+        if processes != Processes::OfAnotherBoot
+            && let Err(error) = note_lost(journal, &record, &outbox)
+        {
             tracing::warn!(run.id = %id, error = %error, "a lost run will be found again");
         }
     }
@@ -129,23 +164,27 @@ fn note_lost(
     })
 }
 
-fn lost(pid: Option<u32>, same_boot: bool) -> Ending {
-    let (reason, detail) = match (same_boot, pid) {
-        (false, _) => (
+fn lost(pid: Option<u32>, processes: Processes) -> Ending {
+    let (reason, detail) = match (processes, pid) {
+        (Processes::OfAnotherBoot, _) => (
             Reason::NodeRebooted,
             "the machine was started anew".to_owned(),
         ),
-        (true, Some(pid)) => (
+        (Processes::Ended, _) => (
+            Reason::KeeperDied,
+            "the keeper of this run died; what it had left running was ended".to_owned(),
+        ),
+        (Processes::MayLive, Some(pid)) => (
             Reason::KeeperDied,
             format!("the keeper of this run died; process {pid} may still live"),
         ),
-        (true, None) => (
+        (Processes::MayLive, None) => (
             Reason::KeeperDied,
             "the keeper of this run died while it started it".to_owned(),
         ),
     };
     Ending {
-        descendants_may_survive: same_boot,
+        descendants_may_survive: processes == Processes::MayLive,
         ..Ending::without_status(Outcome::Lost, Some(reason), detail)
     }
 }

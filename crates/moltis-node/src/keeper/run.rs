@@ -43,6 +43,8 @@ pub(super) struct Run {
     pub(super) is_dirty: bool,
     /// What the keeper has counted of its memory.
     pub(super) memory_bytes: u64,
+    /// And of its spools.
+    pub(super) spools_bytes: u64,
 }
 
 /// Our end of one output.
@@ -97,6 +99,7 @@ impl Run {
             timer: None,
             is_dirty: false,
             memory_bytes: 0,
+            spools_bytes: 0,
         }
     }
 
@@ -125,6 +128,7 @@ impl Run {
             timer: None,
             is_dirty: false,
             memory_bytes: 0,
+            spools_bytes: 0,
         }
     }
 

@@ -14,7 +14,7 @@ use moltis_proto::{RunRefusal, env};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::config::Rules;
-use super::kernel::{Child, Kernel, System};
+use super::kernel::{Child, Kernel, Name, System};
 use super::pipes::{Sink, Source, Terminal};
 use super::program::{Program, Search, StartFailure, is_allowed};
 #[cfg(feature = "simulation")]
@@ -99,29 +99,36 @@ impl Plan {
     ///
     /// Our ends of its descriptors are made first: behind the spawn nothing can fail any more, so
     /// there is no child that nobody knows.
-    pub(super) fn spawn(&self, kernel: &mut Kernel) -> Result<Spawned, StartFailure> {
-        let spawned = match self.spawn_file(&self.program, kernel) {
+    pub(super) fn spawn(&self, kernel: &mut Kernel, run: Name) -> Result<Spawned, StartFailure> {
+        let spawned = match self.spawn_file(&self.program, kernel, run) {
             // A script without a first line `#!…`: shells and execvp(3) run it as /bin/sh does.
             Err(error)
                 if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) =>
             {
-                self.spawn_file(&self.as_script(), kernel)
+                self.spawn_file(&self.as_script(), kernel, run)
             }
             spawned => spawned,
         };
         spawned.map_err(|error| self.failure(&error))
     }
 
-    fn spawn_file(&self, program: &Program, kernel: &mut Kernel) -> io::Result<Spawned> {
+    fn spawn_file(&self, program: &Program, kernel: &mut Kernel, run: Name) -> io::Result<Spawned> {
         match (kernel, &self.tty) {
-            (Kernel::System(system), Some(tty)) => self.spawn_on_terminal(program, tty, system),
-            (Kernel::System(system), None) => self.spawn_on_pipes(program, system),
+            (Kernel::System(system), Some(tty)) => {
+                self.spawn_on_terminal(program, tty, system, run)
+            }
+            (Kernel::System(system), None) => self.spawn_on_pipes(program, system, run),
             #[cfg(feature = "simulation")]
             (Kernel::Simulated(kernel), _) => self.spawn_simulated(program, kernel),
         }
     }
 
-    fn spawn_on_pipes(&self, program: &Program, system: &mut System) -> io::Result<Spawned> {
+    fn spawn_on_pipes(
+        &self,
+        program: &Program,
+        system: &mut System,
+        run: Name,
+    ) -> io::Result<Spawned> {
         let (stdout, childs_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, childs_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stdout, stderr) = (Source::pipe(stdout)?, Source::pipe(stderr)?);
@@ -142,7 +149,7 @@ impl Plan {
             .current_dir(&self.cwd)
             .process_group(0);
         // The command keeps what it is given, so it ends in here.
-        let mark = system.new_mark();
+        let mark = system.mark_of(run);
         let child = system.spawn(mark, move || {
             let childs_stdin = childs_stdin.as_ref().map(low).transpose()?;
             command
@@ -166,6 +173,7 @@ impl Plan {
         program: &Program,
         tty: &Tty,
         system: &mut System,
+        run: Name,
     ) -> io::Result<Spawned> {
         let (ours, childs) = pty_process::blocking::open().map_err(io::Error::other)?;
         let size = pty_process::Size::new(tty.size.rows, tty.size.cols);
@@ -179,7 +187,7 @@ impl Plan {
             command = command.stdin(Stdio::null());
         }
         let command = command.env_clear().envs(&self.env).current_dir(&self.cwd);
-        let mark = system.new_mark();
+        let mark = system.mark_of(run);
         let spawned = system.spawn(mark, || command.spawn(childs));
         let child = spawned.map_err(|error| match error {
             pty_process::Error::Io(error) => error,

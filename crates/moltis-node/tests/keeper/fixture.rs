@@ -66,6 +66,17 @@ impl Inside {
         Self { keeper, dir }
     }
 
+    /// One whose spools may take so many bytes in all.
+    pub(crate) fn limited(spools_bytes: u64) -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let config = KeeperConfig {
+            spools_bytes,
+            ..config(dir.path(), rules(), 1)
+        };
+        let keeper = Keeper::spawn_in_process(config).unwrap();
+        Self { keeper, dir }
+    }
+
     /// A connection that has said nothing yet.
     pub(crate) async fn stream(&self) -> KeeperStream {
         self.keeper.connect().await.unwrap()

@@ -8,11 +8,15 @@ use std::fs;
 use std::path::Path;
 
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, WaitId, WaitIdOptions, getpgid, getpid, getrlimit,
-    pidfd_open, set_child_subreaper, setrlimit, waitid,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getpgid, getpid, getrlimit,
+    pidfd_open, pidfd_send_signal, set_child_subreaper, setrlimit, waitid,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// How often marked processes are looked for: a killed one may take a moment, and may have started
+/// another just before.
+const ROUNDS_MAX: usize = 100;
 
 /// Where the kernel tells of processes.
 const PROC: &str = "/proc";
@@ -25,10 +29,10 @@ const PROC: &str = "/proc";
 pub(in crate::keeper) struct Mark(u64);
 
 impl Mark {
-    /// Makes a mark of a random number; `None` where the machine cannot carry one.
-    pub(in crate::keeper) fn new(random: u64) -> Option<Self> {
+    /// Makes a mark of a number that nobody else has; `None` where the machine cannot carry one.
+    pub(in crate::keeper) fn new(number: u64) -> Option<Self> {
         let free = getrlimit(Resource::Rttime).maximum.is_none();
-        (free && cfg!(target_pointer_width = "64")).then_some(Self(random >> 2 | 1 << 61))
+        (free && cfg!(target_pointer_width = "64")).then_some(Self(number >> 2 | 1 << 61))
     }
 }
 
@@ -120,6 +124,40 @@ pub(in crate::keeper) fn escaped(
         !is_in_group && !is_zombie(*pid)
     });
     (found, sees_all)
+}
+
+/// Kills every process that carries one of these marks, and those that they start meanwhile.
+/// Returns whether none is left.
+///
+/// A process is held by its descriptor while its mark is read, so that the signal cannot reach
+/// another one that has been given its number.
+pub(in crate::keeper) fn end_marked(marks: &[Mark]) -> bool {
+    if marks.is_empty() {
+        return true;
+    }
+    for _ in 0..ROUNDS_MAX {
+        let Ok(entries) = fs::read_dir(PROC) else {
+            return false;
+        };
+        let pids = entries
+            .flatten()
+            .filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
+        let mut found = 0;
+        for pid in pids {
+            let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
+                continue; // it has ended
+            };
+            let is_ours = mark_of(pid).is_some_and(|mark| marks.contains(&mark));
+            if is_ours && !is_zombie(pid) {
+                found += 1;
+                pidfd_send_signal(&process, Signal::KILL).ok(); // it has ended meanwhile
+            }
+        }
+        if found == 0 {
+            return true;
+        }
+    }
+    false
 }
 
 /// Reaps those of our children that are nobody's run (`is_ours` tells) and have ended. Returns the
