@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use moltis_proto::message::Windows;
-use moltis_proto::run::outbox::{
-    Outbox, OutboxLimits, Recovered, SpoolDone, SpoolHeader, SpoolOp, Transmit,
-};
+use moltis_proto::run::outbox::{Outbox, OutboxLimits, Recovered, SpoolHeader, Transmit};
 use moltis_proto::run::{Ending, GapReason, Outcome, Stream, Totals};
 use proptest::prelude::*;
+
+#[path = "outbox/file.rs"]
+mod file;
+
+use file::File;
 
 const LIMITS: OutboxLimits = OutboxLimits {
     memory_bytes: 400,
@@ -71,50 +74,6 @@ fn text(stream: Stream, from: u64, length: u64) -> Bytes {
         .map(|at| byte(stream, at))
         .collect::<Vec<_>>()
         .into()
-}
-
-/// A spool file.
-#[derive(Debug, Default, Clone)]
-struct File {
-    header: Option<SpoolHeader>,
-    bytes: Vec<u8>,
-}
-
-impl File {
-    fn perform(&mut self, op: SpoolOp) -> SpoolDone {
-        match op {
-            SpoolOp::Write {
-                before,
-                parts,
-                after,
-            } => {
-                self.header = before.or(self.header);
-                assert!(self.header.is_some_and(|header| header.is_sound()));
-                for (position, part) in parts {
-                    let (from, to) = (index(position), index(position) + part.len());
-                    self.bytes.resize(self.bytes.len().max(to), 0);
-                    self.bytes[from..to].copy_from_slice(&part);
-                }
-                assert!(self.bytes.len() as u64 <= LIMITS.spool_bytes);
-                assert!(after.is_sound());
-                self.header = Some(after);
-                SpoolDone::Done
-            }
-            SpoolOp::Read { position, length } => {
-                let from = index(position);
-                let bytes = self.bytes[from..from + index(length)].to_vec();
-                SpoolDone::Read(bytes.into())
-            }
-            SpoolOp::Clear => {
-                *self = Self::default();
-                SpoolDone::Done
-            }
-        }
-    }
-}
-
-fn index(number: u64) -> usize {
-    usize::try_from(number).unwrap()
 }
 
 /// What a client has got of one stream.

@@ -9,7 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::held::{Found, Held};
-use super::ring::{Lies, SpoolHeader, Written};
+use super::ring::{Lies, SpoolHeader};
 use super::{OutboxLimits, SpoolDone, SpoolOp};
 use crate::run::GapReason;
 
@@ -594,15 +594,5 @@ impl Spool {
 
     fn backlog_is_empty(&self) -> bool {
         self.backlog.bytes() == 0
-    }
-}
-
-impl From<Written> for SpoolOp {
-    fn from(written: Written) -> Self {
-        Self::Write {
-            before: written.before,
-            parts: written.parts,
-            after: written.after,
-        }
     }
 }

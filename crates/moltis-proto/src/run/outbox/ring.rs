@@ -7,6 +7,8 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::SpoolOp;
+
 /// What must be known to read a spool file: kept at its head by whoever writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -161,6 +163,16 @@ impl SpoolHeader {
             before,
             parts,
             after: *self,
+        }
+    }
+}
+
+impl From<Written> for SpoolOp {
+    fn from(written: Written) -> Self {
+        Self::Write {
+            before: written.before,
+            parts: written.parts,
+            after: written.after,
         }
     }
 }
