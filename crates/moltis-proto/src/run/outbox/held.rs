@@ -83,13 +83,15 @@ impl Held {
         self.gaps > 0
     }
 
-    /// Returns the end of the last gap.
-    pub(super) fn last_gap(&self) -> Option<u64> {
+    /// Returns the end of the last gap, and its reason.
+    pub(super) fn last_gap(&self) -> Option<(u64, GapReason)> {
         if self.gaps == 0 {
             return None;
         }
-        let gap = |piece: &&Piece| matches!(piece.kind, Kind::Gap { .. });
-        self.pieces.iter().rfind(gap).map(Piece::to)
+        self.pieces.iter().rev().find_map(|piece| match piece.kind {
+            Kind::Gap { to, reason } => Some((to, reason)),
+            Kind::Bytes(_) => None,
+        })
     }
 
     pub(super) fn push(&mut self, bytes: Bytes) {

@@ -195,12 +195,9 @@ impl Lane {
         let drops = !self.following && self.room() == 0 && !self.can_spool();
         match &mut self.spool {
             None if drops => {
-                let has_room = self.may_grow && self.limits.spool_bytes > 0;
-                let reason = self.no_spool.unwrap_or(if has_room {
-                    GapReason::DiskFailed
-                } else {
-                    GapReason::Limit
-                });
+                // Where nothing failed, there is no room, or an earlier gap keeps it from its file.
+                let before = self.held.last_gap().map(|(_, reason)| reason);
+                let reason = self.no_spool.or(before).unwrap_or(GapReason::Limit);
                 self.held.push_gap(self.end, reason);
             }
             None => self.held.push(bytes),
@@ -490,7 +487,7 @@ impl Lane {
 
     /// Moves everything held into the file, which has no room for gaps: what lies below one is let go.
     fn enter(&mut self) {
-        if let Some(to) = self.held.last_gap() {
+        if let Some((to, _)) = self.held.last_gap() {
             self.start = self.start.max(to);
             self.held.release_below(to);
         }
@@ -537,7 +534,7 @@ impl Lane {
         } else {
             self.acked
         };
-        let has_gap = self.held.last_gap().is_some_and(|to| to > heard);
+        let has_gap = self.held.last_gap().is_some_and(|(to, _)| to > heard);
         self.no_spool.is_none() && self.may_grow && !has_gap && self.limits.spool_bytes > 0
     }
 
