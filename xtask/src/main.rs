@@ -30,6 +30,7 @@ mod quickstart;
 mod say;
 mod stage;
 mod stop;
+mod tail;
 mod test;
 mod tidy;
 mod tools;

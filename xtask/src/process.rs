@@ -3,7 +3,7 @@
 //! Every program gets a process group of its own, so that its children can be ended with it; the
 //! terminal's Ctrl+C therefore reaches only us, and we pass it on (`stop`).
 
-use std::io::Read;
+use std::io::{self, BufRead as _, BufReader, Read};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::stop;
+use crate::{say, stop, tail};
 
 mod background;
 mod strangers;
@@ -29,18 +29,56 @@ pub(crate) const TICK: Duration = Duration::from_millis(20);
 
 /// Runs a program with our own input and outputs.
 ///
+/// On a terminal it has the terminal. In a log, all that it prints is passed on to our stdout as it
+/// comes, in the order in which it comes, so that the last lines are remembered.
+///
 /// # Errors
 ///
 /// When it does not start, does not end within `limit`, ends with another code than 0, or somebody
 /// asked us to stop.
 pub(crate) fn run(command: &mut Command, limit: Duration) -> anyhow::Result<()> {
     let name = shown(command);
-    let mut child = Group::spawn(command)?;
-    let status = child.wait(limit)?;
+    let status = if say::is_watched() {
+        Group::spawn(command)?.wait(limit)?
+    } else {
+        run_into_the_log(command, limit)?
+    };
     if !status.success() {
         bail!("`{name}` ended with {status}");
     }
     Ok(())
+}
+
+fn run_into_the_log(command: &mut Command, limit: Duration) -> anyhow::Result<ExitStatus> {
+    let (printed, ours) = io::pipe().context("making a pipe")?;
+    command.stdout(ours.try_clone()?).stderr(ours);
+    let group = Group::spawn(command);
+    // The command keeps our ends of the pipe open, behind which nobody would see its end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut group = group?;
+    let copy = thread::spawn(move || pass_on(printed));
+    let status = group.wait(limit);
+    group.end();
+    // Who has left the group may hold the pipe open for longer than anybody waits.
+    let since = Instant::now();
+    while !copy.is_finished() && since.elapsed() < GRACE {
+        thread::sleep(TICK);
+    }
+    status
+}
+
+/// Passes on what comes, line by line.
+fn pass_on(pipe: impl Read) {
+    let mut lines = BufReader::new(pipe);
+    let mut bytes = Vec::new();
+    loop {
+        let mut line = lines.by_ref().take(tail::LINE_BYTES_MAX);
+        match line.read_until(b'\n', &mut bytes) {
+            Ok(read) if read > 0 => say::pass_on(&bytes),
+            _ => return, // what was read until then is passed on
+        }
+        bytes.clear();
+    }
 }
 
 /// What a program printed, and how it ended.

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: what CI runs, in its order, and a summary with the time of each part.
 //!
-//! A part that fails does not stop the next one, so one run tells everything. What cannot be had on
+//! A part that fails does not stop the next one, so one run tells everything; its last lines are
+//! printed once more at the end, for who has only the end of a log. What cannot be had on
 //! this machine is listed at the end as NOT TESTED, by name; under `CI=1` that is a failure, except
 //! for the few names in [`EXCUSED`]. A test that cannot do its work here appends a line
 //! `<name>: <why>` to the file named by `MOLTIS_NOT_TESTED` and passes.
@@ -176,7 +177,8 @@ const PARTS: &[Part] = &[
 struct Ended {
     name: &'static str,
     took: Duration,
-    error: Option<anyhow::Error>,
+    /// How it failed: the last lines of what was printed meanwhile.
+    failed: Option<Vec<String>>,
 }
 
 /// `cargo xtask test [part…]`.
@@ -197,22 +199,23 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
             part.name,
             say::inked(Ink::Dim, part.about)
         ));
+        say::last_lines(); // those are not this part's
         let since = Instant::now();
-        let error = match (part.run)() {
+        let failed = match (part.run)() {
             Ok(more) => {
                 untested.extend(more);
                 None
             }
             Err(error) => {
                 say::failure(&error);
-                Some(error)
+                Some(say::last_lines())
             }
         };
         let took = since.elapsed();
         ended.push(Ended {
             name: part.name,
             took,
-            error,
+            failed,
         });
         if stop::asked() {
             break;
@@ -230,7 +233,7 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
 fn summarise(ended: &[Ended], untested: &[Untested]) -> anyhow::Result<()> {
     say::heading("summary");
     for part in ended {
-        let (ink, word) = match part.error {
+        let (ink, word) = match part.failed {
             None => (Ink::Good, "passed"),
             Some(_) => (Ink::Bad, "FAILED"),
         };
@@ -254,9 +257,19 @@ fn summarise(ended: &[Ended], untested: &[Untested]) -> anyhow::Result<()> {
     }
     let total: Duration = ended.iter().map(|part| part.took).sum();
     say::line(&format!("  {:<18}{:>8.1} s", "in all", total.as_secs_f64()));
-    let failed: Vec<_> = ended.iter().filter(|part| part.error.is_some()).collect();
-    if !failed.is_empty() {
-        let names: Vec<_> = failed.iter().map(|part| part.name).collect();
+    let mut names = Vec::new();
+    for part in ended {
+        let Some(lines) = &part.failed else { continue };
+        names.push(part.name);
+        // Who sits at the terminal has seen them come.
+        if !say::is_watched() {
+            say::heading(&format!("the last lines of {}", part.name));
+            for line in lines {
+                say::line(&format!("  {line}"));
+            }
+        }
+    }
+    if !names.is_empty() {
         bail!("failed: {}", names.join(", "));
     }
     let missed: Vec<_> = untested.iter().filter(|one| !one.is_excused()).collect();
@@ -340,6 +353,8 @@ fn tests() -> anyhow::Result<Vec<Untested>> {
             "--locked",
             "--workspace",
             "--no-fail-fast",
+            // Once more at the end, where the last lines are.
+            "--failure-output=immediate-final",
         ]);
     } else {
         command.args(["test", "--locked", "--workspace", "--no-fail-fast"]);

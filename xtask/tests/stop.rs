@@ -1,4 +1,4 @@
-//! `cargo xtask` around a cargo that hangs, or that cannot build what is asked of it.
+//! `cargo xtask` around a cargo that hangs, fails, or cannot build what is asked of it.
 
 #![expect(
     clippy::unwrap_used,
@@ -69,4 +69,27 @@ fn a_check_that_could_not_be_made_is_no_success() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("NOT TESTED  cargo-deny"), "{said}");
+}
+
+#[test]
+fn the_last_lines_of_a_part_that_failed_end_the_log() {
+    let (_dir, cargo) = cargo_that(
+        "[ $1 = fmt ] || exit 0; i=0; while [ $((i += 1)) -le 200 ]; do echo line $i; done; \
+         echo it is too long >&2; exit 1",
+    );
+    let mut xtask = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    xtask.args(["test", "fmt", "doctest"]).env("CARGO", &cargo);
+    let output = xtask.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let (live, end) = said.split_once("\nsummary\n").expect("a summary");
+    assert!(live.contains("line 1\n"), "as it came: {live}");
+    let (_, lines) = end
+        .split_once("\nthe last lines of fmt\n")
+        .expect("its lines");
+    let mut wanted: Vec<_> = (143..=200).map(|line| format!("  line {line}")).collect();
+    wanted.push("  it is too long".to_owned());
+    wanted.push("  error: `cargo fmt --all --check` ended with exit status: 1".to_owned());
+    assert_eq!(lines.lines().collect::<Vec<_>>(), wanted);
+    assert!(!end.contains("the last lines of doctest"), "{end}");
 }
