@@ -21,7 +21,7 @@ use self::script::{Kind, STARTS};
 use self::site::Site;
 use self::verdict::{Came, Facts, Killed};
 use crate::bench::report::Report;
-use crate::dice::Dice;
+use crate::dice::{self, Dice};
 use crate::process;
 use crate::say::{self, Ink};
 use crate::stage::relay::Fate;
@@ -78,7 +78,7 @@ impl Storm {
             let why = "what is left of killed commands is looked for in /proc";
             return Ok(vec![Untested::new("chaos", why)]);
         }
-        let seed = self.seed.unwrap_or_else(drawn);
+        let seed = self.seed.unwrap_or_else(dice::drawn);
         say::line(&format!("seed {seed}, {} kills", self.kills));
         rage(self.kills, Dice::new(seed))
             .with_context(|| format!("`cargo xtask chaos --kills {} --seed {seed}`", self.kills))?;
@@ -103,11 +103,6 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
         say::line(&one.to_string());
     }
     Ok(())
-}
-
-fn drawn() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |since| since.as_secs())
 }
 
 fn rage(kills: usize, mut dice: Dice) -> anyhow::Result<()> {

@@ -1,5 +1,13 @@
 //! Random numbers that a seed decides: the same seed throws the same again.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Returns a seed that nobody has chosen.
+pub(crate) fn drawn() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |since| since.as_secs())
+}
+
 /// A die of any number of sides. `SplitMix64` (Steele, Lea and Flood, 2014).
 #[derive(Clone, Debug)]
 pub(crate) struct Dice(u64);

@@ -56,7 +56,7 @@ const COMMANDS: &[Command] = &[
     ),
     (
         "api",
-        "everything that Schemathesis makes of the API's document; `api <seconds>` for longer",
+        "everything that Schemathesis makes of the API's document; `api <seconds> <seed>` for longer and again",
         api::run,
     ),
     (

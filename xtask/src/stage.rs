@@ -385,8 +385,17 @@ impl Stage {
     ///
     /// With what it said last.
     pub(crate) fn check_alive(&mut self) -> anyhow::Result<()> {
-        self.gateway.check_alive()?;
+        self.check_gateway_alive()?;
         self.node.as_mut().map_or(Ok(()), Background::check_alive)
+    }
+
+    /// As [`check_alive`](Self::check_alive), where the node may have been sent away.
+    ///
+    /// # Errors
+    ///
+    /// With what the gateway said last.
+    pub(crate) fn check_gateway_alive(&mut self) -> anyhow::Result<()> {
+        self.gateway.check_alive()
     }
 
     /// Ends everything and removes the home.

@@ -49,7 +49,7 @@ pub const SIGNALS: [(&str, i32); 20] = [
 /// most one of `node` and `select`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("anyOf" = one_command()))]
+#[schemars(extend("anyOf" = one_command(), "examples" = commands()))]
 pub struct StartRun {
     /// A route: `local`, `node:<id or name>`, the id, a unique prefix or the name of a node. The
     /// configured route when left out.
@@ -449,6 +449,14 @@ fn one_command() -> Value {
             "required": ["select", "dry_run"],
             "properties": { "select": { "type": "string" }, "dry_run": { "const": true } },
         },
+    ])
+}
+
+/// What a request holds most often. Whoever tries the document sends them as they stand.
+fn commands() -> Value {
+    json!([
+        { "argv": ["uname", "-a"] },
+        { "command": "df -h | sort", "timeout_seconds": 60 },
     ])
 }
 
