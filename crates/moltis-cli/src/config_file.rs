@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use moltis_proto::nearest::distance;
 use toml::de::{DeTable, DeValue};
 
 use crate::failure::{Failure, OrFail as _, failure};
@@ -347,22 +348,6 @@ fn number(value: &DeValue<'_>, range: std::ops::RangeInclusive<u64>) -> Option<u
     let integer = value.as_integer()?;
     let number = u64::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).ok()?;
     range.contains(&number).then_some(number)
-}
-
-/// Levenshtein's distance: how many letters to add, drop or change.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(200).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let change = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub mod liveness;
 mod map;
 pub mod message;
 pub mod name;
+pub mod nearest;
 pub mod node;
 pub mod payload;
 pub mod run;

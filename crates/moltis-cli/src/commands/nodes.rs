@@ -45,6 +45,11 @@ pub(super) async fn list(context: &Context, args: List) -> anyhow::Result<Exit> 
         } else {
             format!("no connected node matches `{select}`; offline ones: --all")
         });
+        if let Some((key, fact)) = select.misspelt() {
+            output.hint(&format!(
+                "did you mean `{fact}`? `{key}` is taken for a label"
+            ));
+        }
     } else if nodes.is_empty() && args.all {
         output.note("no node has joined yet");
         output.hint("let one ask: moltis node pairing enable");

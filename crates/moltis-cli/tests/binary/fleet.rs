@@ -220,6 +220,9 @@ fn nobody_is_never_everybody() {
             "{done:?}"
         );
     }
+    let done = home.run(["node", "list", "--select", "platfrom=linux"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(done.stderr.contains("did you mean `platform`?"), "{done:?}");
     for (select, words) in [
         ("", "the selector is empty"),
         ("role==web", "at character 6: found `=web`"),

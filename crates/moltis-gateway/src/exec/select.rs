@@ -17,6 +17,7 @@ use std::str::FromStr;
 
 use moltis_proto::Labels;
 use moltis_proto::name::is_deceptive;
+use moltis_proto::nearest::nearest;
 
 /// Bytes of a selector, at the most.
 pub const SELECTOR_BYTES_MAX: usize = 4096;
@@ -147,6 +148,18 @@ impl Selector {
     /// with `label:` before it.
     pub fn is_reserved(key: &str) -> bool {
         key == ALL || Fact::of_word(key).is_some()
+    }
+
+    /// Returns a key that it takes for a label's, and the fact that it may have been meant for: asked
+    /// when no node matches.
+    pub fn misspelt(&self) -> Option<(&str, &'static str)> {
+        let facts = || Fact::ALL.map(Fact::word);
+        self.0.iter().find_map(|term| match &term.key {
+            Key::Label(key) if !Self::is_reserved(key) => {
+                nearest(key, facts()).map(|fact| (key.as_str(), fact))
+            }
+            Key::Label(_) | Key::Fact(_) => None,
+        })
     }
 
     /// Returns whether it means a node of which this is known.
@@ -523,6 +536,21 @@ mod tests {
         }
         let long = "k".repeat(64);
         assert!(refused(&long).contains("at most 63"));
+    }
+
+    #[test]
+    fn a_label_that_looks_like_a_fact_is_asked_about() {
+        for (text, expected) in [
+            ("platfrom=linux", Some(("platfrom", "platform"))),
+            ("gpu=true,Arch!=x86_64", Some(("Arch", "arch"))),
+            ("providers", Some(("providers", "provider"))),
+            ("platform=linux", None),
+            ("label:platform=linux", None),
+            ("gpu=true,role=web", None),
+            ("all", None),
+        ] {
+            assert_eq!(parse(text).misspelt(), expected, "{text}");
+        }
     }
 
     #[test]

@@ -159,6 +159,10 @@ async fn nobody_is_never_everybody() {
             );
         }
     }
+    let body = json!({"select": "platfrom=linux", "dry_run": true});
+    let problem = fleet.client.post("runs", body).await.problem();
+    let hint = problem.hint.unwrap_or_default();
+    assert!(hint.contains("did you mean `platform`?"), "{hint}");
     let problem = fleet.client.get("nodes?select=a%3D%3Db").await.problem();
     assert_eq!(problem.code.as_str(), "invalid");
     let none = fleet.client.get("nodes?select=gpu").await;

@@ -6,8 +6,9 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use moltis_proto::NODE_ADD;
+use moltis_proto::nearest::nearest;
 
-use super::words::{key_at, line_of, nearest};
+use super::words::{key_at, line_of};
 use super::{ConfigError, NodeConfig};
 
 /// Bytes of the file, at the most: far above what the bounds of its values allow in practice.
@@ -241,7 +242,7 @@ fn parse_problem(text: &str, error: &serde_json::Error) -> String {
     let words = words.split(" at line ").next().unwrap_or(&words);
     if let Some(unknown) = words.strip_prefix("unknown field `") {
         let found = unknown.split('`').next().unwrap_or(unknown);
-        return match nearest(found, &KEYS) {
+        return match nearest(found, KEYS) {
             Some(known) => format!("unknown key `{found}`: did you mean `{known}`?"),
             None => format!("unknown key `{found}`"),
         };

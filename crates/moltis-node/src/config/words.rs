@@ -48,32 +48,6 @@ pub(super) fn line_of(text: &str, key: &str) -> Option<usize> {
         .map(|at| at + 1)
 }
 
-/// Returns the known key that is most like `found`, if one is like it at all.
-pub(super) fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
-    known
-        .iter()
-        .map(|known| (distance(found, known), *known))
-        .min()
-        .filter(|(distance, known)| *distance <= known.len() / 3 + 1)
-        .map(|(_, known)| known)
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, a) in a.chars().take(64).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,13 +60,5 @@ mod tests {
         assert_eq!(key_at(text, 1, 1), None);
         assert_eq!(key_at(text, 9, 1), None);
         assert_eq!(line_of(text, "timeout_seconds"), Some(3));
-    }
-
-    #[test]
-    fn a_slip_of_the_finger_finds_its_key() {
-        let known = ["gateway_url", "name", "timeout_seconds"];
-        assert_eq!(nearest("gatway_url", &known), Some("gateway_url"));
-        assert_eq!(nearest("nmae", &known), Some("name"));
-        assert_eq!(nearest("colour", &known), None);
     }
 }

@@ -100,8 +100,15 @@ impl From<FleetError> for ApiError {
     fn from(error: FleetError) -> Self {
         let detail = error.to_string();
         match error {
-            FleetError::NoMatch { .. } => Self::new(Code::NodeNotFound, detail)
-                .hint("`moltis node list --all` shows every node with its labels"),
+            FleetError::NoMatch { select } => {
+                let list = "`moltis node list --all` shows every node with its labels";
+                Self::new(Code::NodeNotFound, detail).hint(match select.misspelt() {
+                    Some((key, fact)) => {
+                        format!("did you mean `{fact}`? `{key}` is taken for a label; {list}")
+                    }
+                    None => list.to_owned(),
+                })
+            }
             FleetError::Conflict => Self::new(Code::IdempotencyConflict, detail)
                 .hint("send a new key with a new request"),
             FleetError::TooLarge { .. } => Self::new(Code::TooLarge, detail).hint(
