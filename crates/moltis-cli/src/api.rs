@@ -17,6 +17,7 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use moltis_gateway::api::runs::StartRun;
+use moltis_gateway::api::tokens::TOKEN_PREFIX;
 use moltis_gateway::api::{self, IDEMPOTENCY_KEY_HEADER, List, RUN_ID_HEADER};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -375,8 +376,12 @@ impl Client {
             if connection.way == Way::Open {
                 return Err(ApiError::TokenInTheClear);
             }
-            let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
-                .map_err(|_| ApiError::BadToken)?;
+            let token = token.expose();
+            if !token.starts_with(TOKEN_PREFIX) {
+                return Err(ApiError::BadToken);
+            }
+            let mut value =
+                HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| ApiError::BadToken)?;
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }

@@ -54,7 +54,9 @@ pub(crate) enum ApiError {
     )]
     TokenInTheClear,
     /// The token is no token.
-    #[error("MOLTIS_API_TOKEN holds a character that no token has")]
+    #[error(
+        "MOLTIS_API_TOKEN holds no token: expected `moltis_…`, in letters, digits, `-` and `_`"
+    )]
     BadToken,
 }
 
@@ -201,7 +203,8 @@ impl ApiError {
                  SSH tunnel keeps it secret: ssh -N -L 9090:127.0.0.1:9090 <gateway>, \
                  then --gateway http://127.0.0.1:9090",
             ),
-            Self::Cut(_) | Self::BadToken => failure(self.to_string()),
+            Self::BadToken => failure(self.to_string()).hint(MAKE_A_TOKEN),
+            Self::Cut(_) => failure(self.to_string()),
         }
     }
 
@@ -210,6 +213,8 @@ impl ApiError {
         self.into_failure().exit(Exit::NOT_RUN)
     }
 }
+
+const MAKE_A_TOKEN: &str = "set MOLTIS_API_TOKEN to a token made there by `moltis token create`";
 
 fn of_problem(problem: Problem) -> Failure {
     // Most details name the candidates.
@@ -226,7 +231,7 @@ fn of_problem(problem: Problem) -> Failure {
     }
     // The gateway speaks of headers to those who write programs.
     if problem.code == Code::Unauthenticated {
-        said = said.hint("set MOLTIS_API_TOKEN to a token made there by `moltis token create`");
+        said = said.hint(MAKE_A_TOKEN);
     } else if let Some(hint) = problem.hint {
         said = said.hint(hint);
     }

@@ -419,7 +419,7 @@ pub(crate) struct Reject {
 /// With --select it runs on every node that matches. Each line of output begins with the node's
 /// name, and a summary on stderr says how many exited 0, and who did not. The exit code is 0 when
 /// every node gave 0, else 1; 125 when no node matches. Nodes that match and are offline are named
-/// and count as failed; add `state=online` to leave them out.
+/// and make it 1 too, but do not stop --fail-fast; add `state=online` to leave them out.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:

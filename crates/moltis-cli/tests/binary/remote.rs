@@ -37,6 +37,16 @@ fn a_gateway_is_administered_over_tcp_with_a_token() {
     let mut command = elsewhere.command(["node", "exec", "local", "--gateway", &url, "--", "true"]);
     command.env("MOLTIS_API_TOKEN", "moltis_wrong");
     assert_eq!(run(command).code, 125);
+    for no_token in ["garbage", "moltis_\u{1}", "Bearer moltis_x"] {
+        let mut command = elsewhere.command(["node", "list", "--gateway", &url]);
+        command.env("MOLTIS_API_TOKEN", no_token);
+        let done = run(command);
+        assert_eq!(done.code, 1, "{done:?}");
+        for words in ["MOLTIS_API_TOKEN holds no token", "moltis token create"] {
+            assert!(done.stderr.contains(words), "{done:?}");
+        }
+        assert!(!done.stderr.contains("garbage"), "{done:?}");
+    }
 }
 
 #[test]

@@ -143,10 +143,8 @@ fn check_host(state: &ApiState, peer: &Peer, request: &Request) -> ApiResult<()>
     let hosts = &state.door().hosts;
     let asked = Authority::parse(host).filter(|asked| hosts.allow(asked, peer));
     // A request line may name a host too; it then must be the same one.
-    let line = request
-        .uri()
-        .authority()
-        .map(|line| Authority::parse(line.as_str()));
+    let line = request.uri().authority();
+    let is_same = line.is_none_or(|line| Authority::parse(line.as_str()) == asked);
     // What a proxy was asked for is what the client's browser believes to talk to.
     let outside = forwarded::hosts(peer, request.headers());
     let foreign = outside.iter().any(|outside| {
@@ -155,17 +153,30 @@ fn check_host(state: &ApiState, peer: &Peer, request: &Request) -> ApiResult<()>
             .is_some_and(|outside| hosts.allow(outside, peer));
         !ours
     });
-    if asked.is_some() && line.is_none_or(|line| line == asked) && !foreign {
+    if asked.is_some() && is_same && !foreign {
         return Ok(());
     }
-    let named = if asked.is_some() && foreign {
-        let of_proxy = request.headers().get("x-forwarded-host");
-        of_proxy.and_then(|host| host.to_str().ok()).unwrap_or("?")
-    } else {
-        host
+    let shown = |host: &str| -> String {
+        let host: String = host.chars().take(300).collect();
+        host.escape_debug().to_string()
     };
-    let shown: String = named.chars().take(300).collect();
-    let detail = format!("the host `{}` is not served here", shown.escape_debug());
+    let named = match line {
+        Some(line) if asked.is_some() && !is_same => {
+            let detail = format!(
+                "the request line asks for the host `{}`, its Host header for `{}`",
+                shown(line.as_str()),
+                shown(host)
+            );
+            return Err(ApiError::new(Code::WrongHost, detail)
+                .hint("name one host in both, or a path alone in the request line"));
+        }
+        _ if asked.is_some() => {
+            let of_proxy = request.headers().get("x-forwarded-host");
+            of_proxy.and_then(|host| host.to_str().ok()).unwrap_or("?")
+        }
+        _ => host,
+    };
+    let detail = format!("the host `{}` is not served here", shown(named));
     Err(ApiError::new(Code::WrongHost, detail).hint(
         "ask for 127.0.0.1, localhost or an address that the gateway listens on, with its port, or \
          add the name to `hosts` under `[gateway]` in moltis.toml",

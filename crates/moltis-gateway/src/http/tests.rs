@@ -204,7 +204,11 @@ async fn a_request_for_another_host_is_misdirected_and_a_node_is_never_asked() {
         "bad_request"
     );
     let line = request("GET", "http://evil.example/", &["host: localhost"]);
-    assert_eq!(code(&door.tcp(&line).await), "wrong_host");
+    let answer = door.tcp(&line).await;
+    assert_eq!(code(&answer), "wrong_host");
+    let words =
+        "the request line asks for the host `evil.example`, its Host header for `localhost`";
+    assert!(answer.contains(words), "{answer}");
     door.shut().await;
 }
 

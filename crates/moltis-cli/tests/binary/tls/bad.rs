@@ -123,7 +123,10 @@ fn files_that_cannot_be_used_are_told_at_the_start() {
     let [cert_flag, cert, key_flag, key] = files.each_ref().map(String::as_str);
     refused(
         start(&[cert_flag, "/nonexistent.pem", key_flag, key]),
-        &["`/nonexistent.pem` cannot be read"],
+        &[
+            "`/nonexistent.pem` cannot be read",
+            "hint: is it elsewhere? ls -l /nonexistent.pem",
+        ],
     );
     refused(
         start(&[cert_flag, key, key_flag, cert]),

@@ -114,6 +114,18 @@ impl TlsError {
                     path.display()
                 )
             }
+            Self::Read { path, source } if source.kind() == io::ErrorKind::NotFound => format!(
+                "is it elsewhere? ls -l {}; a certificate of its own: --tls-generate",
+                path.display()
+            ),
+            Self::NoKey { path, found } if *found == LOCKED => format!(
+                "nobody is there to type it when the gateway starts; without it: (umask 77; openssl pkey -in {} -out <new file>)",
+                path.display()
+            ),
+            Self::NoKey { found, .. } if *found == OF_SSH => {
+                "TLS takes the key that the certificate was made with; a certificate of its own: --tls-generate"
+                    .to_owned()
+            }
             Self::NoCertificate { .. } | Self::NoKey { .. } => {
                 "are the two files in the right order? --tls-cert <certificate chain> --tls-key <private key>"
                     .to_owned()
@@ -277,12 +289,18 @@ impl PairFiles {
 
     fn private_key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
         let text = read(&self.key, Some(GROUP_MAY_READ))?;
-        PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
-            rustls::pki_types::pem::Error::NoItemsFound => TlsError::NoKey {
+        PrivateKeyDer::from_pem_slice(&text).map_err(|error| {
+            let found = found_in(&text);
+            match error {
+                rustls::pki_types::pem::Error::NoItemsFound => {}
+                // The headers of a locked key are no base64.
+                _ if found == LOCKED => {}
+                source => return content("private key", &self.key, source),
+            }
+            TlsError::NoKey {
                 path: self.key.clone(),
-                found: found_in(&text),
-            },
-            source => content("private key", &self.key, source),
+                found,
+            }
         })
     }
 }
@@ -351,17 +369,27 @@ where
     }
 }
 
+/// What a key is that nobody unlocks.
+const LOCKED: &str = "a private key that a passphrase protects";
+
+/// What a key is that `ssh-keygen` made.
+const OF_SSH: &str = "a private key of SSH";
+
 /// Says what a file holds in place of what was looked for.
 fn found_in(text: &[u8]) -> &'static str {
-    let encrypted = b"-----BEGIN ENCRYPTED PRIVATE KEY-----";
+    let has = |words: &str| {
+        let words = words.as_bytes();
+        text.windows(words.len()).any(|found| found == words)
+    };
     if text.is_empty() {
         return "nothing";
     }
-    if text
-        .windows(encrypted.len())
-        .any(|words| words == encrypted)
-    {
-        return "a private key that a passphrase protects";
+    // PKCS #8 (RFC 5958), and what OpenSSL wrote before (RFC 1421, 4.6.1.1).
+    if has("-----BEGIN ENCRYPTED PRIVATE KEY-----") || has("\nProc-Type: 4,ENCRYPTED") {
+        return LOCKED;
+    }
+    if has("-----BEGIN OPENSSH PRIVATE KEY-----") {
+        return OF_SSH;
     }
     match <(SectionKind, Vec<u8>)>::pem_slice_iter(text).next() {
         Some(Ok((SectionKind::Certificate, _))) => "a certificate",

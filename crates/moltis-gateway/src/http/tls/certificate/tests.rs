@@ -120,12 +120,22 @@ fn files_that_cannot_be_used_are_told_apart() {
     );
     refused(&dir.pair("", &key), "found nothing");
     refused(&dir.pair("DER or a page", &key), "found no PEM");
-    let locked =
-        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
-    refused(
-        &dir.pair(&certificate, locked),
-        "found a private key that a passphrase protects",
+    let pem = |kind: &str, text: &str| {
+        format!("-----BEGIN {kind} PRIVATE KEY-----\n{text}\n-----END {kind} PRIVATE KEY-----\n")
+    };
+    let of_openssl = "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,7DAF\n\nAAAA";
+    for locked in [pem("ENCRYPTED", "AAAA"), pem("RSA", of_openssl)] {
+        let hint = refused(
+            &dir.pair(&certificate, &locked),
+            "found a private key that a passphrase protects",
+        );
+        assert!(hint.contains("openssl pkey -in "), "{hint}");
+    }
+    let hint = refused(
+        &dir.pair(&certificate, &pem("OPENSSH", "AAAA")),
+        "found a private key of SSH",
     );
+    assert!(hint.contains("--tls-generate"), "{hint}");
     refused(
         &dir.pair(&certificate, &other_key),
         "does not belong to the certificate",
@@ -142,7 +152,8 @@ fn files_that_cannot_be_used_are_told_apart() {
     );
     let mut missing = dir.pair(&certificate, &key);
     missing.key = dir.0.path().join("none.pem");
-    refused(&missing, "none.pem` cannot be read");
+    let hint = refused(&missing, "none.pem` cannot be read");
+    assert!(hint.contains("ls -l "), "{hint}");
     missing.key = dir.0.path().to_owned();
     refused(&missing, "cannot be read");
 }
