@@ -128,24 +128,31 @@ impl Client {
         path: &str,
         limit: usize,
     ) -> Result<Vec<T>, ApiError> {
-        let mut items = Vec::new();
-        let mut cursor: Option<String> = None;
-        loop {
-            let page = match &cursor {
-                None => path.to_owned(),
-                Some(cursor) => {
-                    let mark = if path.contains('?') { '&' } else { '?' };
-                    format!("{path}{mark}cursor={}", address::escape(cursor))
-                }
-            };
+        self.list_on(path, self.get(path).await?, limit).await
+    }
+
+    /// As [`list`](Self::list), with the first page at hand.
+    pub(crate) async fn list_on<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        first: List<T>,
+        limit: usize,
+    ) -> Result<Vec<T>, ApiError> {
+        let List {
+            mut items,
+            mut next,
+        } = first;
+        let mark = if path.contains('?') { '&' } else { '?' };
+        while let Some(cursor) = next
+            && items.len() < limit
+        {
+            let page = format!("{path}{mark}cursor={}", address::escape(&cursor));
             let page: List<T> = self.get(&page).await?;
             items.extend(page.items);
-            cursor = page.next;
-            if cursor.is_none() || items.len() >= limit {
-                items.truncate(limit);
-                return Ok(items);
-            }
+            next = page.next;
         }
+        items.truncate(limit);
+        Ok(items)
     }
 
     /// Sends JSON and reads JSON.

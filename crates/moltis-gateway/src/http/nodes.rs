@@ -30,13 +30,23 @@ pub(super) async fn list(
     Asked(query): Asked<ListNodes>,
 ) -> ApiResult<axum::Json<List<Node>>> {
     let limit = page::limit(query.limit, PAGE_MAX, PAGE_MAX)?;
-    let now = desk.clock().now();
     let mut nodes = match query.select {
         Some(select) => desk.roster().meant_by(&select.parse()?),
         None => desk.roster().list(),
     };
     nodes.retain(|view| query.state.is_none_or(|wanted| wanted == state(view)));
-    let page = page::cut(nodes, limit, query.cursor.as_deref(), |view| {
+    page(&desk, nodes, limit, query.cursor.as_deref())
+}
+
+/// Answers with a page of nodes, which are sorted as the roster sorts them.
+pub(super) fn page(
+    desk: &ApiState,
+    nodes: Vec<NodeView>,
+    limit: u32,
+    cursor: Option<&str>,
+) -> ApiResult<axum::Json<List<Node>>> {
+    let now = desk.clock().now();
+    let page = page::cut(nodes, limit, cursor, |view| {
         let record = &view.record;
         // Neither a name nor an id holds the character that is less than all others.
         format!("{}\0{}\0{}", record.name, record.node_id, record.device_id)

@@ -147,7 +147,7 @@ pub(super) fn table() -> Vec<Route> {
             .gives::<FleetRuns>(201, "With `select`: the runs, which have begun, and who was skipped.")
             .gives::<FleetRuns>(200, "With `select`: none of the runs is new.")
             .gives::<FleetResults>(200, "With `select` and `wait=true`: how all of them ended, and what they printed.")
-            .gives::<List<Node>>(200, "With `select` and `dry_run`, which takes the scope `nodes:read` too: the nodes that are meant.")
+            .gives::<List<Node>>(200, "With `select` and `dry_run`, which takes the scope `nodes:read` too: the nodes that are meant, at most 1000. `next` is a `cursor` of `GET nodes` with the same `select`.")
             .gives_media(200, follow::MEDIA_TYPE, "With `follow=true`: what `GET runs/{id}/follow` gives, from the beginning.")
             .tells(RUN_ID_HEADER, "With `follow=true`: the id of the run.")
             .or(&[C::NodeNotFound, C::NodeAmbiguous, C::NotFound, C::NodeOffline, C::NodeRevoked, C::IdempotencyConflict, C::EnvNotAllowed, C::TimeoutTooLong, C::TooLarge]),

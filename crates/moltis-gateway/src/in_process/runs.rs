@@ -141,7 +141,8 @@ impl InProcess {
         call.about_many(run).answer().await
     }
 
-    /// Returns the nodes that a selector means for a run, and starts nothing.
+    /// Returns the nodes that a selector means for a run, at most 1000, and starts nothing. Where
+    /// there are more, `next` is a cursor of [`list_nodes`](Self::list_nodes) with the same selector.
     ///
     /// # Errors
     /// The [`Problem`] that the route answers with.

@@ -1,7 +1,10 @@
 //! Every operation has a method, which asks for the same right. What the methods do beyond that is
 //! tested with a real node, in `tests/http/`.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use moltis_proto::DeviceId;
 
 use super::InProcess;
 use crate::api::events::{EventsQuery, RunEventsQuery};
@@ -14,6 +17,7 @@ use crate::api::runs::{
 use crate::api::tokens::{CreateToken, ListTokens, Scope};
 use crate::http::operations;
 use crate::principal::{Action, Principal, User};
+use crate::store::{NodeRecord, testing};
 use crate::{Gateway, GatewayConfig};
 
 /// Calls the method of an operation, on things that are not there.
@@ -134,6 +138,38 @@ async fn gateway() -> (tempfile::TempDir, Gateway) {
 
 fn user(scopes: &[Scope]) -> Principal {
     Principal::User(User::new("alice", scopes.iter().copied()).unwrap())
+}
+
+#[tokio::test]
+async fn a_dry_run_of_many_nodes_is_a_first_page_that_the_list_goes_on_from() {
+    let (_dir, gateway) = gateway().await;
+    let named = |number: u16| {
+        let mut device = [0; 16];
+        device[..2].copy_from_slice(&number.to_be_bytes());
+        Arc::new(NodeRecord {
+            device_id: DeviceId::from_bytes(device),
+            node_id: format!("box-{number:04}").parse().unwrap(),
+            ..testing::node(1)
+        })
+    };
+    gateway.roster().set_known((0..1001).map(named));
+    let api = gateway.on_behalf_of(user(&[Scope::Admin]));
+    let all = StartRun {
+        select: Some("all".to_owned()),
+        ..StartRun::default()
+    };
+    let first = api.list_fleet(&all).await.unwrap();
+    assert_eq!(first.items.len(), 1000);
+    assert_eq!(first.items[999].id, "box-0999");
+    let query = ListNodes {
+        select: all.select,
+        cursor: Some(first.next.expect("one more node")),
+        ..ListNodes::default()
+    };
+    let second = api.list_nodes(&query).await.unwrap();
+    assert_eq!(second.items.len(), 1);
+    assert_eq!(second.items[0].id, "box-1000");
+    assert_eq!(second.next, None);
 }
 
 #[tokio::test]

@@ -185,6 +185,7 @@ async fn a_dry_run_shows_who_is_meant_and_starts_nothing() {
     let value = answer.value();
     assert_eq!(each(&value, "items", "id"), ["a", "b"]);
     assert_eq!(each(&value, "items", "state"), ["online", "offline"]);
+    assert_eq!(value["next"], json!(null));
     assert_eq!(fleet.runs().await, 0);
 }
 

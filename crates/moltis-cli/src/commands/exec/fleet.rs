@@ -34,6 +34,7 @@ use super::collect::Collected;
 use super::stops::Stops;
 use super::{NotDone, once};
 use crate::api::Client;
+use crate::api::address::escape;
 use crate::args::node::Many;
 use crate::exit::Exit;
 use crate::failure::{Failure, OrFail as _, failure, usage};
@@ -166,11 +167,12 @@ async fn meant_by(client: &Client, select: &Selector) -> Result<Vec<Node>, Failu
         dry_run: true,
         ..StartRun::default()
     };
-    let nodes = client.send::<List<Node>>(Method::POST, "runs", &request);
-    let nodes = nodes
-        .await
-        .map_err(|error| refused(NotDone::Refused(error)))?;
-    Ok(nodes.items)
+    let not_told = |error| refused(NotDone::Refused(error));
+    let first = client.send::<List<Node>>(Method::POST, "runs", &request);
+    let first = first.await.map_err(not_told)?;
+    let path = format!("nodes?select={}", escape(&select.to_string()));
+    let nodes = client.list_on(&path, first, usize::MAX).await;
+    nodes.map_err(not_told)
 }
 
 /// A selector that the gateway does not read is a wrong command line.

@@ -6,15 +6,14 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 
 use super::request;
-use crate::api::List;
 use crate::api::fleet::{FLEET_OUTPUT_BYTES_MAX, FleetResults, FleetRuns};
-use crate::api::nodes::Node;
+use crate::api::nodes::PAGE_MAX;
 use crate::api::runs::{RESULT_PART_BYTES_MAX, StartQuery, StartRun};
 use crate::exec::{Fleet, FleetError, FleetRequest, OnFailure, Pace, Selector};
 use crate::http::ApiState;
 use crate::http::caller::Caller;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::result;
+use crate::http::{nodes, result};
 use crate::principal::Action;
 
 /// Answers a request that names its nodes by a selector.
@@ -112,13 +111,12 @@ fn pace(asked: &StartRun) -> ApiResult<Pace> {
 }
 
 fn dry_run(desk: &ApiState, select: Selector) -> ApiResult<Response> {
-    let nodes = desk.roster().meant_by(&select);
-    if nodes.is_empty() {
+    let meant = desk.roster().meant_by(&select);
+    if meant.is_empty() {
         return Err(FleetError::NoMatch { select }.into());
     }
-    let now = desk.clock().now();
-    let items: Vec<_> = nodes.iter().map(|view| Node::of(view, now)).collect();
-    Ok(axum::Json(List::from(items)).into_response())
+    // The first page of `GET nodes` with this selector, where the next one is.
+    Ok(nodes::page(desk, meant, PAGE_MAX, None)?.into_response())
 }
 
 async fn results(desk: &ApiState, fleet: Fleet) -> ApiResult<FleetResults> {
