@@ -57,7 +57,8 @@ pub fn may_be_allowed(name: &str) -> bool {
 }
 
 fn check_one(name: &str, value: &str, owner_allows: &[String]) -> Result<(), EnvError> {
-    let standard = is_standard(name);
+    // `LC_` and any letters would be a way in for a secret, as it is where SSH accepts it.
+    let standard = is_standard(name) && !is_never_allowed(name);
     let added = may_be_allowed(name) && owner_allows.iter().any(|allowed| allowed == name);
     if !standard && !added {
         return Err(EnvError::NotAllowed {
@@ -186,6 +187,14 @@ mod tests {
             "MY_TOKEN",
             "BASH_ENV",
         ] {
+            assert!(check_pair(name, "x", &[name]).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_secret_passes_as_a_locale() {
+        for name in ["LC_KEY", "LC_AKEY", "LC_TOKEN", "LC_SECRETS"] {
+            assert!(check_pair(name, "x", &[]).is_err(), "{name}");
             assert!(check_pair(name, "x", &[name]).is_err(), "{name}");
         }
     }
