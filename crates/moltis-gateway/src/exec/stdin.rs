@@ -173,7 +173,7 @@ impl StdinQueue {
             return None;
         }
         let from = sent.offset.max(self.base);
-        let left = (self.base + window).saturating_sub(from);
+        let left = self.base.saturating_add(window).saturating_sub(from);
         let max = usize::try_from(left).unwrap_or(usize::MAX).min(chunk_max);
         let bytes = self.slice(from, max);
         let end = from + bytes.len() as u64;
@@ -259,6 +259,13 @@ mod tests {
 
     fn bytes(text: &'static str) -> Bytes {
         Bytes::from_static(text.as_bytes())
+    }
+
+    #[test]
+    fn a_node_that_is_at_the_end_of_all_numbers_gets_nothing() {
+        let mut queue = queue();
+        let mut sent = queue.handle_resume(u64::MAX);
+        assert_eq!(queue.next(&mut sent, 10, 10), None);
     }
 
     fn next(queue: &StdinQueue, sent: &mut StdinSent) -> Option<(u64, String, bool)> {
