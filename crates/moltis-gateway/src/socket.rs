@@ -20,6 +20,8 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use moltis_identity::GatewayIdentity;
@@ -108,20 +110,53 @@ impl Door {
     }
 }
 
-async fn upgrade(State(door): State<Door>, mut request: Request) -> Response {
-    let headers = request.headers();
-    if headers.contains_key(ORIGIN) || headers.contains_key(COOKIE) {
-        door.refused(Refused::Browser);
-        return browsers_stay_out();
+/// What a node asks for by its upgrade.
+#[derive(Debug)]
+pub(crate) struct Knock {
+    key: HeaderValue,
+    pub(crate) negotiated: Negotiated,
+}
+
+impl Knock {
+    /// Reads an upgrade: all of it that the request alone decides.
+    pub(crate) fn read(request: &Request) -> Result<Self, Refused> {
+        let headers = request.headers();
+        if headers.contains_key(ORIGIN) || headers.contains_key(COOKIE) {
+            return Err(Refused::Browser);
+        }
+        let offered = headers
+            .get_all(SEC_WEBSOCKET_PROTOCOL)
+            .iter()
+            .map(|value| value.to_str().unwrap_or_default());
+        let negotiated = Negotiated::from_header_values(offered);
+        let (Some(key), Some(negotiated)) = (websocket_key(request), negotiated) else {
+            return Err(Refused::NotANode);
+        };
+        Ok(Self { key, negotiated })
     }
-    let offered = headers
-        .get_all(SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .map(|value| value.to_str().unwrap_or_default());
-    let negotiated = Negotiated::from_header_values(offered);
-    let (Some(key), Some(negotiated)) = (websocket_key(&request), negotiated) else {
-        door.refused(Refused::NotANode);
-        return upgrade_required(&Prefix::of(request.extensions()));
+
+    /// Returns the answer of a gateway that lets the node speak on.
+    pub(crate) fn switching(&self) -> Response {
+        let accept = HeaderValue::try_from(derive_accept_key(self.key.as_bytes()));
+        let accept = accept.expect("base64 makes a header's value");
+        let chosen = self.negotiated.chosen.name();
+        let headers = [
+            (CONNECTION, HeaderValue::from_static("upgrade")),
+            (UPGRADE, HeaderValue::from_static("websocket")),
+            (SEC_WEBSOCKET_ACCEPT, accept),
+            (SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(chosen)),
+        ];
+        (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+    }
+}
+
+async fn upgrade(State(door): State<Door>, mut request: Request) -> Response {
+    let knock = match Knock::read(&request) {
+        Ok(knock) => knock,
+        Err(why) => {
+            door.refused(why);
+            return turned_away(why, &Prefix::of(request.extensions()));
+        }
     };
     if door.0.shared.tasks.stop().is_cancelled() {
         door.refused(Refused::ShuttingDown);
@@ -139,7 +174,8 @@ async fn upgrade(State(door): State<Door>, mut request: Request) -> Response {
             return come_back_in(turned.retry_after.as_secs().max(1));
         }
     };
-    let response = switching(&key, negotiated.chosen);
+    let response = knock.switching();
+    let negotiated = knock.negotiated;
     let upgraded = hyper::upgrade::on(&mut request);
     let shared = Arc::clone(&door.0.shared);
     let tasks = shared.tasks.clone();
@@ -166,7 +202,7 @@ async fn upgrade(State(door): State<Door>, mut request: Request) -> Response {
     response
 }
 
-async fn socket_on(upgraded: Upgraded) -> Socket {
+pub(crate) async fn socket_on(upgraded: Upgraded) -> Socket {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(WRITE_BUFFER_BYTES)
@@ -190,9 +226,9 @@ fn websocket_key(request: &Request) -> Option<HeaderValue> {
         && headers
             .get(SEC_WEBSOCKET_VERSION)
             .is_some_and(|version| version == "13");
-    // 16 bytes in base64 are 24 characters.
-    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| key.len() == 24);
-    key.filter(|_| opens).cloned()
+    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| opens)?;
+    let decoded = STANDARD.decode(key).ok()?;
+    (decoded.len() == 16).then(|| key.clone())
 }
 
 /// Returns whether a header's list holds this word.
@@ -204,19 +240,12 @@ fn has_word(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
     words.any(|found| found.trim().eq_ignore_ascii_case(word))
 }
 
-fn switching(key: &HeaderValue, chosen: Subprotocol) -> Response {
-    let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes()));
-    let accept = accept.expect("base64 makes a header's value");
-    let headers = [
-        (CONNECTION, HeaderValue::from_static("upgrade")),
-        (UPGRADE, HeaderValue::from_static("websocket")),
-        (SEC_WEBSOCKET_ACCEPT, accept),
-        (
-            SEC_WEBSOCKET_PROTOCOL,
-            HeaderValue::from_static(chosen.name()),
-        ),
-    ];
-    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+/// Tells who is no node what this address is for.
+pub(crate) fn turned_away(why: Refused, prefix: &Prefix) -> Response {
+    match why {
+        Refused::Browser => browsers_stay_out(),
+        _ => upgrade_required(prefix),
+    }
 }
 
 /// A web page that opens a socket to a gateway is somebody's attack: nodes send neither.

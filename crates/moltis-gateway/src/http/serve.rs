@@ -187,25 +187,13 @@ where
             )
         }
     });
-    // The local user may think between two requests, and in the middle of an answer; a stranger may
-    // not hold the socket.
-    let (head_time_max, write_time_max) = match peer {
-        Peer::Unix { .. } => (None, None),
-        Peer::Tcp { .. }
-        | Peer::Tls { .. }
-        | Peer::Proxied(_)
-        | Peer::Remote(_)
-        | Peer::Unknown => (Some(HEAD_TIME_MAX), Some(WRITE_TIME_MAX)),
-    };
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .max_headers(HEADERS_MAX)
-        .max_header_size(HEAD_BYTES_MAX)
-        .max_buf_size(BUFFER_BYTES_MAX)
-        .header_read_timeout(head_time_max);
+    let write_time_max = patience(peer, WRITE_TIME_MAX);
     let stream = TokioIo::new(WriteTimeout::new(stream, write_time_max));
-    let mut connection = pin!(builder.serve_connection(stream, service).with_upgrades());
+    let mut connection = pin!(
+        reader(peer)
+            .serve_connection(stream, service)
+            .with_upgrades()
+    );
     let spoken = async {
         tokio::select! {
             biased;
@@ -226,6 +214,31 @@ where
     };
     if let Err(error) = ended {
         tracing::debug!(peer.addr = %peer, %error, "a connection ended badly");
+    }
+}
+
+/// Returns what reads the requests of this peer.
+pub(super) fn reader(peer: Peer) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .max_headers(HEADERS_MAX)
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX)
+        .header_read_timeout(patience(peer, HEAD_TIME_MAX));
+    builder
+}
+
+/// Returns how long a peer is waited for. The local user may think between two requests, and in the
+/// middle of an answer; a stranger may not hold the socket.
+fn patience(peer: Peer, with_strangers: Duration) -> Option<Duration> {
+    match peer {
+        Peer::Unix { .. } => None,
+        Peer::Tcp { .. }
+        | Peer::Tls { .. }
+        | Peer::Proxied(_)
+        | Peer::Remote(_)
+        | Peer::Unknown => Some(with_strangers),
     }
 }
 
