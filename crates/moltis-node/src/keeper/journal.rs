@@ -102,6 +102,29 @@ pub(super) struct Found {
     pub(super) forgotten: Vec<RunId>,
 }
 
+/// What the bytes of a journal say, as far as they are good. Pure.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) id: JournalId,
+    pub(super) boot_id: BootId,
+    /// The runs that are not forgotten.
+    pub(super) runs: HashMap<RunId, Past>,
+    pub(super) index: Index,
+    /// Bytes of the record that opens it, with all before it.
+    opening_bytes: usize,
+    /// Bytes up to the end of the last good record.
+    pub(super) length: usize,
+}
+
+/// Which records matter, and where they lie.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    /// Where the records of the runs lie that are not forgotten.
+    live: HashMap<RunId, Vec<(u64, usize)>>,
+    /// The newest runs that are forgotten, the oldest first: no other may have their ids.
+    pub(super) forgotten: VecDeque<RunId>,
+}
+
 /// A journal that this process has locked.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -110,10 +133,7 @@ pub(super) struct Journal {
     path: PathBuf,
     file: File,
     length: u64,
-    /// Where the records of the runs lie that are not forgotten.
-    live: HashMap<RunId, Vec<(u64, usize)>>,
-    /// The newest runs that are forgotten, the oldest first: no other may have their ids.
-    forgotten: VecDeque<RunId>,
+    index: Index,
     /// The record that opens it, whole.
     opening: Vec<u8>,
     /// It is written anew when it is longer than this.
@@ -130,13 +150,8 @@ impl Journal {
         version: &str,
     ) -> Result<Self, JournalError> {
         let path = path_of(dir, id);
-        let mut opening = MAGIC.to_vec();
-        let record = Record::Opened {
-            journal_id: id,
-            boot_id,
-            version: Cow::Borrowed(version),
-        };
-        encode_into(&record, &mut opening).map_err(|source| wrong(&path, "written", source))?;
+        let opening =
+            opening(id, boot_id, version).map_err(|source| wrong(&path, "written", source))?;
         let file = write_new(disk, ["journal.make", "journal.open"], &path, &opening)?;
         Ok(Self {
             id,
@@ -144,8 +159,7 @@ impl Journal {
             path,
             file,
             length: opening.len() as u64,
-            live: HashMap::new(),
-            forgotten: VecDeque::new(),
+            index: Index::default(),
             opening,
             compact_above: COMPACT_BYTES,
         })
@@ -171,38 +185,24 @@ impl Journal {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)
             .map_err(|source| wrong(path, "read", source))?;
-        let Some((opened, opening_to)) = bytes
-            .strip_prefix(MAGIC)
-            .and_then(|_| decode(&bytes, MAGIC.len()))
-        else {
+        let Some(told) = Told::read(&bytes) else {
             return Ok(None);
         };
-        let Record::Opened {
-            journal_id,
-            boot_id,
-            ..
-        } = opened
-        else {
-            return Ok(None);
-        };
-        let mut found = Found {
+        let found = Found {
+            forgotten: told.index.forgotten.iter().copied().collect(),
             journal: Self {
-                id: journal_id,
+                id: told.id,
                 disk: disk.clone(),
                 path: path.to_owned(),
                 file,
-                length: opening_to as u64,
-                live: HashMap::new(),
-                forgotten: VecDeque::new(),
-                opening: bytes[..opening_to].to_vec(),
+                length: told.length as u64,
+                index: told.index,
+                opening: bytes[..told.opening_bytes].to_vec(),
                 compact_above: COMPACT_BYTES,
             },
-            boot_id,
-            runs: HashMap::new(),
-            forgotten: Vec::new(),
+            boot_id: told.boot_id,
+            runs: told.runs,
         };
-        found.replay(&bytes);
-        found.forgotten = found.journal.forgotten.iter().copied().collect();
         // What is behind the last good record would hide what we append.
         let (file, length) = (&found.journal.file, found.journal.length);
         disk.step("journal.cut", path, || file.set_len(length))
@@ -216,12 +216,12 @@ impl Journal {
 
     /// Returns whether no run stands in it that is not forgotten.
     pub(super) fn is_empty(&self) -> bool {
-        self.live.is_empty()
+        self.index.live.is_empty()
     }
 
     /// Returns whether no run stands in it at all.
     pub(super) fn is_blank(&self) -> bool {
-        self.live.is_empty() && self.forgotten.is_empty()
+        self.index.live.is_empty() && self.index.forgotten.is_empty()
     }
 
     /// Appends one record with one write(2). What a failed write left behind is cut off again.
@@ -240,7 +240,7 @@ impl Journal {
             undone.ok();
             return Err(wrong(path, "written", source));
         }
-        self.note(record, self.length, bytes.len());
+        self.index.note(record, self.length, bytes.len());
         self.length += bytes.len() as u64;
         if self.length > self.compact_above && self.length > 2 * self.live_bytes() {
             // The record stands, whatever becomes of this.
@@ -261,28 +261,10 @@ impl Journal {
             .ok();
     }
 
-    fn note(&mut self, record: &Record<'_>, position: u64, length: usize) {
-        let Some(run_id) = record.run_id() else {
-            return;
-        };
-        if matches!(record, Record::Forgotten { .. }) {
-            self.live.remove(&run_id);
-            self.forgotten.push_back(run_id);
-            if self.forgotten.len() > USED_MAX {
-                self.forgotten.pop_front();
-            }
-        } else {
-            self.live
-                .entry(run_id)
-                .or_default()
-                .push((position, length));
-        }
-    }
-
     fn live_bytes(&self) -> u64 {
-        let records = self.live.values().flatten();
+        let records = self.index.live.values().flatten();
         let live: u64 = records.map(|(_, length)| *length as u64).sum();
-        live + (self.opening.len() + self.forgotten.len() * FORGOTTEN_BYTES) as u64
+        live + (self.opening.len() + self.index.forgotten.len() * FORGOTTEN_BYTES) as u64
     }
 
     /// Where it is written anew.
@@ -302,12 +284,12 @@ impl Journal {
     fn compact(&mut self) -> Result<(), JournalError> {
         let failed = |source| wrong(&self.path, "written anew", source);
         let mut bytes = self.opening.clone();
-        for run_id in &self.forgotten {
+        for run_id in &self.index.forgotten {
             let record = Record::Forgotten { run_id: *run_id };
             encode_into(&record, &mut bytes).map_err(failed)?;
         }
-        let mut live = HashMap::with_capacity(self.live.len());
-        for (run_id, records) in &self.live {
+        let mut live = HashMap::with_capacity(self.index.live.len());
+        for (run_id, records) in &self.index.live {
             let mut moved = Vec::with_capacity(records.len());
             for (position, length) in records {
                 let start = bytes.len();
@@ -327,49 +309,91 @@ impl Journal {
             .map_err(failed)?;
         self.file = file;
         self.length = bytes.len() as u64;
-        self.live = live;
+        self.index.live = live;
         self.compact_above = COMPACT_BYTES;
         Ok(())
     }
 }
 
-impl Found {
-    /// Reads record after record, as far as they are good.
-    fn replay(&mut self, bytes: &[u8]) {
-        let mut position = self.journal.opening.len();
-        while let Some((record, to)) = decode(bytes, position) {
-            self.journal.note(&record, position as u64, to - position);
-            match record {
-                Record::Opened { .. } => {}
-                Record::Accepted { run_id, digest, .. } => {
-                    let past = Past {
-                        digest,
-                        pid: None,
-                        ended: None,
-                    };
-                    self.runs.insert(run_id, past);
-                }
-                Record::Started { run_id, pid } => {
-                    if let Some(past) = self.runs.get_mut(&run_id) {
-                        past.pid = Some(pid);
-                    }
-                }
-                Record::Ended {
-                    run_id,
-                    ending,
-                    totals,
-                } => {
-                    if let Some(past) = self.runs.get_mut(&run_id) {
-                        past.ended = Some((ending.into_owned(), totals));
-                    }
-                }
-                Record::Forgotten { run_id } => {
-                    self.runs.remove(&run_id);
+impl Index {
+    fn note(&mut self, record: &Record<'_>, position: u64, length: usize) {
+        let Some(run_id) = record.run_id() else {
+            return;
+        };
+        if matches!(record, Record::Forgotten { .. }) {
+            self.live.remove(&run_id);
+            self.forgotten.push_back(run_id);
+            if self.forgotten.len() > USED_MAX {
+                self.forgotten.pop_front();
+            }
+        } else {
+            self.live
+                .entry(run_id)
+                .or_default()
+                .push((position, length));
+        }
+    }
+}
+
+impl Told {
+    /// Reads record after record, as far as they are good; `None` when it is no journal.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        bytes.strip_prefix(MAGIC)?;
+        let (opened, opening_bytes) = decode(bytes, MAGIC.len())?;
+        let Record::Opened {
+            journal_id: id,
+            boot_id,
+            ..
+        } = opened
+        else {
+            return None;
+        };
+        let mut told = Self {
+            id,
+            boot_id,
+            runs: HashMap::new(),
+            index: Index::default(),
+            opening_bytes,
+            length: opening_bytes,
+        };
+        while let Some((record, to)) = decode(bytes, told.length) {
+            let position = told.length;
+            told.index.note(&record, position as u64, to - position);
+            told.take(record);
+            told.length = to;
+        }
+        Some(told)
+    }
+
+    fn take(&mut self, record: Record<'_>) {
+        match record {
+            Record::Opened { .. } => {}
+            Record::Accepted { run_id, digest, .. } => {
+                let past = Past {
+                    digest,
+                    pid: None,
+                    ended: None,
+                };
+                self.runs.insert(run_id, past);
+            }
+            Record::Started { run_id, pid } => {
+                if let Some(past) = self.runs.get_mut(&run_id) {
+                    past.pid = Some(pid);
                 }
             }
-            position = to;
+            Record::Ended {
+                run_id,
+                ending,
+                totals,
+            } => {
+                if let Some(past) = self.runs.get_mut(&run_id) {
+                    past.ended = Some((ending.into_owned(), totals));
+                }
+            }
+            Record::Forgotten { run_id } => {
+                self.runs.remove(&run_id);
+            }
         }
-        self.journal.length = position as u64;
     }
 }
 
@@ -434,7 +458,19 @@ fn write_new(
     Ok(file)
 }
 
-fn encode_into(record: &Record<'_>, out: &mut Vec<u8>) -> io::Result<()> {
+/// Returns what every journal begins with.
+pub(super) fn opening(id: JournalId, boot_id: BootId, version: &str) -> io::Result<Vec<u8>> {
+    let mut opening = MAGIC.to_vec();
+    let record = Record::Opened {
+        journal_id: id,
+        boot_id,
+        version: Cow::Borrowed(version),
+    };
+    encode_into(&record, &mut opening)?;
+    Ok(opening)
+}
+
+pub(super) fn encode_into(record: &Record<'_>, out: &mut Vec<u8>) -> io::Result<()> {
     let body = postcard::to_stdvec(record).map_err(io::Error::other)?;
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
     out.extend_from_slice(&length.to_be_bytes());
@@ -647,7 +683,7 @@ mod tests {
             for bytes in [&good[..at], &flipped[..]] {
                 fs::write(&path, bytes).unwrap();
                 let found = take_over(&path);
-                let kept = found.map(|found| found.journal.live.len());
+                let kept = found.map(|found| found.journal.index.live.len());
                 assert_eq!(kept, expected, "at {at} of {}", bytes.len());
             }
         }

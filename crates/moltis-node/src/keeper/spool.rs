@@ -18,6 +18,8 @@ use super::process::while_nothing_spawns;
 
 /// The header's room: a page, so that the bytes behind it begin on one.
 const HEADER_BYTES: u64 = 4096;
+/// Bytes of it that are read and written.
+pub(super) const PAGE_BYTES: usize = 256;
 /// The first bytes of every spool.
 const MAGIC: &[u8; 8] = b"moltis s";
 
@@ -85,18 +87,11 @@ impl Spool {
             .write(true)
             .open(&self.path)
             .ok()?;
-        let mut page = [0; 256];
+        let mut page = [0; PAGE_BYTES];
         file.read_exact_at(&mut page, 0).ok()?;
-        let body = page.strip_prefix(MAGIC)?;
-        let crc = u32::from_be_bytes(*body.first_chunk()?);
-        let length = usize::from(*body.get(4)?);
-        let body = body.get(5..5 + length)?;
-        if crc32fast::hash(body) != crc {
-            return None;
-        }
-        let header: SpoolHeader = postcard::from_bytes(body).ok()?;
+        let header = read_header(&page);
         self.file = Some(file);
-        header.is_sound().then_some(header)
+        header
     }
 
     fn write(
@@ -147,15 +142,33 @@ impl Spool {
 }
 
 fn write_header(file: &File, header: &SpoolHeader) -> io::Result<()> {
+    file.write_all_at(&page_of(header)?, 0)
+}
+
+/// Returns the page of a header.
+pub(super) fn page_of(header: &SpoolHeader) -> io::Result<[u8; PAGE_BYTES]> {
     let body = postcard::to_stdvec(header).map_err(io::Error::other)?;
-    let mut page = [0; 256];
+    let mut page = [0; PAGE_BYTES];
     let length = u8::try_from(body.len()).map_err(io::Error::other)?;
     let head = MAGIC.len() + 5;
     page[..MAGIC.len()].copy_from_slice(MAGIC);
     page[MAGIC.len()..head - 1].copy_from_slice(&crc32fast::hash(&body).to_be_bytes());
     page[head - 1] = length;
     page[head..head + body.len()].copy_from_slice(&body);
-    file.write_all_at(&page, 0)
+    Ok(page)
+}
+
+/// Reads the header in a page; `None` where there is no sound one.
+pub(super) fn read_header(page: &[u8; PAGE_BYTES]) -> Option<SpoolHeader> {
+    let body = page.strip_prefix(MAGIC)?;
+    let crc = u32::from_be_bytes(*body.first_chunk()?);
+    let length = usize::from(*body.get(4)?);
+    let body = body.get(5..5 + length)?;
+    if crc32fast::hash(body) != crc {
+        return None;
+    }
+    let header: SpoolHeader = postcard::from_bytes(body).ok()?;
+    header.is_sound().then_some(header)
 }
 
 fn reason_of(error: &io::Error) -> GapReason {
