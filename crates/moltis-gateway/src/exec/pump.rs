@@ -432,11 +432,7 @@ impl Pump {
         closed: bool,
     ) -> Result<(), Violation> {
         let attached = self.attached(run_id)?;
-        let acked = attached
-            .run
-            .wishes()
-            .stdin
-            .handle_ack(&attached.stdin, offset, closed);
+        let acked = attached.run.wishes().stdin.handle_ack(offset, closed);
         acked.map_err(|_| Violation::Stdin(run_id))?;
         attached.run.stdin_room.notify_waiters();
         if !attached.in_turn {

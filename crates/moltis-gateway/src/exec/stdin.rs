@@ -70,6 +70,9 @@ pub(crate) struct StdinQueue {
     closed: bool,
     /// It is known where the command's stdin is: from the start, or since the node said so.
     placed: bool,
+    /// Offset behind the last byte that any connection has sent, as far as is known: a node keeps what
+    /// an earlier one brought, and its child goes on reading.
+    sent_high: u64,
     room: u64,
 }
 
@@ -83,6 +86,7 @@ impl StdinQueue {
             eof: false,
             closed: false,
             placed: true,
+            sent_high: 0,
             room,
         }
     }
@@ -164,7 +168,7 @@ impl StdinQueue {
     /// Returns the next piece for a connection that has sent so far, at most `chunk_max` bytes and
     /// never more than `window` beyond what the node has taken.
     pub(crate) fn next(
-        &self,
+        &mut self,
         sent: &mut StdinSent,
         chunk_max: usize,
         window: u64,
@@ -182,6 +186,7 @@ impl StdinQueue {
             return None;
         }
         *sent = StdinSent { offset: end, eof };
+        self.sent_high = self.sent_high.max(end);
         Some(StdinChunk {
             offset: from,
             bytes,
@@ -190,16 +195,13 @@ impl StdinQueue {
     }
 
     /// The node has taken everything below `offset`.
-    pub(crate) fn handle_ack(
-        &mut self,
-        sent: &StdinSent,
-        offset: u64,
-        closed: bool,
-    ) -> Result<(), StdinLie> {
-        if offset > sent.offset {
+    pub(crate) fn handle_ack(&mut self, offset: u64, closed: bool) -> Result<(), StdinLie> {
+        if offset > self.sent_high {
             return Err(StdinLie);
         }
         self.drop_below(offset);
+        // A gateway of before may have sent what this one was never given.
+        self.end = self.end.max(self.base);
         if closed {
             self.close();
         }
@@ -209,6 +211,12 @@ impl StdinQueue {
     /// A node that is back says how much its child's pipe has taken. What a gateway of before had
     /// accepted and not sent died with it.
     pub(crate) fn handle_resume(&mut self, offset: u64) -> StdinSent {
+        let sent_high = if self.placed {
+            offset
+        } else {
+            offset.saturating_add(self.room) // by a process of before
+        };
+        self.sent_high = self.sent_high.max(sent_high);
         self.placed = true;
         if offset > self.end {
             (self.base, self.end) = (offset, offset);
@@ -268,7 +276,7 @@ mod tests {
         assert_eq!(queue.next(&mut sent, 10, 10), None);
     }
 
-    fn next(queue: &StdinQueue, sent: &mut StdinSent) -> Option<(u64, String, bool)> {
+    fn next(queue: &mut StdinQueue, sent: &mut StdinSent) -> Option<(u64, String, bool)> {
         let chunk = queue.next(sent, 4, 8)?;
         let text = String::from_utf8(chunk.bytes.to_vec()).unwrap();
         Some((chunk.offset, text, chunk.eof))
@@ -279,15 +287,15 @@ mod tests {
         let mut queue = queue();
         let mut sent = StdinSent::default();
         assert_eq!(queue.offer(0, bytes("abcdefghijklm"), false), Ok(Some(10)));
-        assert_eq!(next(&queue, &mut sent), Some((0, "abcd".into(), false)));
-        assert_eq!(next(&queue, &mut sent), Some((4, "efgh".into(), false)));
-        assert_eq!(next(&queue, &mut sent), None);
-        queue.handle_ack(&sent, 3, false).unwrap();
-        assert_eq!(next(&queue, &mut sent), Some((8, "ij".into(), false)));
+        assert_eq!(next(&mut queue, &mut sent), Some((0, "abcd".into(), false)));
+        assert_eq!(next(&mut queue, &mut sent), Some((4, "efgh".into(), false)));
+        assert_eq!(next(&mut queue, &mut sent), None);
+        queue.handle_ack(3, false).unwrap();
+        assert_eq!(next(&mut queue, &mut sent), Some((8, "ij".into(), false)));
         assert_eq!(queue.offer(10, bytes("klm"), true), Ok(Some(13)));
-        queue.handle_ack(&sent, 10, false).unwrap();
-        assert_eq!(next(&queue, &mut sent), Some((10, "klm".into(), true)));
-        assert_eq!(next(&queue, &mut sent), None);
+        queue.handle_ack(10, false).unwrap();
+        assert_eq!(next(&mut queue, &mut sent), Some((10, "klm".into(), true)));
+        assert_eq!(next(&mut queue, &mut sent), None);
     }
 
     #[test]
@@ -310,10 +318,10 @@ mod tests {
     #[test]
     fn an_end_without_bytes_is_sent_once() {
         let (mut queue, mut sent) = (queue(), StdinSent::default());
-        assert_eq!(next(&queue, &mut sent), None);
+        assert_eq!(next(&mut queue, &mut sent), None);
         queue.offer(0, Bytes::new(), true).unwrap();
-        assert_eq!(next(&queue, &mut sent), Some((0, String::new(), true)));
-        assert_eq!(next(&queue, &mut sent), None);
+        assert_eq!(next(&mut queue, &mut sent), Some((0, String::new(), true)));
+        assert_eq!(next(&mut queue, &mut sent), None);
     }
 
     #[test]
@@ -327,11 +335,14 @@ mod tests {
     fn a_new_connection_goes_on_where_the_child_is() {
         let (mut queue, mut sent) = (queue(), StdinSent::default());
         queue.offer(0, bytes("abcdefgh"), true).unwrap();
-        next(&queue, &mut sent).unwrap();
-        next(&queue, &mut sent).unwrap();
+        next(&mut queue, &mut sent).unwrap();
+        next(&mut queue, &mut sent).unwrap();
         let mut again = queue.handle_resume(3);
-        assert_eq!(next(&queue, &mut again), Some((3, "defg".into(), false)));
-        assert_eq!(next(&queue, &mut again), Some((7, "h".into(), true)));
+        assert_eq!(
+            next(&mut queue, &mut again),
+            Some((3, "defg".into(), false))
+        );
+        assert_eq!(next(&mut queue, &mut again), Some((7, "h".into(), true)));
     }
 
     #[test]
@@ -348,7 +359,7 @@ mod tests {
             })
         );
         assert_eq!(queue.offer(100, bytes("x"), false), Ok(Some(101)));
-        assert_eq!(next(&queue, &mut sent), Some((100, "x".into(), false)));
+        assert_eq!(next(&mut queue, &mut sent), Some((100, "x".into(), false)));
     }
 
     #[test]
@@ -364,9 +375,9 @@ mod tests {
                 sent = queue.handle_resume(3);
             }
             queue.fill(bytes("abcdefgh"));
-            assert_eq!(next(&queue, &mut sent), Some((3, "defg".into(), false)));
-            assert_eq!(next(&queue, &mut sent), Some((7, "h".into(), true)));
-            assert_eq!(next(&queue, &mut sent), None);
+            assert_eq!(next(&mut queue, &mut sent), Some((3, "defg".into(), false)));
+            assert_eq!(next(&mut queue, &mut sent), Some((7, "h".into(), true)));
+            assert_eq!(next(&mut queue, &mut sent), None);
         }
     }
 
@@ -378,12 +389,34 @@ mod tests {
     }
 
     #[test]
+    fn a_child_goes_on_with_what_an_earlier_connection_brought() {
+        let (mut queue, mut sent) = (queue(), StdinSent::default());
+        queue.offer(0, bytes("abcdefgh"), true).unwrap();
+        next(&mut queue, &mut sent).unwrap();
+        let mut again = queue.handle_resume(1);
+        assert_eq!(queue.handle_ack(5, false), Err(StdinLie));
+        assert_eq!(queue.handle_ack(4, false), Ok(()));
+        assert_eq!(next(&mut queue, &mut again), Some((4, "efgh".into(), true)));
+    }
+
+    #[test]
+    fn a_child_goes_on_with_what_a_gateway_of_before_had_sent() {
+        let mut queue = StdinQueue::taken_up(10);
+        let mut sent = queue.handle_resume(100);
+        assert_eq!(queue.handle_ack(111, false), Err(StdinLie));
+        assert_eq!(queue.handle_ack(105, false), Ok(()));
+        assert_eq!(queue.end(), Some(105));
+        assert_eq!(queue.offer(100, bytes("abcdefg"), false), Ok(Some(107)));
+        assert_eq!(next(&mut queue, &mut sent), Some((105, "fg".into(), false)));
+    }
+
+    #[test]
     fn a_node_cannot_have_taken_what_was_never_sent() {
         let (mut queue, mut sent) = (queue(), StdinSent::default());
         queue.offer(0, bytes("abc"), false).unwrap();
-        assert_eq!(queue.handle_ack(&sent, 1, false), Err(StdinLie));
-        next(&queue, &mut sent).unwrap();
-        assert_eq!(queue.handle_ack(&sent, 3, true), Ok(()));
+        assert_eq!(queue.handle_ack(1, false), Err(StdinLie));
+        next(&mut queue, &mut sent).unwrap();
+        assert_eq!(queue.handle_ack(3, true), Ok(()));
         assert_eq!(queue.offer(3, bytes("d"), false), Err(StdinError::Closed));
     }
 }
