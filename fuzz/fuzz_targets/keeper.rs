@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
+use moltis_fuzz::Input;
 use moltis_node::keeper::wire::{FrameReader, FrameWriter};
 use moltis_node::keeper::{Keeper, KeeperConfig, Policy, Rules};
 use moltis_proto::message::Windows;
@@ -85,11 +86,11 @@ thread_local! {
 }
 
 fuzz_target!(|bytes: &[u8]| {
+    let mut input = Input::new(bytes);
+    let attaches = input.byte() != 255;
     WORLD.with_borrow_mut(|world| {
-        for attaches in [true, false] {
-            if world.say(attaches, bytes).is_none() {
-                *world = World::new();
-            }
+        if world.say(attaches, input.rest()).is_none() {
+            *world = World::new();
         }
     });
 });

@@ -5,11 +5,11 @@
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
-use moltis_identity::{SecretKey, StrictVerifier};
+use moltis_identity::StrictVerifier;
 use moltis_proto::handshake::gateway::GatewayHandshake;
 use moltis_proto::handshake::node::{NodeClaim, Pin};
 use moltis_proto::handshake::{
-    Binding, Epoch, Intent, Introduction, SessionLimits, Transcript, Verdict, Verifier,
+    Binding, Epoch, Intent, Introduction, SessionLimits, Signer, Transcript, Verdict, Verifier,
 };
 use moltis_proto::key::Digest;
 use moltis_proto::liveness::Moment;
@@ -38,8 +38,21 @@ impl Verifier for Believer {
     }
 }
 
+/// Signs with nothing: who is believed need not, and signing costs more than all the rest.
+struct Unsigned(PublicKey);
+
+impl Signer for Unsigned {
+    fn public_key(&self) -> PublicKey {
+        self.0
+    }
+
+    fn sign(&self, _: &Transcript) -> Signature {
+        Signature::from_bytes([0; 64])
+    }
+}
+
 fuzz_target!(|bytes: &[u8]| {
-    let (secret, gateway) = (SecretKey::from_seed([7; 32]), SecretKey::from_seed([8; 32]));
+    let [node, gateway] = [7, 8].map(|key| Unsigned(PublicKey::from_bytes([key; 32])));
     let nonce = Nonce::from_bytes([9; 32]);
     let binding = Binding {
         hash: [3; 32],
@@ -59,7 +72,7 @@ fuzz_target!(|bytes: &[u8]| {
             NodeId::new("fuzz").expect("a name"),
             NodeName::new("Fuzz").expect("a name"),
         ),
-        signer: &secret,
+        signer: &node,
         verifier: &Believer,
         nonce,
     };

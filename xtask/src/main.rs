@@ -60,6 +60,11 @@ const COMMANDS: &[Command] = &[
         api::run,
     ),
     (
+        "fuzz",
+        "ten million executions a target; `--executions n`, `--keep` the corpora, names of targets",
+        fuzz::run,
+    ),
+    (
         "nightly",
         "what takes too long for every change: long fuzzing, ignored tests, more stories",
         nightly::run,

@@ -51,7 +51,7 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
     if let Err(error) = &tried {
         say::failure(error);
     }
-    say::heading("fuzzing, ten minutes a target");
+    say::heading("fuzzing, ten million executions a target");
     let mut untested = Fuzzing::LONG.run()?;
     tested?;
     untested.extend(tried?);

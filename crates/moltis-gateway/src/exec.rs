@@ -10,6 +10,9 @@ mod create;
 mod ending;
 mod error;
 mod fleet;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 pub(crate) mod live;
 pub(crate) mod pump;

@@ -19,6 +19,9 @@ mod events;
 mod extract;
 mod follow;
 pub(crate) mod forwarded;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod gateway;
 pub(crate) mod guests;

@@ -23,6 +23,9 @@ mod desk;
 mod disk;
 mod door;
 mod ending;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod journal;
 mod kernel;
 mod machine;

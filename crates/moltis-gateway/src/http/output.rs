@@ -3,7 +3,7 @@
 //! A read ends before a gap and names the offset behind itself; one that starts in a gap is told
 //! its bounds. Nothing is ever skipped in silence.
 
-mod range;
+pub(super) mod range;
 
 use std::io;
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 //! [`super::result`] for a run that somebody waits for. One command on many nodes is in [`fleet`].
 
 mod fleet;
-mod request;
+pub(super) mod request;
 mod signal;
 
 use std::time::Duration;

@@ -104,6 +104,30 @@ impl Opener {
     }
 }
 
+/// What the fuzz targets need: a channel at its first frame without a handshake for each. Never in a
+/// build for anything else: a key that numbers two frames alike hides neither.
+#[cfg(fuzzing)]
+impl Sealer {
+    #[doc(hidden)]
+    pub fn rewound(&self) -> Self {
+        Self {
+            transport: Arc::clone(&self.transport),
+            counter: Counter(Some(0)),
+        }
+    }
+}
+
+#[cfg(fuzzing)]
+impl Opener {
+    #[doc(hidden)]
+    pub fn rewound(&self) -> Self {
+        Self {
+            transport: Arc::clone(&self.transport),
+            counter: Counter(Some(0)),
+        }
+    }
+}
+
 impl Counter {
     /// Takes a number. The highest is never used: Noise keeps it for itself (specification, 5.1).
     fn next(&mut self) -> Result<u64, NoiseError> {
