@@ -319,10 +319,18 @@ fn clippy() -> anyhow::Result<Vec<Untested>> {
 }
 
 /// Features that an embedder chooses, and those that only a simulation does. Built for the
-/// workspace, cargo turns all of them on; only a crate that is built alone shows what is missing.
+/// workspace, cargo turns on the first; only a crate that is built alone shows what is missing.
 const FEATURES: [(&str, &[&str]); 2] = [
-    ("moltis-gateway", &["metrics", "tls"]),
+    ("moltis-gateway", &["metrics", "tls", "simulation"]),
     ("moltis-node", &["simulation"]),
+];
+
+/// The workspace with both ends in a simulation, which nothing else is built with.
+const SIMULATED: [&str; 4] = [
+    "--locked",
+    "--workspace",
+    "--features",
+    "moltis-gateway/simulation,moltis-node/simulation",
 ];
 
 fn features() -> anyhow::Result<Vec<Untested>> {
@@ -335,6 +343,10 @@ fn features() -> anyhow::Result<Vec<Untested>> {
             cargo(&with, 15)?;
         }
     }
+    let lint = ["--all-targets", "--", "-D", "warnings"];
+    cargo(&[&["clippy"], &SIMULATED[..], &lint].concat(), 15)?;
+    let test = ["--test", "simulation", "--quiet"];
+    cargo(&[&["test"], &SIMULATED[..], &test].concat(), 20)?;
     Ok(Vec::new())
 }
 

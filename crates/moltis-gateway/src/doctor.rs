@@ -20,6 +20,7 @@ use jiff::{SignedDuration, Timestamp};
 pub use crate::api::doctor::{Finding, Level};
 use crate::http::tls::TlsStatus;
 use crate::store::{Inspected, StoreError};
+use crate::system::System;
 use files::Files;
 
 /// How something stands: a [`Finding`] whose check is not named yet.
@@ -202,5 +203,5 @@ pub fn checks_of_a_running_gateway() -> impl Iterator<Item = &'static str> {
 /// Looks at a home on which no gateway runs: `file_modes`, `database` and `disk`. Nothing is made in
 /// it, but where a gateway left its database open: there SQLite makes files beside it.
 pub async fn examine_home(dir: &Path) -> Vec<Finding> {
-    examine(&gather::at_rest(dir).await, OF_HOME)
+    examine(&gather::at_rest(&System::default(), dir).await, OF_HOME)
 }

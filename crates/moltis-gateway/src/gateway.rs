@@ -42,6 +42,7 @@ use crate::retention::{self, Keep};
 use crate::roster::Roster;
 use crate::socket::Door;
 use crate::store::{Store, StoreError};
+use crate::system::System;
 use crate::tasks::Tasks;
 use crate::telemetry::Point;
 
@@ -74,6 +75,7 @@ pub struct GatewayBuilder {
     boot_id: Option<BootId>,
     identity: Option<GatewayIdentity>,
     keeper: Option<Keeper>,
+    system: System,
 }
 
 struct Keeper(Box<dyn KeeperConnector>);
@@ -113,6 +115,14 @@ impl GatewayBuilder {
         self
     }
 
+    /// Has it live this life of a simulation.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn simulated(mut self, incarnation: &crate::simulation::Incarnation) -> Self {
+        self.system = System::simulated(incarnation.clone());
+        self
+    }
+
     /// Opens the store, takes up what was left open, and begins.
     ///
     /// # Errors
@@ -122,8 +132,8 @@ impl GatewayBuilder {
         check_windows(&self.config.windows)?;
         let hosts = Hosts::new(&self.config.hosts)?;
         let proxies = Proxies::new(&self.config.trusted_proxies)?;
-        let store = Store::open(&self.config.dir).await?;
-        let tasks = Tasks::new();
+        let store = Store::open_on(&self.system, &self.config.dir).await?;
+        let tasks = Tasks::on(self.system.clone());
         let built = self.put_together(hosts, proxies, store.clone(), tasks.clone());
         let built = built.await;
         if built.is_err() {
@@ -147,6 +157,7 @@ impl GatewayBuilder {
             boot_id,
             identity,
             keeper,
+            system,
         } = self;
         let identity = match identity {
             Some(identity) => identity,
@@ -154,7 +165,7 @@ impl GatewayBuilder {
         };
         let identity = Arc::new(identity);
         let tls = open_tls(&config, &hosts, clock.now())?;
-        let outputs = Outputs::open(&config.dir, boot_id, config.runs.output)?;
+        let outputs = Outputs::open_on(&system, &config.dir, boot_id, config.runs.output)?;
         let events = Events::default();
         let desk = PairingDesk::open(store.clone(), clock.clone(), events.clone(), &tasks).await?;
         let incarnation = u32::from_be_bytes(random::bytes());
@@ -260,6 +271,7 @@ impl Gateway {
             boot_id: None,
             identity: None,
             keeper: None,
+            system: System::default(),
         }
     }
 
@@ -304,6 +316,19 @@ impl Gateway {
             }
             serving.await;
         }
+    }
+
+    /// Answers on a stream that a simulation has made, as [`serve`](Self::serve) answers on a
+    /// connection from `peer`: until it closes, or the gateway is shut down or killed. Neither TLS
+    /// nor the bound on connections is met.
+    #[cfg(feature = "simulation")]
+    pub fn serve_stream<S>(&self, stream: S, peer: http::peer::Peer)
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
+        let tasks = &self.0.shared.tasks;
+        let speak = http::serve::speak(stream, peer, self.router(), tasks.stop().clone());
+        drop(tasks.spawn(speak));
     }
 
     /// Ends it in good order: nodes are told when to come back, what is written is flushed, the

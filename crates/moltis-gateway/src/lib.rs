@@ -45,8 +45,10 @@
 //! |---|---|---|
 //! | `metrics` (default) | `GET /metrics` | `prometheus-client` |
 //! | `tls` (default) | HTTPS and `wss://` on the gateway's own listeners | `tokio-rustls`, `rustls`, `rcgen` |
+//! | `simulation` | a gateway on one thread, with a disk that fails when it is told to (`simulation`) | nothing |
 //!
-//! Neither is needed by a program that listens by itself and is watched by other means.
+//! The first two are not needed by a program that listens by itself and is watched by other means. The
+//! last one is for tests of Moltis itself.
 
 pub mod admission;
 pub mod api;
@@ -69,10 +71,14 @@ mod records;
 pub mod retention;
 pub mod roster;
 mod session;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod socket;
 pub mod store;
+mod system;
 pub mod tasks;
 pub mod telemetry;
+mod worker;
 
 pub use config::GatewayConfig;
 pub use error::BuildError;

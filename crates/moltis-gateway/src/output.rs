@@ -37,6 +37,7 @@ use self::sync::Syncing;
 use self::writer::Writing;
 use crate::metrics::OutputCounts;
 use crate::store::Heads;
+use crate::system::System;
 
 /// How much output is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,6 +184,7 @@ impl fmt::Display for OutputTrouble {
 pub struct Outputs(Arc<Inner>);
 
 pub(super) struct Inner {
+    system: System,
     dir: PathBuf,
     limits: OutputLimits,
     boot_id: Option<BootId>,
@@ -239,17 +241,28 @@ impl Outputs {
         boot_id: Option<BootId>,
         limits: OutputLimits,
     ) -> Result<Self, OutputError> {
+        Self::open_on(&System::default(), dir, boot_id, limits)
+    }
+
+    /// Opens it on this machine.
+    pub(crate) fn open_on(
+        system: &System,
+        dir: &Path,
+        boot_id: Option<BootId>,
+        limits: OutputLimits,
+    ) -> Result<Self, OutputError> {
         let dir = dir.join("outputs");
-        files::make_dir(&dir)?;
+        files::make_dir(system, &dir)?;
         let space = Arc::new(Space {
             used: AtomicU64::new(files::bytes_below(&dir)?),
             max: limits.total_bytes_max,
             over: watch::Sender::new(false),
         });
         space.look();
-        let syncing = Syncing::start(&dir)?;
-        let writing = Writing::start(&dir)?;
+        let syncing = Syncing::start(&dir, system)?;
+        let writing = Writing::start(&dir, system)?;
         Ok(Self(Arc::new(Inner {
+            system: system.clone(),
             dir,
             limits,
             boot_id,
@@ -302,7 +315,8 @@ impl Outputs {
             return run.synced().await;
         }
         let inner = Arc::clone(&self.0);
-        let recovered = tokio::task::spawn_blocking(move || RunOutput::recover(&inner, run_id));
+        let recover = move || RunOutput::recover(&inner, run_id);
+        let recovered = self.0.system.blocking(recover);
         let run = recovered.await.map_err(|error| {
             OutputError::file("read", &self.0.dir, std::io::Error::other(error))
         })??;
@@ -317,7 +331,7 @@ impl Outputs {
         if self.is_at_work(run_id) {
             return Ok(());
         }
-        let freed = files::remove(&self.0.dir.join(run_id.to_string()))?;
+        let freed = files::remove(&self.0.system, &self.0.dir.join(run_id.to_string()))?;
         self.0.space.less(freed);
         Ok(())
     }
@@ -368,6 +382,11 @@ impl Outputs {
             }
         }
         Ok(old)
+    }
+
+    /// Returns what its files lie on.
+    pub(crate) fn system(&self) -> &System {
+        &self.0.system
     }
 
     /// Returns the bytes on disk.
@@ -434,6 +453,19 @@ impl Space {
         let over = self.is_over();
         self.over
             .send_if_modified(|was| std::mem::replace(was, over) != over);
+    }
+}
+
+impl Inner {
+    /// Returns the files of one run, none of them open.
+    fn disk(&self, run: PathBuf) -> disk::Disk {
+        let Self {
+            system,
+            boot_id,
+            limits,
+            ..
+        } = self;
+        disk::Disk::new(system.clone(), run, *boot_id, limits.segment_bytes)
     }
 }
 

@@ -159,9 +159,9 @@ fn at_rest(outputs: &Outputs, runs: Vec<(u64, RunId)>) -> Vec<RunId> {
 
 /// Returns those whose end would make room: a short run lies in its row and takes no file.
 async fn with_files(outputs: &Outputs, mut runs: Vec<RunId>) -> Vec<RunId> {
-    let outputs = outputs.clone();
-    let found = tokio::task::spawn_blocking(move || {
-        runs.retain(|run_id| outputs.has_files(*run_id));
+    let below = outputs.clone();
+    let found = outputs.system().blocking(move || {
+        runs.retain(|run_id| below.has_files(*run_id));
         runs
     });
     found.await.unwrap_or_default() // the runtime is shutting down
@@ -171,7 +171,8 @@ async fn with_files(outputs: &Outputs, mut runs: Vec<RunId>) -> Vec<RunId> {
 /// lost while the node still brings the run back, and then these bytes are its output.
 async fn orphans(store: &Store, outputs: &Outputs, before: Timestamp) -> Result<usize, SweepError> {
     let below = outputs.clone();
-    let old = tokio::task::spawn_blocking(move || below.written_before(before));
+    let look = move || below.written_before(before);
+    let old = outputs.system().blocking(look);
     let old = old.await.unwrap_or(Ok(Vec::new()))?; // the runtime is shutting down
     let mut removed = 0;
     for run_id in old {
@@ -184,11 +185,10 @@ async fn orphans(store: &Store, outputs: &Outputs, before: Timestamp) -> Result<
 }
 
 async fn remove(outputs: &Outputs, runs: &[RunId]) -> Result<(), OutputError> {
-    let (outputs, runs) = (outputs.clone(), runs.to_vec());
-    let removed = tokio::task::spawn_blocking(move || {
-        runs.into_iter()
-            .try_for_each(|run_id| outputs.remove(run_id))
-    });
+    let (below, runs) = (outputs.clone(), runs.to_vec());
+    let removed = outputs
+        .system()
+        .blocking(move || runs.into_iter().try_for_each(|run_id| below.remove(run_id)));
     removed.await.unwrap_or(Ok(())) // the runtime is shutting down
 }
 

@@ -11,6 +11,7 @@
 mod audit;
 mod backup;
 mod checkpoint;
+mod connection;
 mod error;
 mod fleets;
 mod inspect;
@@ -36,7 +37,6 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use sqlx::ConnectOptions as _;
-use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::audit::Verdict as AuditVerdict;
 pub use self::backup::{BackupError, backup};
 use self::checkpoint::Checkpoints;
+use self::connection::{Connection, Readers};
 pub use self::error::StoreError;
 pub use self::fleets::{FleetCreation, FleetMember, FleetRecord, LeftOut, LeftOutBecause};
 pub(crate) use self::inspect::{Inspected, inspect};
@@ -55,17 +56,15 @@ pub use self::runs::{
     Ended, Heads, NewRun, RunCreation, RunFilter, RunKey, RunPage, RunRecord, RunStage, Started,
     Target,
 };
-use self::sync::Syncer;
 pub use self::sync::Written;
+use self::sync::{Syncer, WalSync};
 pub use self::tokens::{NewTokenRecord, TokenCreation, TokenHash, TokenRecord};
 use self::writer::{BoxFuture, Commit, Done, Fold, Folded, Job, Tx, Waiting, Writer};
 use crate::metrics::StoreTimes;
+use crate::system::System;
 
 /// The wait before a store that took no write is tried again by who asks whether it is ready.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
-
-/// Connections that read.
-const READERS_MAX: u32 = 4;
 
 /// A handle on the gateway's database. Cloning shares it; the database closes with
 /// [`Store::close`], or with the last handle.
@@ -73,13 +72,14 @@ const READERS_MAX: u32 = 4;
 pub struct Store(Arc<Inner>);
 
 struct Inner {
+    system: System,
     path: PathBuf,
     jobs: mpsc::Sender<Job>,
     /// Small writes that nobody waits for.
     later: mpsc::Sender<Waiting>,
     #[cfg(feature = "metrics")]
     times: StoreTimes,
-    readers: SqlitePool,
+    readers: Readers,
     syncer: Arc<Syncer>,
     /// Why the last write failed, and when; `None` after one that did not.
     trouble: Mutex<Option<(StoreError, Instant)>>,
@@ -97,11 +97,21 @@ impl Store {
     /// Where another gateway holds the directory, the file is no database, is another program's,
     /// is damaged, or was written by a newer Moltis.
     pub async fn open(dir: &Path) -> Result<Self, StoreError> {
-        Self::open_with(dir, |wal| move || wal.sync_data()).await
+        Self::open_on(&System::default(), dir).await
+    }
+
+    /// Opens it on this machine.
+    pub(crate) async fn open_on(system: &System, dir: &Path) -> Result<Self, StoreError> {
+        let open = Self::open_with(system, dir, |wal| move || wal.sync_data());
+        system.sqlite(open).await
     }
 
     /// Opens it with another way to sync the `-wal` file.
-    pub(crate) async fn open_with<S, F>(dir: &Path, sync: S) -> Result<Self, StoreError>
+    pub(crate) async fn open_with<S, F>(
+        system: &System,
+        dir: &Path,
+        sync: S,
+    ) -> Result<Self, StoreError>
     where
         S: FnOnce(Arc<File>) -> F,
         F: FnMut() -> io::Result<()> + Send + 'static,
@@ -118,36 +128,51 @@ impl Store {
             .connect()
             .await
             .map_err(fail("open the database"))?;
-        open::migrate(&mut connection, &path).await?;
-        settings::count_opening(&mut connection)
+        let migrate = open::migrate(&mut connection, &path);
+        let failed = |error| fail("bring the database up to date")(sqlx::Error::Io(error));
+        system
+            .step_of_sqlite("store.migrate", &path, failed, migrate)
+            .await?;
+        let wal_path = open::beside(&path, "-wal");
+        let count = settings::count_opening(&mut connection);
+        system
+            .step_of_sqlite("store.open", &wal_path, sqlx::Error::Io, count)
             .await
             .map_err(fail("write to the database"))?;
         let head = audit::head(&mut connection, &path).await?;
-        let wal = Arc::new(files.wal()?);
+        let wal = Arc::new(files.wal(system)?);
         let times = StoreTimes::default();
-        let syncer = Syncer::start(sync(Arc::clone(&wal)), times.sync.clone())
+        let sync = WalSync {
+            sync: sync(Arc::clone(&wal)),
+            path: wal_path.clone(),
+            system: system.clone(),
+            time: times.sync.clone(),
+        };
+        let syncer = Syncer::start(sync)
             .map_err(|error| StoreError::file("start the thread that syncs", &path, error))?;
-        let checkpoints = Checkpoints::start(options.clone(), wal)
+        let checkpoints = Checkpoints::start(options.clone(), path.clone(), wal, system)
             .await
             .map_err(fail("open the database for checkpoints"))?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS_MAX)
-            .connect_with(options.read_only(true).create_if_missing(false))
+        let options = options.read_only(true).create_if_missing(false);
+        let readers = Readers::open(options, system.clone())
             .await
             .map_err(fail("open the database for reading"))?;
         let syncer = Arc::new(syncer);
         let (jobs, waiting) = mpsc::channel(writer::QUEUE_MAX);
         let (later, waiting_later) = mpsc::channel(writer::QUEUE_MAX);
         let writer = Writer {
-            connection,
+            connection: Connection::new(connection, system.clone()),
             head,
             path: path.clone(),
+            wal: wal_path,
+            system: system.clone(),
             syncer: Arc::clone(&syncer),
             checkpoints,
             commit_time: times.commit.clone(),
         };
-        spawn(writer.run(waiting, waiting_later));
+        system.spawn(writer.run(waiting, waiting_later));
         Ok(Self(Arc::new(Inner {
+            system: system.clone(),
             path,
             jobs,
             later,
@@ -264,8 +289,8 @@ impl Store {
         written
     }
 
-    async fn reader(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Sqlite>, StoreError> {
-        let reader = self.0.readers.acquire().await;
+    async fn reader(&self) -> Result<Connection, StoreError> {
+        let reader = self.0.readers.lend().await;
         reader.map_err(|error| self.failed("read from the database", error))
     }
 
@@ -334,15 +359,6 @@ impl fmt::Debug for Store {
             .field("path", &self.0.path)
             .finish_non_exhaustive()
     }
-}
-
-/// Starts a task that ends by itself: when the last handle of the store is dropped.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a store is opened before there is anything to own its tasks; they end with it"
-)]
-fn spawn(task: impl Future<Output = ()> + Send + 'static) {
-    drop(tokio::spawn(task));
 }
 
 #[cfg(test)]
@@ -745,7 +761,9 @@ mod tests {
     #[tokio::test]
     async fn a_failed_sync_ends_all_writing_and_no_reading() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open_with(dir.path(), |_| || Err(io::Error::other("the disk is gone")));
+        let system = System::default();
+        let fails = |_| || Err(io::Error::other("the disk is gone"));
+        let store = Store::open_with(&system, dir.path(), fails);
         let store = store.await.unwrap();
         let Ok(RunCreation::Created(written)) = store.create_run(run(1), &operator()).await else {
             panic!("nothing was synced yet");

@@ -11,9 +11,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::system::System;
+
 /// Starts tasks, stops them, and waits for them. Cloning shares the set.
 #[derive(Debug, Clone, Default)]
 pub struct Tasks {
+    system: System,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
@@ -24,12 +27,22 @@ impl Tasks {
         Self::default()
     }
 
+    /// Returns an empty set on this machine.
+    pub(crate) fn on(system: System) -> Self {
+        Self {
+            system,
+            ..Self::default()
+        }
+    }
+
     /// Starts a task. It has to end soon after [`Tasks::stop`] says so.
     pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send + 'static> + Send + 'static,
     {
-        self.tracker.spawn(task)
+        let task = self.tracker.spawn(task);
+        self.system.started(&task);
+        task
     }
 
     /// Returns the token that is cancelled when everything shall end.

@@ -21,6 +21,7 @@ use crate::output::Outputs;
 use crate::pairing::PairingDesk;
 use crate::roster::{NodeView, Roster};
 use crate::store::{self, Store};
+use crate::system::System;
 
 /// How long the database may be read: 2 GiB from a disk that gives 500 MB/s.
 const CHECK_TIME: Duration = Duration::from_secs(4);
@@ -66,7 +67,7 @@ impl Doctor {
             return looked.findings.clone();
         }
         let began = Instant::now();
-        let mut seen = at_rest(&self.dir).await;
+        let mut seen = at_rest(self.outputs.system(), &self.dir).await;
         seen.database.trouble = self.store.ready().await.err();
         let trouble = self.outputs.trouble().borrow().clone();
         seen.output_trouble = trouble.map(|trouble| trouble.to_string());
@@ -134,13 +135,13 @@ impl Doctor {
 }
 
 /// Looks at a home: its files, its database, its disks.
-pub(super) async fn at_rest(dir: &Path) -> AtRest {
+pub(super) async fn at_rest(system: &System, dir: &Path) -> AtRest {
     let home = dir.to_owned();
-    let looking = tokio::task::spawn_blocking(move || (Files::scan(&home), disks(&home)));
-    let inspected = store::inspect(dir, CHECK_TIME).await;
-    let (files, disks) = looking
-        .await
-        .expect("looking at files does not panic, and a runtime that ends awaits nothing");
+    let look = move || (Files::scan(&home), disks(&home));
+    let inspect = system.sqlite(store::inspect(dir, CHECK_TIME));
+    let (looked, inspected) = tokio::join!(system.blocking(look), inspect);
+    let (files, disks) =
+        looked.expect("looking at files does not panic, and a runtime that ends awaits nothing");
     AtRest {
         files,
         database: Database {

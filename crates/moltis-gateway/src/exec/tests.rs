@@ -21,6 +21,7 @@ use crate::output::{OutputLimits, Outputs};
 use crate::pairing::PairingDesk;
 use crate::roster::Roster;
 use crate::store::{NewRun, Store};
+use crate::system::System;
 use crate::tasks::Tasks;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -273,7 +274,9 @@ impl Disk {
             ask.send(()).ok(); // the test has seen enough
             gate.recv().map_err(std::io::Error::other)
         };
-        let store = Store::open_with(dir, move |_| sync).await.unwrap();
+        let store = Store::open_with(&System::default(), dir, move |_| sync)
+            .await
+            .unwrap();
         (store, Self { asked, let_go })
     }
 

@@ -167,7 +167,7 @@ async fn until(cut: CancellationToken, work: impl Future<Output = ()>) {
 }
 
 /// Speaks HTTP on one connection until it closes, or is idle after `stop`.
-async fn speak<S>(stream: S, peer: Peer, router: Router, stop: CancellationToken)
+pub(crate) async fn speak<S>(stream: S, peer: Peer, router: Router, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

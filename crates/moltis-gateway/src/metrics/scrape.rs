@@ -291,7 +291,7 @@ impl Sources {
 
     async fn disk(&self, page: &mut Page) {
         let dir = self.dir.clone();
-        let looking = tokio::task::spawn_blocking(move || disks(&dir));
+        let looking = self.shared.outputs.system().blocking(move || disks(&dir));
         // A runtime that ends awaits nothing, and a disk that says nothing has no series.
         let found = looking.await.unwrap_or_default();
         let names = ["home", "outputs"];

@@ -10,6 +10,7 @@ use moltis_proto::BootId;
 use moltis_proto::run::{GapReason, Stream};
 
 use super::{OutputError, files};
+use crate::system::System;
 
 /// Pieces that one writev(2) takes (`IOV_MAX` is 1024 on Linux and macOS).
 const IOVECS_MAX: usize = 512;
@@ -20,6 +21,7 @@ const NOTES_MAX: usize = 8 * 1024;
 /// What one run has open for writing.
 #[derive(Debug)]
 pub(super) struct Disk {
+    system: System,
     dir: PathBuf,
     boot_id: Option<BootId>,
     segment_bytes: u64,
@@ -31,6 +33,16 @@ pub(super) struct Disk {
     unsynced: Vec<(PathBuf, Arc<File>)>,
     /// A name was made that the directory may not have on the disk yet.
     new_names: bool,
+    /// What was taken to be synced is not synced yet.
+    at_sync: bool,
+}
+
+/// What a sync has to cover.
+#[derive(Debug)]
+pub(super) struct Unsynced {
+    pub(super) files: Vec<(PathBuf, Arc<File>)>,
+    /// Whether the directory belongs to it.
+    pub(super) new_names: bool,
 }
 
 #[derive(Debug)]
@@ -51,8 +63,14 @@ pub(super) struct Wrote {
 }
 
 impl Disk {
-    pub(super) fn new(dir: PathBuf, boot_id: Option<BootId>, segment_bytes: u64) -> Self {
+    pub(super) fn new(
+        system: System,
+        dir: PathBuf,
+        boot_id: Option<BootId>,
+        segment_bytes: u64,
+    ) -> Self {
         Self {
+            system,
             dir,
             boot_id,
             segment_bytes,
@@ -61,6 +79,7 @@ impl Disk {
             notes: 0,
             unsynced: Vec::new(),
             new_names: false,
+            at_sync: false,
         }
     }
 
@@ -102,6 +121,7 @@ impl Disk {
         mut pieces: Vec<Bytes>,
     ) -> Result<Wrote, OutputError> {
         self.keep_what_fits(stream, from, &mut pieces)?;
+        let system = self.system.clone();
         let segment = self.segment(stream, from)?;
         let file = Arc::clone(&segment.file);
         let mut left: &mut [Bytes] = &mut pieces;
@@ -111,7 +131,8 @@ impl Disk {
                 .take(IOVECS_MAX)
                 .map(|piece| IoSlice::new(piece))
                 .collect();
-            match (&*file).write_vectored(&slices) {
+            let write = || (&*file).write_vectored(&slices);
+            match system.step("output.write", &segment.path, write) {
                 Ok(0) => break,
                 Ok(mut wrote) => {
                     segment.to += wrote as u64;
@@ -147,7 +168,7 @@ impl Disk {
         pieces: &mut Vec<Bytes>,
     ) -> Result<(), OutputError> {
         let outputs = self.dir.parent().unwrap_or(&self.dir);
-        let room = files::room(outputs).map_err(|error| {
+        let room = files::room(&self.system, outputs).map_err(|error| {
             let path = files::segment(&self.dir, stream, from);
             OutputError::file("write to", &path, error)
         })?;
@@ -194,8 +215,10 @@ impl Disk {
             self.gaps = Some(Arc::new(self.make(&path)?));
         }
         let file = Arc::clone(self.gaps.as_ref().expect("it was just made"));
-        (&*file)
-            .write_all(files::gap_line(stream, from, to, reason).as_bytes())
+        let line = files::gap_line(stream, from, to, reason);
+        let write = || (&*file).write_all(line.as_bytes());
+        self.system
+            .step("output.gap", &path, write)
             .map_err(|error| OutputError::file("write to", &path, error))?;
         self.notes += 1;
         self.note_unsynced(path, &file);
@@ -210,7 +233,7 @@ impl Disk {
     /// Puts these lines in the place of all notes.
     pub(super) fn replace_notes(&mut self, lines: &str) -> Result<(), OutputError> {
         let path = self.dir.join(files::GAPS);
-        let file = Arc::new(files::replace_gaps(&self.dir, lines)?);
+        let file = Arc::new(files::replace_gaps(&self.system, &self.dir, lines)?);
         self.unsynced.retain(|(unsynced, _)| *unsynced != path);
         self.gaps = Some(file);
         self.notes = 0;
@@ -223,21 +246,29 @@ impl Disk {
         let path = files::segment(&self.dir, stream, from);
         self.unsynced.retain(|(unsynced, _)| *unsynced != path);
         let length = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        std::fs::remove_file(&path).map_err(|error| OutputError::file("delete", &path, error))?;
+        self.system
+            .step("output.delete", &path, || std::fs::remove_file(&path))
+            .map_err(|error| OutputError::file("delete", &path, error))?;
         Ok(length)
     }
 
-    /// Returns whether a sync has something to cover.
+    /// Returns whether a sync has something to cover, or is at it.
     pub(super) fn has_unsynced(&self) -> bool {
-        self.new_names || !self.unsynced.is_empty()
+        self.at_sync || self.new_names || !self.unsynced.is_empty()
     }
 
-    /// Takes what a sync has to cover: files, and whether the directory belongs to them.
-    pub(super) fn take_unsynced(&mut self) -> (Vec<(PathBuf, Arc<File>)>, bool) {
-        (
-            std::mem::take(&mut self.unsynced),
-            std::mem::take(&mut self.new_names),
-        )
+    /// Takes what a sync has to cover. [`Disk::sync_done`] has to follow.
+    pub(super) fn take_unsynced(&mut self) -> Unsynced {
+        self.at_sync = true;
+        Unsynced {
+            files: std::mem::take(&mut self.unsynced),
+            new_names: std::mem::take(&mut self.new_names),
+        }
+    }
+
+    /// Notes that a sync has ended.
+    pub(super) fn sync_done(&mut self) {
+        self.at_sync = false;
     }
 
     /// Returns the segment that bytes at `from` go into, beginning one where it is due.
@@ -261,16 +292,18 @@ impl Disk {
 
     fn make(&mut self, path: &Path) -> Result<File, OutputError> {
         if !self.dir.exists() {
-            files::make_dir(&self.dir)?;
+            files::make_dir(&self.system, &self.dir)?;
         }
         let synced = self.dir.join(files::SYNCED);
         if let Some(boot_id) = self.boot_id.filter(|_| !synced.exists()) {
             // From here on a missing record means that the power was cut.
-            files::write_synced(&synced, boot_id, [0; 2])
+            files::write_synced(&self.system, &synced, boot_id, [0; 2])
                 .map_err(|error| OutputError::file("write", &synced, error))?;
         }
         self.new_names = true;
-        files::append_to(path).map_err(|error| OutputError::file("make", path, error))
+        self.system
+            .step("output.make_file", path, || files::append_to(path))
+            .map_err(|error| OutputError::file("make", path, error))
     }
 
     fn note_unsynced(&mut self, path: PathBuf, file: &Arc<File>) {

@@ -23,6 +23,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::memory::{Extent, OnDisk};
 use super::{OutputError, stream_name};
+use crate::system::System;
 
 /// Name of the file with the gaps.
 pub(super) const GAPS: &str = "gaps";
@@ -31,17 +32,22 @@ pub(super) const GAPS: &str = "gaps";
 pub(super) const SYNCED: &str = "synced";
 
 /// Makes a directory that only its owner can enter.
-pub(super) fn make_dir(dir: &Path) -> Result<(), OutputError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
+pub(super) fn make_dir(system: &System, dir: &Path) -> Result<(), OutputError> {
+    let make = || DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    system
+        .step("output.make_dir", dir, make)
         .map_err(|error| OutputError::file("make", dir, error))
 }
 
 /// Returns how many bytes of output the disk below `dir` takes, at least one; what output leaves to
 /// the store is not counted.
-pub(super) fn room(dir: &Path) -> io::Result<u64> {
+pub(super) fn room(system: &System, dir: &Path) -> io::Result<u64> {
+    if let Some(room) = system.room(dir) {
+        return match room {
+            0 => Err(io::ErrorKind::StorageFull.into()),
+            room => Ok(room),
+        };
+    }
     let Ok(disk) = rustix::fs::statvfs(dir) else {
         return Ok(u64::MAX); // the write itself will tell
     };
@@ -85,10 +91,13 @@ pub(super) fn bytes_below(dir: &Path) -> Result<u64, OutputError> {
 }
 
 fn bytes_in(run: &Path) -> Result<u64, OutputError> {
-    let segments = entries(run)?
-        .into_iter()
-        .filter(|path| parse_segment(path).is_some());
-    segments.map(|path| length(&path)).sum()
+    segments_in(run)?.iter().map(|path| length(path)).sum()
+}
+
+fn segments_in(run: &Path) -> Result<Vec<PathBuf>, OutputError> {
+    let mut paths = entries(run)?;
+    paths.retain(|path| parse_segment(path).is_some());
+    Ok(paths)
 }
 
 /// Returns the ids of all runs that have a directory.
@@ -109,12 +118,19 @@ pub(super) fn changed_at(run: &Path) -> Result<Option<jiff::Timestamp>, OutputEr
 }
 
 /// Deletes a run's files; returns how many bytes that frees.
-pub(super) fn remove(run: &Path) -> Result<u64, OutputError> {
+pub(super) fn remove(system: &System, run: &Path) -> Result<u64, OutputError> {
     if !run.exists() {
         return Ok(0);
     }
     let bytes = bytes_in(run)?;
-    std::fs::remove_dir_all(run).map_err(|error| OutputError::file("delete", run, error))?;
+    for segment in segments_in(run)? {
+        system
+            .step("output.remove", &segment, || std::fs::remove_file(&segment))
+            .map_err(|error| OutputError::file("delete", &segment, error))?;
+    }
+    system
+        .step("output.remove", run, || std::fs::remove_dir_all(run))
+        .map_err(|error| OutputError::file("delete", run, error))?;
     Ok(bytes)
 }
 
@@ -129,7 +145,11 @@ pub(super) struct Recovered {
 /// Returns what lies on the disk of a run, after cutting off what a power cut may have spoiled.
 /// What is left after the cut is written down for this boot before anything is appended to it: a
 /// crash of this process loses nothing that comes behind.
-pub(super) fn recover(run: &Path, boot_id: Option<BootId>) -> Result<Recovered, OutputError> {
+pub(super) fn recover(
+    system: &System,
+    run: &Path,
+    boot_id: Option<BootId>,
+) -> Result<Recovered, OutputError> {
     if !run.exists() {
         return Ok(Recovered::default());
     }
@@ -141,22 +161,22 @@ pub(super) fn recover(run: &Path, boot_id: Option<BootId>) -> Result<Recovered, 
         (Some(now), None) => (Some((now, [0; 2])), [0; 2]),
         (None, _) => (None, [0; 2]),
     };
-    let extents = cut(run, kept.map_or([u64::MAX; 2], |(_, kept)| kept))?;
+    let extents = cut(system, run, kept.map_or([u64::MAX; 2], |(_, kept)| kept))?;
     if let Some((boot_id, _)) = kept {
         let path = run.join(SYNCED);
         let ends = extents
             .each_ref()
             .map(|extents| extents.last().map_or(0, |last| last.to));
-        write_synced(&path, boot_id, ends)
-            .and_then(|file| file.sync_data())
+        write_synced(system, &path, boot_id, ends)
+            .and_then(|file| system.sync("output.sync_synced", &path, || file.sync_data()))
             .map_err(|error| OutputError::file("write", &path, error))?;
     }
     Ok(Recovered { extents, synced })
 }
 
 /// Cuts off what lies behind `kept`, and returns what is left.
-fn cut(run: &Path, kept: [u64; 2]) -> Result<[Vec<Extent>; 2], OutputError> {
-    let gaps = kept_gaps(run, kept)?;
+fn cut(system: &System, run: &Path, kept: [u64; 2]) -> Result<[Vec<Extent>; 2], OutputError> {
+    let gaps = kept_gaps(system, run, kept)?;
     let mut segments: [BTreeMap<u64, u64>; 2] = Default::default();
     for path in entries(run)? {
         let Some((stream, from)) = parse_segment(&path) else {
@@ -164,17 +184,17 @@ fn cut(run: &Path, kept: [u64; 2]) -> Result<[Vec<Extent>; 2], OutputError> {
         };
         let kept = kept[stream.index()];
         if from >= kept {
-            std::fs::remove_file(&path)
+            system
+                .step("output.delete", &path, || std::fs::remove_file(&path))
                 .map_err(|error| OutputError::file("delete", &path, error))?;
             continue;
         }
         let mut bytes = length(&path)?;
         if from + bytes > kept {
             bytes = kept - from;
-            File::options()
-                .write(true)
-                .open(&path)
-                .and_then(|file| file.set_len(bytes))
+            let cut = || File::options().write(true).open(&path)?.set_len(bytes);
+            system
+                .step("output.cut", &path, cut)
                 .map_err(|error| OutputError::file("cut", &path, error))?;
         }
         segments[stream.index()].insert(from, bytes);
@@ -256,26 +276,31 @@ type Gap = (Stream, u64, u64, GapReason);
 
 /// Returns the gaps that begin below `kept`, and leaves no others in the file: what comes behind
 /// the cut is told again, and perhaps with other words.
-fn kept_gaps(run: &Path, kept: [u64; 2]) -> Result<Vec<Gap>, OutputError> {
+fn kept_gaps(system: &System, run: &Path, kept: [u64; 2]) -> Result<Vec<Gap>, OutputError> {
     let mut gaps = gaps(run)?;
     let all = gaps.len();
     gaps.retain(|gap| gap.1 < kept[gap.0.index()]);
     if gaps.len() < all {
         let lines = gaps.iter().map(|gap| gap_line(gap.0, gap.1, gap.2, gap.3));
-        replace_gaps(run, &lines.collect::<String>())?;
+        replace_gaps(system, run, &lines.collect::<String>())?;
     }
     Ok(gaps)
 }
 
 /// Puts these lines in the place of all that stand in the file with the gaps. Returns the new file.
-pub(super) fn replace_gaps(run: &Path, lines: &str) -> Result<File, OutputError> {
+pub(super) fn replace_gaps(system: &System, run: &Path, lines: &str) -> Result<File, OutputError> {
     let (path, new) = (run.join(GAPS), run.join("gaps.new"));
     std::fs::remove_file(&new).ok(); // left by a crash in this place, or not there
     let replace = || {
-        let mut file = append_to(&new)?;
-        io::Write::write_all(&mut file, lines.as_bytes())?;
-        file.sync_data()?;
-        std::fs::rename(&new, &path)?;
+        let file = system.step("output.new_gaps", &new, || {
+            let mut file = append_to(&new)?;
+            io::Write::write_all(&mut file, lines.as_bytes())?;
+            Ok(file)
+        })?;
+        system.sync("output.sync_gaps", &new, || file.sync_data())?;
+        system.step("output.replace_gaps", &path, || {
+            std::fs::rename(&new, &path)
+        })?;
         Ok(file)
     };
     replace().map_err(|error| OutputError::file("write", &path, error))
@@ -317,15 +342,22 @@ pub(super) fn synced_record(boot_id: BootId, synced: [u64; 2]) -> [u8; 48] {
 }
 
 /// Writes `synced` anew. Whoever needs it on the disk syncs what is returned.
-pub(super) fn write_synced(path: &Path, boot_id: BootId, synced: [u64; 2]) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all_at(&synced_record(boot_id, synced), 0)?;
-    Ok(file)
+pub(super) fn write_synced(
+    system: &System,
+    path: &Path,
+    boot_id: BootId,
+    synced: [u64; 2],
+) -> io::Result<File> {
+    system.step("output.synced", path, || {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
+        file.write_all_at(&synced_record(boot_id, synced), 0)?;
+        Ok(file)
+    })
 }
 
 /// Reads `synced`; `None` where it is missing or torn.

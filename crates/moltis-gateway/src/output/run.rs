@@ -5,7 +5,7 @@ mod room;
 use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,7 +14,7 @@ use moltis_proto::run::{GapReason, Stream, Totals};
 use moltis_proto::{BootId, RunId};
 use tokio::sync::{Notify, watch};
 
-use super::disk::Disk;
+use super::disk::{Disk, Unsynced};
 use super::memory::{Extent, Found, Memory, OnDisk, ToWrite};
 use super::sync::Syncing;
 use super::writer::{Wait, Writing};
@@ -24,6 +24,7 @@ use super::{
 };
 use crate::metrics::OutputCounts;
 use crate::store::Heads;
+use crate::system::System;
 
 /// Unwritten bytes of one run, at the most: four windows of both streams together. What lies beyond
 /// was never allowed to be sent.
@@ -37,6 +38,7 @@ const TURN_PIECES: usize = 512;
 
 /// Output of one run. All methods but `read` and `synced` return at once.
 pub struct RunOutput {
+    system: System,
     run_id: RunId,
     dir: PathBuf,
     boot_id: Option<BootId>,
@@ -47,8 +49,6 @@ pub struct RunOutput {
     progress: watch::Sender<Progress>,
     /// Rung when the writing thread has stored something.
     stored_bell: Mutex<Option<Arc<Notify>>>,
-    /// Held while the syncing thread is at it.
-    at_sync: Mutex<()>,
     /// In the writing thread's queue.
     scheduled: AtomicBool,
     /// The segment that was read last, for readers that lag.
@@ -63,8 +63,9 @@ pub struct RunOutput {
 impl RunOutput {
     pub(super) fn recover(outputs: &Inner, run_id: RunId) -> Result<Self, OutputError> {
         let dir = outputs.dir.join(run_id.to_string());
-        let files::Recovered { extents, synced } = files::recover(&dir, outputs.boot_id)?;
-        let mut disk = Disk::new(dir, outputs.boot_id, outputs.limits.segment_bytes);
+        let files::Recovered { extents, synced } =
+            files::recover(&outputs.system, &dir, outputs.boot_id)?;
+        let mut disk = outputs.disk(dir);
         for stream in Stream::BOTH {
             let (extents, synced) = (&extents[stream.index()], synced[stream.index()]);
             let segments = extents.iter().filter(|e| e.what == OnDisk::Segment);
@@ -86,8 +87,8 @@ impl RunOutput {
         ended: &EndedOutput,
     ) -> Result<Self, OutputError> {
         let dir = outputs.dir.join(run_id.to_string());
-        let found = files::recover(&dir, outputs.boot_id)?;
-        let disk = Disk::new(dir, outputs.boot_id, outputs.limits.segment_bytes);
+        let found = files::recover(&outputs.system, &dir, outputs.boot_id)?;
+        let disk = outputs.disk(dir);
         let run = Self::new(outputs, run_id, disk, found.extents);
         {
             let heads = [&ended.heads.stdout, &ended.heads.stderr];
@@ -113,6 +114,7 @@ impl RunOutput {
             .flatten()
             .filter(|e| e.what == OnDisk::Segment);
         let run = Self {
+            system: outputs.system.clone(),
             run_id,
             dir: outputs.dir.join(run_id.to_string()),
             boot_id: outputs.boot_id,
@@ -122,7 +124,6 @@ impl RunOutput {
             memory: Mutex::new(extents.map(Memory::with_extents)),
             progress: watch::Sender::new(Progress::default()),
             stored_bell: Mutex::new(None),
-            at_sync: Mutex::new(()),
             scheduled: AtomicBool::new(false),
             reading: Mutex::new(None),
             writing: Arc::clone(&outputs.writing),
@@ -138,14 +139,12 @@ impl RunOutput {
     /// Returns whether more may come, or something is still to be written or synced.
     pub(crate) fn is_at_work(&self) -> bool {
         let progress = *self.progress.borrow();
-        if !progress.finished || progress.stored != progress.end {
-            return true;
-        }
-        // Whoever is turned away here is told so, and comes again.
-        let Ok(_nobody) = self.at_sync.try_lock() else {
-            return true;
-        };
-        lock(&self.disk).has_unsynced()
+        !progress.finished || progress.stored != progress.end || lock(&self.disk).has_unsynced()
+    }
+
+    /// Returns where its files lie.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Returns the bytes of this run on the disk.
@@ -378,7 +377,7 @@ impl RunOutput {
             .filter(|(reading, _)| *reading == path)
             .map(|(_, file)| Arc::clone(file));
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let read = tokio::task::spawn_blocking(move || {
+        let read = self.system.blocking(move || {
             let read = || {
                 let file = match cached {
                     Some(file) => file,
@@ -500,33 +499,46 @@ impl RunOutput {
 
     /// One turn of the syncing thread: all that was written when it began is on the disk when it
     /// ends.
-    pub(super) fn sync_now(&self) -> Result<(), OutputError> {
-        let _at_sync = lock(&self.at_sync);
+    pub(super) async fn sync_now(&self) -> Result<(), OutputError> {
         let written = {
             let memory = self.memory();
             [memory[0].on_disk(), memory[1].on_disk()]
         };
-        let (unsynced, new_names) = lock(&self.disk).take_unsynced();
-        if unsynced.is_empty() && !new_names {
+        let unsynced = lock(&self.disk).take_unsynced();
+        let synced = self.sync(unsynced, written).await;
+        lock(&self.disk).sync_done();
+        synced
+    }
+
+    async fn sync(&self, unsynced: Unsynced, written: [u64; 2]) -> Result<(), OutputError> {
+        let Unsynced { files, new_names } = unsynced;
+        if files.is_empty() && !new_names {
             return Ok(());
         }
-        for (path, file) in unsynced {
-            file.sync_data()
+        let system = &self.system;
+        for (path, file) in files {
+            system
+                .slow_sync("output.sync", &path, || file.sync_data())
+                .await
                 .map_err(|error| OutputError::file("sync", &path, error))?;
         }
         if let Some(boot_id) = self.boot_id {
             let path = self.dir.join(files::SYNCED);
-            files::write_synced(&path, boot_id, written)
-                .and_then(|file| file.sync_data())
-                .map_err(|error| OutputError::file("write", &path, error))?;
+            let failed = |error| OutputError::file("write", &path, error);
+            let file = files::write_synced(system, &path, boot_id, written).map_err(failed)?;
+            system
+                .slow_sync("output.sync_synced", &path, || file.sync_data())
+                .await
+                .map_err(failed)?;
         }
         if new_names {
             for dir in [Some(self.dir.as_path()), self.dir.parent()]
                 .into_iter()
                 .flatten()
             {
-                File::open(dir)
-                    .and_then(|dir| dir.sync_all())
+                system
+                    .slow_sync("output.sync_dir", dir, || File::open(dir)?.sync_all())
+                    .await
                     .map_err(|error| OutputError::file("sync", dir, error))?;
             }
         }
@@ -830,7 +842,13 @@ mod tests {
         finish(&run).await;
         // As it was before its first sync: the process died in between.
         let below = dir.path().join("outputs").join(id(1).to_string());
-        files::write_synced(&below.join(files::SYNCED), boot(1), [0; 2]).unwrap();
+        files::write_synced(
+            &System::default(),
+            &below.join(files::SYNCED),
+            boot(1),
+            [0; 2],
+        )
+        .unwrap();
         let reborn = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
         reborn.synced(id(1)).await.unwrap();
         let record = std::fs::read(below.join(files::SYNCED)).unwrap();

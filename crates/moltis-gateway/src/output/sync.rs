@@ -5,12 +5,15 @@
 //! any more.
 
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::{OutputError, RunOutput};
+use crate::system::System;
+use crate::worker::{self, Line, Next, Turn, Worker};
 
 /// Longest time between write(2) and a sync.
 const DELAY: Duration = Duration::from_millis(200);
@@ -18,17 +21,10 @@ const DELAY: Duration = Duration::from_millis(200);
 /// Bytes written since the last sync from which one comes early.
 const UNSYNCED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
-/// The thread's end that others hold.
+/// The end that others hold.
 #[derive(Debug)]
 pub(super) struct Syncing {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    queue: Mutex<Queue>,
-    work: Condvar,
-    failed: watch::Sender<Option<Arc<str>>>,
+    worker: Worker<Queue>,
 }
 
 type Asker = oneshot::Sender<Result<(), OutputError>>;
@@ -39,33 +35,30 @@ struct Queue {
     written: Vec<Arc<RunOutput>>,
     /// How many bytes these are.
     written_bytes: u64,
+    /// When these are due.
+    due: Option<Instant>,
     /// Who waits for a run to be synced.
     asked: Vec<(Arc<RunOutput>, Asker)>,
     closed: bool,
 }
 
+/// Syncs runs until that fails.
+#[derive(Default)]
+struct Syncs {
+    failed: Option<String>,
+}
+
 impl Syncing {
-    pub(super) fn start(dir: &Path) -> Result<Arc<Self>, OutputError> {
-        let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            work: Condvar::new(),
-            failed: watch::Sender::new(None),
-        });
-        let thread = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("moltis-outsync".to_owned())
-            .spawn(move || {
-                while let Some((written, asked)) = thread.next() {
-                    thread.turn(written, asked);
-                }
-            })
+    pub(super) fn start(dir: &Path, system: &System) -> Result<Arc<Self>, OutputError> {
+        let (queue, syncs) = (Queue::default(), Syncs::default());
+        let worker = Worker::start(system, "moltis-outsync", queue, syncs)
             .map_err(|error| OutputError::file("start the thread that syncs", dir, error))?;
-        Ok(Arc::new(Self { shared }))
+        Ok(Arc::new(Self { worker }))
     }
 
     /// Notes that a run has so many new bytes in its files.
     pub(super) fn note(&self, run: &Arc<RunOutput>, bytes: u64) {
-        let mut queue = self.shared.queue();
+        let mut queue = self.worker.queue();
         let was_much = queue.is_much();
         queue.written_bytes += bytes;
         let first = queue.written.is_empty();
@@ -77,15 +70,16 @@ impl Syncing {
             queue.written.push(Arc::clone(run));
         }
         if first || (queue.is_much() && !was_much) {
-            self.shared.work.notify_one();
+            drop(queue);
+            self.worker.ring();
         }
     }
 
     /// Waits until all that was written of a run is on the disk.
     pub(super) async fn sync(&self, run: Arc<RunOutput>) -> Result<(), OutputError> {
         let (told, done) = oneshot::channel();
-        self.shared.queue().asked.push((run, told));
-        self.shared.work.notify_one();
+        self.worker.queue().asked.push((run, told));
+        self.worker.ring();
         done.await.unwrap_or_else(|_| {
             Err(OutputError::SyncFailed {
                 reason: "the gateway is shutting down".to_owned(),
@@ -94,75 +88,69 @@ impl Syncing {
     }
 }
 
-impl Drop for Syncing {
-    fn drop(&mut self) {
-        self.shared.queue().closed = true;
-        self.shared.work.notify_one();
-    }
+struct Work {
+    written: Vec<Arc<RunOutput>>,
+    asked: Vec<(Arc<RunOutput>, Asker)>,
 }
-
-type Work = (Vec<Arc<RunOutput>>, Vec<(Arc<RunOutput>, Asker)>);
 
 impl Queue {
     fn is_much(&self) -> bool {
         self.written_bytes >= UNSYNCED_BYTES_MAX
     }
+
+    fn is_in_a_hurry(&self) -> bool {
+        !self.asked.is_empty() || self.is_much() || self.closed
+    }
 }
 
-impl Shared {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+impl worker::Queue for Queue {
+    type Work = Work;
 
-    /// Waits until somebody asks, or what was written is old or much enough.
-    fn next(&self) -> Option<Work> {
-        let mut queue = self.queue();
-        loop {
-            if queue.written.is_empty() && queue.asked.is_empty() {
-                if queue.closed {
-                    return None;
-                }
-                queue = self
-                    .work
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            let hurry =
-                |queue: &mut Queue| queue.asked.is_empty() && !queue.is_much() && !queue.closed;
-            (queue, _) = self
-                .work
-                .wait_timeout_while(queue, DELAY, hurry)
-                .unwrap_or_else(PoisonError::into_inner);
-            queue.written_bytes = 0;
-            return Some((
-                std::mem::take(&mut queue.written),
-                std::mem::take(&mut queue.asked),
-            ));
+    fn next(&mut self, now: Instant) -> Next<Work> {
+        if self.written.is_empty() && self.asked.is_empty() {
+            return if self.closed { Next::End } else { Next::Wait };
         }
+        let due = *self.due.get_or_insert(now + DELAY);
+        if now < due && !self.is_in_a_hurry() {
+            return Next::WaitUntil(due);
+        }
+        self.due = None;
+        self.written_bytes = 0;
+        Next::Do(Work {
+            written: std::mem::take(&mut self.written),
+            asked: std::mem::take(&mut self.asked),
+        })
     }
 
-    fn turn(&self, written: Vec<Arc<RunOutput>>, asked: Vec<(Arc<RunOutput>, Asker)>) {
+    fn close(&mut self) {
+        self.closed = true;
+    }
+}
+
+impl Turn<Queue> for Syncs {
+    async fn turn(&mut self, _line: &Line<Queue>, work: Work) {
         // Those who wait come first.
-        for (run, told) in asked {
-            told.send(self.sync(&run)).ok(); // the asker has gone
+        for (run, told) in work.asked {
+            told.send(self.sync(&run).await).ok(); // the asker has gone
         }
-        for run in written {
-            self.sync(&run).ok(); // told to whoever asks next
+        for run in work.written {
+            self.sync(&run).await.ok(); // told to whoever asks next
         }
     }
+}
 
-    fn sync(&self, run: &Arc<RunOutput>) -> Result<(), OutputError> {
-        if let Some(reason) = &*self.failed.borrow() {
+impl Syncs {
+    async fn sync(&mut self, run: &Arc<RunOutput>) -> Result<(), OutputError> {
+        if let Some(reason) = &self.failed {
             return Err(OutputError::SyncFailed {
-                reason: reason.as_ref().to_owned(),
+                reason: reason.clone(),
             });
         }
-        run.sync_now().inspect_err(|error| {
+        run.sync_now().await.inspect_err(|error| {
             tracing::error!(run.id = %run.run_id(), %error, "output cannot be synced");
             let reason = std::error::Error::source(error)
                 .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
-            self.failed.send_replace(Some(reason.into()));
+            self.failed = Some(reason);
         })
     }
 }

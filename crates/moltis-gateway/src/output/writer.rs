@@ -7,12 +7,15 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{OutputError, OutputTrouble, RunOutput};
+use crate::system::System;
+use crate::worker::{self, Line, Next, Turn, Worker};
 
 /// Time between two tries at a disk that takes nothing.
 const RETRY: Duration = Duration::from_secs(1);
@@ -26,17 +29,11 @@ pub(super) enum Wait {
     More,
 }
 
-/// The thread's end that others hold.
+/// The end that others hold.
 #[derive(Debug)]
 pub(super) struct Writing {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    queue: Mutex<Queue>,
-    work: Condvar,
-    trouble: watch::Sender<Option<OutputTrouble>>,
+    worker: Worker<Queue>,
+    trouble: Arc<watch::Sender<Option<OutputTrouble>>>,
 }
 
 #[derive(Debug, Default)]
@@ -44,103 +41,95 @@ struct Queue {
     runs: VecDeque<Arc<RunOutput>>,
     /// Runs whose files cannot be written now.
     aside: Vec<Arc<RunOutput>>,
+    /// When those are tried again.
+    retry_at: Option<Instant>,
     closed: bool,
 }
 
+/// What the thread writes with.
+struct Pen {
+    system: System,
+    trouble: Arc<watch::Sender<Option<OutputTrouble>>>,
+}
+
 impl Writing {
-    pub(super) fn start(dir: &Path) -> Result<Arc<Self>, OutputError> {
-        let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            work: Condvar::new(),
-            trouble: watch::Sender::new(None),
-        });
-        let thread = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("moltis-output".to_owned())
-            .spawn(move || {
-                while let Some(run) = thread.next() {
-                    thread.turn(run);
-                }
-            })
+    pub(super) fn start(dir: &Path, system: &System) -> Result<Arc<Self>, OutputError> {
+        let trouble = Arc::new(watch::Sender::new(None));
+        let pen = Pen {
+            system: system.clone(),
+            trouble: Arc::clone(&trouble),
+        };
+        let worker = Worker::start(system, "moltis-output", Queue::default(), pen)
             .map_err(|error| OutputError::file("start the thread that writes", dir, error))?;
-        Ok(Arc::new(Self { shared }))
+        Ok(Arc::new(Self { worker, trouble }))
     }
 
     pub(super) fn schedule(&self, run: Arc<RunOutput>) {
-        self.shared.queue().runs.push_back(run);
-        self.shared.work.notify_one();
+        self.worker.queue().runs.push_back(run);
+        self.worker.ring();
     }
 
     /// Returns how many runs wait, those put aside among them.
     #[cfg(feature = "metrics")]
     pub(super) fn waiting(&self) -> usize {
-        let queue = self.shared.queue();
+        let queue = self.worker.queue();
         queue.runs.len() + queue.aside.len()
     }
 
     pub(super) fn trouble(&self) -> watch::Receiver<Option<OutputTrouble>> {
-        self.shared.trouble.subscribe()
+        self.trouble.subscribe()
     }
 }
 
-impl Drop for Writing {
-    fn drop(&mut self) {
-        self.shared.queue().closed = true;
-        self.shared.work.notify_one();
-    }
-}
+impl worker::Queue for Queue {
+    type Work = Arc<RunOutput>;
 
-impl Shared {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for a run with work; `None` when nobody is left to bring any.
-    fn next(&self) -> Option<Arc<RunOutput>> {
-        let mut queue = self.queue();
-        loop {
-            if let Some(run) = queue.runs.pop_front() {
-                return Some(run);
-            }
-            if queue.closed {
-                return None;
-            }
-            queue = if queue.aside.is_empty() {
-                self.work
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner)
-            } else {
-                let (mut queue, _) = self
-                    .work
-                    .wait_timeout(queue, RETRY)
-                    .unwrap_or_else(PoisonError::into_inner);
-                let aside = std::mem::take(&mut queue.aside);
-                queue.runs.extend(aside);
-                queue
-            };
+    fn next(&mut self, now: Instant) -> Next<Self::Work> {
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+            self.runs.extend(self.aside.drain(..));
+        }
+        if let Some(run) = self.runs.pop_front() {
+            return Next::Do(run);
+        }
+        match self.retry_at {
+            _ if self.closed => Next::End,
+            Some(at) => Next::WaitUntil(at),
+            None => Next::Wait,
         }
     }
 
-    fn turn(&self, run: Arc<RunOutput>) {
+    fn close(&mut self) {
+        self.closed = true;
+    }
+}
+
+impl Turn<Queue> for Pen {
+    async fn turn(&mut self, line: &Line<Queue>, run: Arc<RunOutput>) {
+        self.system.wait_for("output.write", run.dir()).await;
         match run.write_some() {
             Ok(Wait::Idle) => {}
             Ok(Wait::More) => {
                 self.trouble
                     .send_if_modified(|trouble| trouble.take().is_some());
                 if run.schedule() {
-                    self.queue().runs.push_back(run);
+                    line.queue().runs.push_back(run);
                 }
             }
             Err(error) => {
                 self.tell(&error);
                 // What comes meanwhile waits with it.
                 if run.schedule() {
-                    self.queue().aside.push(run);
+                    let mut queue = line.queue();
+                    queue.aside.push(run);
+                    queue.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
                 }
             }
         }
     }
+}
 
+impl Pen {
     fn tell(&self, error: &OutputError) {
         let OutputError::File { path, source, .. } = error else {
             return;

@@ -6,6 +6,7 @@ use moltis_proto::key::Digest;
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{Sqlite, SqliteConnection};
 
+use super::connection::Connection;
 use super::row::{Columns, integer};
 use super::{Store, StoreError};
 use crate::audit::{Head, Line};
@@ -39,7 +40,7 @@ impl Store {
         )
         .bind(before.map_or(i64::MAX, integer))
         .bind(i64::from(limit))
-        .fetch_all(&mut *reader)
+        .fetch_all(&mut reader)
         .await
         .map_err(|error| self.failed("read the audit log", error))?;
         rows.iter().map(line).collect()
@@ -63,7 +64,7 @@ impl Store {
             )
             .bind(integer(head.seq))
             .bind(PAGE)
-            .fetch_all(&mut *reader)
+            .fetch_all(&mut reader)
             .await
             .map_err(|error| self.failed("read the audit log", error))?;
             if rows.is_empty() {
@@ -108,7 +109,7 @@ pub(super) async fn head(
 
 /// Appends a row in the transaction of `connection`.
 pub(super) async fn append(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     line: &Line,
     after: &Head,
 ) -> Result<(), sqlx::Error> {

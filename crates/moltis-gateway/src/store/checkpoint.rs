@@ -6,13 +6,17 @@
 //! that the file stays bounded under a load without pauses.
 
 use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use sqlx::ConnectOptions as _;
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
 use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::connection::Connection;
+use crate::system::System;
 
 /// Commits between two checkpoints: about 500 × 16 KiB are 8 MiB of pages.
 const COMMITS_MAX: u32 = 500;
@@ -44,15 +48,17 @@ impl Checkpoints {
     /// Starts the task. It ends when this value is closed or dropped.
     pub(super) async fn start(
         options: SqliteConnectOptions,
+        path: PathBuf,
         wal: Arc<File>,
+        system: &System,
     ) -> Result<Self, sqlx::Error> {
-        let connection = options.connect().await?;
+        let connection = Connection::new(options.connect().await?, system.clone());
         let shared = Arc::new(Shared::default());
         let (wait, waiting) = mpsc::channel(1);
         let (going, gone) = oneshot::channel();
-        let task = run(connection, Arc::clone(&shared), waiting);
-        super::spawn(async move {
-            task.await;
+        let (shared_with, steps) = (Arc::clone(&shared), system.clone());
+        system.spawn(async move {
+            run(connection, &path, &steps, &shared_with, waiting).await;
             going.send(()).ok(); // nobody waits: the store was dropped, not closed
         });
         Ok(Self {
@@ -95,8 +101,10 @@ impl Checkpoints {
 }
 
 async fn run(
-    mut connection: SqliteConnection,
-    shared: Arc<Shared>,
+    mut connection: Connection,
+    path: &Path,
+    system: &System,
+    shared: &Shared,
     mut waiting: mpsc::Receiver<oneshot::Sender<()>>,
 ) {
     loop {
@@ -107,7 +115,7 @@ async fn run(
                 None => break,
             },
             () = shared.many.notified() => None,
-            () = idle(&shared) => None,
+            () = idle(shared) => None,
         };
         shared.commits.store(0, Ordering::Relaxed);
         // TRUNCATE waits for readers of old pages; without somebody waiting nothing is forced.
@@ -116,7 +124,9 @@ async fn run(
         } else {
             "PRAGMA wal_checkpoint(PASSIVE)"
         };
-        if let Err(error) = sqlx::query(text).execute(&mut connection).await {
+        let answer = sqlx::query(text).execute(&mut connection);
+        let checkpoint = system.step_of_sqlite("store.checkpoint", path, sqlx::Error::Io, answer);
+        if let Err(error) = checkpoint.await {
             tracing::warn!(%error, "a checkpoint of the database failed; the next one tries again");
         }
         if let Some(told) = told {

@@ -150,6 +150,11 @@ impl StoreError {
         let Some(database) = error.as_database_error() else {
             return match error {
                 sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => Self::Closed,
+                sqlx::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    Self::DiskFull {
+                        path: path.to_owned(),
+                    }
+                }
                 error => Self::Database {
                     doing,
                     source: Arc::new(error),

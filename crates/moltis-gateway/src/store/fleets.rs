@@ -126,7 +126,7 @@ impl Store {
             "SELECT digest, principal, key, members, created_at FROM fleets WHERE id = ?",
         )
         .bind(id.as_bytes().to_vec())
-        .fetch_optional(&mut *reader)
+        .fetch_optional(&mut reader)
         .await
         .map_err(|error| self.failed("read for which nodes a request was", error))?;
         let Some(row) = row else { return Ok(None) };

@@ -102,7 +102,7 @@ impl Store {
         let mut reader = self.reader().await?;
         // One row after the other: all at once would need several times the room of the records.
         let rows = sqlx::query("SELECT * FROM nodes ORDER BY paired_at, device_id")
-            .fetch(&mut *reader)
+            .fetch(&mut reader)
             .map_err(|error| self.failed("list the nodes", error))
             .and_then(|row| std::future::ready(record(&row).map(Arc::new)));
         rows.try_collect().await

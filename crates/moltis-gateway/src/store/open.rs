@@ -15,6 +15,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Row as _, SqlSafeStr as _, SqliteConnection};
 
 use super::StoreError;
+use crate::system::System;
 
 /// Name of the database in its directory.
 pub(crate) const FILE: &str = "gateway.db";
@@ -100,15 +101,16 @@ impl Files {
     }
 
     /// Opens the `-wal` file for syncs, and puts its name on the disk.
-    pub(super) fn wal(&self) -> Result<File, StoreError> {
+    pub(super) fn wal(&self, system: &System) -> Result<File, StoreError> {
         let path = beside(&self.path, "-wal");
         let wal = File::options()
             .read(true)
             .write(true)
             .open(&path)
             .map_err(|error| StoreError::file("open", &path, error))?;
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
+        let sync = || File::open(&self.dir)?.sync_all();
+        system
+            .sync("store.sync_dir", &self.dir, sync)
             .map_err(|error| StoreError::file("sync", &self.dir, error))?;
         Ok(wal)
     }

@@ -94,7 +94,7 @@ impl Store {
              ORDER BY first_seen_at, id",
         )
         .bind(since.as_millisecond())
-        .fetch_all(&mut *reader)
+        .fetch_all(&mut reader)
         .await
         .map_err(|error| self.failed("list the requests to pair", error))?;
         rows.iter().map(record).collect()
@@ -234,7 +234,7 @@ impl Store {
         let mut reader = self.reader().await?;
         let rows =
             sqlx::query("SELECT * FROM key_mismatches ORDER BY last_seen_at DESC, device_id")
-                .fetch_all(&mut *reader)
+                .fetch_all(&mut reader)
                 .await
                 .map_err(|error| self.failed("list the key mismatches", error))?;
         rows.iter().map(mismatch).collect()

@@ -285,7 +285,7 @@ impl Store {
         let mut reader = self.reader().await?;
         let row = sqlx::query("SELECT * FROM runs WHERE id = ?")
             .bind(id.as_bytes().to_vec())
-            .fetch_optional(&mut *reader)
+            .fetch_optional(&mut reader)
             .await
             .map_err(|error| self.failed("read a run", error))?;
         row.as_ref().map(record).transpose()
@@ -306,7 +306,7 @@ impl Store {
                 .bind(first.to_vec())
                 .bind(last.to_vec())
                 .bind(i64::from(limit))
-                .fetch_all(&mut *reader)
+                .fetch_all(&mut reader)
                 .await
                 .map_err(|error| self.failed("look up a run", error))?;
         rows.iter().map(record).collect()
@@ -321,7 +321,7 @@ impl Store {
         let rows =
             sqlx::query("SELECT * FROM runs WHERE place = ? AND state <> 'ended' ORDER BY seq")
                 .bind(target.to_string())
-                .fetch_all(&mut *reader)
+                .fetch_all(&mut reader)
                 .await
                 .map_err(|error| self.failed("list the open runs", error))?;
         rows.iter().map(record).collect()
@@ -334,7 +334,7 @@ impl Store {
     pub async fn all_open_runs(&self) -> Result<Vec<RunRecord>, StoreError> {
         let mut reader = self.reader().await?;
         let rows = sqlx::query("SELECT * FROM runs WHERE state <> 'ended' ORDER BY seq")
-            .fetch_all(&mut *reader)
+            .fetch_all(&mut reader)
             .await
             .map_err(|error| self.failed("list all open runs", error))?;
         rows.iter().map(record).collect()
@@ -356,7 +356,7 @@ impl Store {
         .bind(filter.target.as_ref().map(ToString::to_string))
         .bind(filter.stage.map(|stage| row::json(&stage.up_to())))
         .bind(i64::from(limit) + 1)
-        .fetch_all(&mut *reader)
+        .fetch_all(&mut reader)
         .await
         .map_err(|error| self.failed("list the runs", error))?;
         let mut items = rows.iter().map(record).collect::<Result<Vec<_>, _>>()?;
@@ -377,7 +377,7 @@ impl Store {
             "SELECT stdout, stderr FROM run_heads WHERE seq = (SELECT seq FROM runs WHERE id = ?)",
         )
         .bind(id.as_bytes().to_vec())
-        .fetch_optional(&mut *reader)
+        .fetch_optional(&mut reader)
         .await
         .map_err(|error| self.failed("read the output of a run", error))?;
         let Some(row) = row else {

@@ -6,8 +6,9 @@
 //! success proves anything. From then on the store is read-only.
 
 use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -16,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::StoreError;
 use crate::metrics::Seconds;
+use crate::system::System;
+use crate::worker::{Line, Next, Queue, Turn, Worker};
 
 /// How long something that nobody waits for may stay unsynced. Runs that end one after the other
 /// share a sync.
@@ -34,21 +37,17 @@ impl Written {
 /// Asks the thread for syncs, and hears of them.
 #[derive(Debug)]
 pub(super) struct Syncer {
-    shared: Arc<Shared>,
+    /// Transactions committed so far.
+    written: Arc<AtomicU64>,
+    worker: Worker<Asked>,
     done: watch::Receiver<Done>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    /// Transactions committed so far.
-    written: AtomicU64,
-    asked: Mutex<Asked>,
-    ask: Condvar,
-}
-
-#[derive(Debug)]
+/// How far a sync is asked for.
+#[derive(Debug, Default)]
 struct Asked {
     up_to: u64,
+    /// Nobody is left to ask, or a sync has failed.
     closed: bool,
 }
 
@@ -58,53 +57,55 @@ struct Done {
     failed: Option<Arc<str>>,
 }
 
+/// How the `-wal` file comes onto the disk.
+#[derive(Debug)]
+pub(super) struct WalSync<F> {
+    /// Called whenever something shall be on the disk.
+    pub(super) sync: F,
+    pub(super) path: PathBuf,
+    pub(super) system: System,
+    /// Hears how long it took.
+    pub(super) time: Seconds,
+}
+
+struct Syncing<F> {
+    wal: WalSync<F>,
+    written: Arc<AtomicU64>,
+    told: watch::Sender<Done>,
+}
+
 impl Syncer {
-    /// Starts the thread. `sync` is called whenever something shall be on the disk, and `sync_time`
-    /// hears how long it took.
-    pub(super) fn start(
-        mut sync: impl FnMut() -> io::Result<()> + Send + 'static,
-        sync_time: Seconds,
-    ) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            written: AtomicU64::new(0),
-            asked: Mutex::new(Asked {
-                up_to: 0,
-                closed: false,
-            }),
-            ask: Condvar::new(),
-        });
+    /// Starts the thread.
+    pub(super) fn start<F>(wal: WalSync<F>) -> io::Result<Self>
+    where
+        F: FnMut() -> io::Result<()> + Send + 'static,
+    {
+        let written = Arc::new(AtomicU64::new(0));
         let (told, done) = watch::channel(Done {
             up_to: 0,
             failed: None,
         });
-        let thread = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("moltis-sync".to_owned())
-            .spawn(move || {
-                while thread.wait() {
-                    let up_to = thread.written.load(Ordering::SeqCst);
-                    let since = Instant::now();
-                    let failed = sync().err().map(|error| Arc::from(error.to_string()));
-                    sync_time.note(since.elapsed());
-                    let stop = failed.is_some();
-                    told.send_replace(Done { up_to, failed });
-                    if stop {
-                        return;
-                    }
-                    thread.settle(up_to);
-                }
-            })?;
-        Ok(Self { shared, done })
+        let system = wal.system.clone();
+        let syncing = Syncing {
+            wal,
+            written: Arc::clone(&written),
+            told,
+        };
+        Ok(Self {
+            written,
+            worker: Worker::start(&system, "moltis-sync", Asked::default(), syncing)?,
+            done,
+        })
     }
 
     /// Counts one more commit.
     pub(super) fn commit(&self) -> Written {
-        Written(self.shared.written.fetch_add(1, Ordering::SeqCst) + 1)
+        Written(self.written.fetch_add(1, Ordering::SeqCst) + 1)
     }
 
     /// Stands for all that is committed so far.
     pub(super) fn so_far(&self) -> Written {
-        Written(self.shared.written.load(Ordering::SeqCst))
+        Written(self.written.load(Ordering::SeqCst))
     }
 
     /// Returns why nothing may be written any more.
@@ -136,7 +137,7 @@ impl Syncer {
     pub(super) async fn synced(&self, ticket: Written) -> Result<(), StoreError> {
         let mut done = self.done.clone();
         if done.borrow().up_to < ticket.0 {
-            self.shared.ask_for(ticket.0);
+            self.ask_for(ticket.0);
         }
         let done = done
             .wait_for(|done| done.up_to >= ticket.0 || done.failed.is_some())
@@ -149,40 +150,51 @@ impl Syncer {
             None => Ok(()),
         }
     }
-}
-
-impl Drop for Syncer {
-    fn drop(&mut self) {
-        self.shared.asked().closed = true;
-        self.shared.ask.notify_one();
-    }
-}
-
-impl Shared {
-    fn asked(&self) -> std::sync::MutexGuard<'_, Asked> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 
     fn ask_for(&self, up_to: u64) {
-        let mut asked = self.asked();
+        let mut asked = self.worker.queue();
         asked.up_to = asked.up_to.max(up_to);
-        self.ask.notify_one();
+        drop(asked);
+        self.worker.ring();
+    }
+}
+
+impl Queue for Asked {
+    type Work = ();
+
+    fn next(&mut self, _now: Instant) -> Next<()> {
+        match self.up_to {
+            _ if self.closed => Next::End,
+            0 => Next::Wait,
+            _ => Next::Do(()),
+        }
     }
 
-    /// Waits until a sync is asked for; false when nobody is left to ask.
-    fn wait(&self) -> bool {
-        let asked = self
-            .ask
-            .wait_while(self.asked(), |asked| asked.up_to == 0 && !asked.closed)
-            .unwrap_or_else(PoisonError::into_inner);
-        !asked.closed
+    fn close(&mut self) {
+        self.closed = true;
     }
+}
 
-    /// Forgets what was asked for and is done.
-    fn settle(&self, up_to: u64) {
-        let mut asked = self.asked();
-        if asked.up_to <= up_to {
-            asked.up_to = 0;
+impl<F> Turn<Asked> for Syncing<F>
+where
+    F: FnMut() -> io::Result<()> + Send + 'static,
+{
+    async fn turn(&mut self, line: &Line<Asked>, (): ()) {
+        let up_to = self.written.load(Ordering::SeqCst);
+        let since = Instant::now();
+        let WalSync {
+            sync, path, system, ..
+        } = &mut self.wal;
+        let synced = system.slow_sync("store.sync", path, sync).await;
+        self.wal.time.note(since.elapsed());
+        let failed = synced.err().map(|error| Arc::from(error.to_string()));
+        let is_final = failed.is_some();
+        self.told.send_replace(Done { up_to, failed });
+        let mut asked = line.queue();
+        if is_final {
+            asked.close();
+        } else if asked.up_to <= up_to {
+            asked.up_to = 0; // what was asked for is done
         }
     }
 }
@@ -197,7 +209,12 @@ mod tests {
     use crate::metrics::Scale;
 
     fn start(sync: impl FnMut() -> io::Result<()> + Send + 'static) -> io::Result<Syncer> {
-        Syncer::start(sync, Seconds::new(Scale::Disk))
+        Syncer::start(WalSync {
+            sync,
+            path: PathBuf::new(),
+            system: System::default(),
+            time: Seconds::new(Scale::Disk),
+        })
     }
 
     #[tokio::test]

@@ -51,7 +51,7 @@ impl Store {
         )
         .bind(device_id.as_bytes().to_vec())
         .bind(since)
-        .fetch_all(&mut *reader)
+        .fetch_all(&mut reader)
         .await
         .map_err(|error| self.failed("read telemetry", error))?;
         rows.iter()
@@ -70,7 +70,7 @@ impl Store {
         let mut reader = self.reader().await?;
         let rows = sqlx::query("SELECT device_id, samples FROM telemetry_hours WHERE hour = ?")
             .bind(hour)
-            .fetch(&mut *reader)
+            .fetch(&mut reader)
             .map_err(|error| self.failed("read telemetry", error))
             .and_then(|row| {
                 let columns = Columns::of("telemetry_hours", &row);

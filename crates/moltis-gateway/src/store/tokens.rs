@@ -140,7 +140,7 @@ impl Store {
             "SELECT id, name, scopes, created_at, created_by, expires_at, last_used_at, revoked_at \
              FROM tokens WHERE revoked_at IS NULL ORDER BY created_at, id",
         )
-        .fetch_all(&mut *reader)
+        .fetch_all(&mut reader)
         .await
         .map_err(|error| self.failed("list the tokens", error))?;
         rows.iter().map(token).collect()
@@ -157,7 +157,7 @@ impl Store {
              FROM tokens WHERE hash = ?",
         )
         .bind(hash.0.to_vec())
-        .fetch_optional(&mut *reader)
+        .fetch_optional(&mut reader)
         .await
         .map_err(|error| self.failed("look up a token", error))?;
         row.as_ref().map(token).transpose()
@@ -201,7 +201,7 @@ impl Store {
         // In a task, so that the bell rings for every revocation that is done, whoever still waits.
         let (told, done) = oneshot::channel();
         let store = self.clone();
-        super::spawn(async move {
+        self.0.system.spawn(async move {
             let written = store.fold(fold).await.map(Folded::written);
             if matches!(written, Ok(Some(_))) {
                 store.0.revocations.send_modify(|count| *count += 1);

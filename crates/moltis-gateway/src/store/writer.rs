@@ -19,15 +19,17 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use sqlx::sqlite::SqliteArguments;
-use sqlx::{AssertSqlSafe, Row as _, Sqlite, SqliteConnection};
+use sqlx::{AssertSqlSafe, Row as _, Sqlite};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::checkpoint::Checkpoints;
+use super::connection::Connection;
 use super::sync::{Syncer, Written};
 use super::{StoreError, audit as audit_rows};
 use crate::audit::{Entry, Head};
 use crate::metrics::Seconds;
+use crate::system::System;
 
 /// Writes that wait, at most. One more waits at the door.
 pub(super) const QUEUE_MAX: usize = 1024;
@@ -135,7 +137,7 @@ impl Folded {
 /// An open transaction, in which a deed reads and writes.
 #[derive(Debug)]
 pub(super) struct Tx<'c> {
-    pub(super) connection: &'c mut SqliteConnection,
+    pub(super) connection: &'c mut Connection,
     head: &'c mut Head,
     path: &'c PathBuf,
 }
@@ -205,9 +207,12 @@ impl From<sqlx::Error> for NotTogether {
 /// The writer's own.
 #[derive(Debug)]
 pub(super) struct Writer {
-    pub(super) connection: SqliteConnection,
+    pub(super) connection: Connection,
     pub(super) head: Head,
     pub(super) path: PathBuf,
+    /// Of the `-wal` file.
+    pub(super) wal: PathBuf,
+    pub(super) system: System,
     pub(super) syncer: Arc<Syncer>,
     pub(super) checkpoints: Checkpoints,
     pub(super) commit_time: Seconds,
@@ -267,7 +272,11 @@ impl Writer {
         }
         self.folds(later.folds, Wait::Asleep).await;
         self.checkpoints.close().await;
-        if let Err(error) = sqlx::Connection::close(self.connection).await {
+        let close = self.connection.close();
+        let closing = self
+            .system
+            .step_of_sqlite("store.close", &self.path, sqlx::Error::Io, close);
+        if let Err(error) = closing.await {
             tracing::warn!(%error, "the database did not close cleanly; nothing is lost");
         }
         if let Some(told) = closed {
@@ -337,8 +346,11 @@ impl Writer {
     async fn alone(&mut self, fold: Fold, wait: Wait) -> Result<Folded, StoreError> {
         let (doing, text) = (fold.doing, fold.text.alone);
         let (query, after) = bind(sqlx::query(text), fold, 0, self.head);
-        let rows = wait
-            .answer(query.fetch_all(&mut self.connection))
+        let answer = wait.answer(query.fetch_all(&mut self.connection));
+        let commit = self
+            .system
+            .step_of_sqlite("store.commit", &self.wal, sqlx::Error::Io, answer);
+        let rows = commit
             .await
             .map_err(|error| StoreError::from_sqlx(doing, &self.path, error))?;
         if rows.is_empty() {
@@ -379,7 +391,7 @@ impl Writer {
         if each.any(|((fold, _), changed)| fold.audit.is_some() && !changed) {
             return Err(NotTogether);
         }
-        sqlx::query("COMMIT").execute(&mut self.connection).await?;
+        self.commit().await?;
         self.head = head;
         let written = self.syncer.commit();
         for ((_, told), changed) in batch.drain(..).zip(changed) {
@@ -406,14 +418,14 @@ impl Writer {
         };
         let Done { commit, tell } = deed(Ok(&mut tx)).await;
         let committed = match commit {
-            Commit::Yes => sqlx::query("COMMIT")
-                .execute(&mut self.connection)
+            Commit::Yes => self
+                .commit()
                 .await
                 .map_err(|error| StoreError::from_sqlx("commit", &self.path, error)),
             Commit::No(error) => Err(error),
         };
         match committed {
-            Ok(_) => {
+            Ok(()) => {
                 self.commit_time.note(since.elapsed());
                 tell(Ok(self.syncer.commit()));
             }
@@ -434,6 +446,14 @@ impl Writer {
             .await
             .map(drop)
             .map_err(|error| StoreError::from_sqlx("begin a transaction", &self.path, error))
+    }
+
+    async fn commit(&mut self) -> Result<(), sqlx::Error> {
+        let answer = sqlx::query("COMMIT").execute(&mut self.connection);
+        self.system
+            .step_of_sqlite("store.commit", &self.wal, sqlx::Error::Io, answer)
+            .await
+            .map(drop)
     }
 
     async fn roll_back(&mut self) {

@@ -35,7 +35,7 @@ impl Store {
         };
         let rows = query
             .bind(i64::from(limit))
-            .fetch_all(&mut *reader)
+            .fetch_all(&mut reader)
             .await
             .map_err(|error| self.failed("list old runs", error))?;
         rows.iter()
