@@ -6,12 +6,14 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use moltis_node::simulation::{self, Child, Edge, Ends, Found, Order, Output, Sockets, Step};
-use moltis_proto::run::ExitStatus;
+use moltis_node::simulation::{
+    self, Child, Edge, Ends, Found, Order, Output, Sockets, Step, Terminal,
+};
+use moltis_proto::run::{ExitStatus, TtySize};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWriteExt as _, DuplexStream, ReadBuf};
 use tokio::sync::{Notify, watch};
@@ -20,18 +22,31 @@ use tokio::task::JoinSet;
 /// What a pipe holds.
 const PIPE_BYTES: usize = 64 * 1024;
 
+/// End of file, as a terminal spells it.
+const END_OF_TRANSMISSION: u8 = 4;
+
 const TERM: i32 = 15;
 const KILL: i32 = 9;
 const PIPE: i32 = 13;
 
-/// The processes of a machine, which outlive its keepers. Its programs are `/sim/print <number>
-/// <bytes> <code>` and `/sim/wait <number> <seconds>`; the number is the run that asks for it.
+/// The programs of a machine. Each gets the number of the run that asks for it, and then:
+/// `print` bytes and an exit code; `wait` seconds; `stay` seconds, without listening to SIGTERM.
+/// `echo` writes on its terminal what is typed there, and at the end how large it is.
+const PROGRAMS: [&str; 4] = ["/sim/print", "/sim/wait", "/sim/stay", "/sim/echo"];
+
+/// The processes of a machine, which outlive its keepers.
 #[derive(Debug, Default)]
 pub(crate) struct Processes {
-    all: Mutex<BTreeMap<i32, watch::Sender<Option<ExitStatus>>>>,
+    all: Mutex<BTreeMap<i32, Process>>,
     tasks: Mutex<JoinSet<()>>,
     /// How often each run was spawned.
     pub(crate) spawned: Mutex<BTreeMap<u8, u32>>,
+}
+
+#[derive(Debug)]
+struct Process {
+    status: watch::Sender<Option<ExitStatus>>,
+    listens: bool,
 }
 
 /// The machine, as one keeper has it.
@@ -134,9 +149,9 @@ impl simulation::Disk for Disk {
 impl Processes {
     fn signal(&self, pid: i32, signal: i32) {
         if let Some(process) = self.all.lock().unwrap().get(&pid)
-            && [TERM, KILL].contains(&signal)
+            && (signal == KILL || (signal == TERM && process.listens))
         {
-            end(process, ExitStatus::Signal(signal));
+            end(&process.status, ExitStatus::Signal(signal));
         }
     }
 }
@@ -153,7 +168,7 @@ fn end(process: &watch::Sender<Option<ExitStatus>>, status: ExitStatus) {
 impl simulation::Kernel for Machine {
     fn look_at(&self, path: &Path) -> io::Result<Found> {
         let is_dir = path == Path::new("/");
-        let is_program = [Path::new("/sim/print"), Path::new("/sim/wait")].contains(&path);
+        let is_program = PROGRAMS.iter().any(|program| path == Path::new(program));
         if is_dir || is_program {
             let may_execute = true;
             return Ok(Found {
@@ -182,7 +197,22 @@ impl simulation::Kernel for Machine {
         let (process, mut killed) = watch::channel(None);
         let mut all = self.processes.all.lock().unwrap();
         let pid = 100 + i32::try_from(all.len()).unwrap();
-        all.insert(pid, process.clone());
+        let status = process.clone();
+        let listens = order.argv[0] != "/sim/stay";
+        all.insert(pid, Process { status, listens });
+        if let Some(tty) = order.tty {
+            let size = Mutex::new(tty.size);
+            let echo = Echo {
+                process,
+                size,
+                typed: Mutex::default(),
+                reader: Mutex::default(),
+            };
+            return Ok(Child {
+                pid,
+                ends: Ends::Terminal(Arc::new(echo)),
+            });
+        }
         let does: BoxFuture<'static, ExitStatus> = if order.argv[0] == "/sim/print" {
             let bytes = vec![b'x'; usize::try_from(number(2)).unwrap()];
             let code = i32::try_from(number(3)).unwrap();
@@ -220,14 +250,16 @@ impl simulation::Kernel for Machine {
     }
 
     fn exit(&self, child: i32) -> BoxFuture<'static, ()> {
-        let mut ended = self.processes.all.lock().unwrap()[&child].subscribe();
+        let mut ended = self.processes.all.lock().unwrap()[&child]
+            .status
+            .subscribe();
         Box::pin(async move {
             ended.wait_for(Option::is_some).await.unwrap();
         })
     }
 
     fn status(&self, child: i32) -> Option<ExitStatus> {
-        *self.processes.all.lock().unwrap()[&child].borrow()
+        *self.processes.all.lock().unwrap()[&child].status.borrow()
     }
 
     fn reap(&self, _child: i32) {}
@@ -269,5 +301,57 @@ impl AsyncRead for Pipe {
 impl Output for Pipe {
     fn waiting(&self) -> u64 {
         0
+    }
+}
+
+/// A terminal with its only process in it.
+#[derive(Debug)]
+struct Echo {
+    process: watch::Sender<Option<ExitStatus>>,
+    size: Mutex<TtySize>,
+    /// What it shows that was not read.
+    typed: Mutex<Vec<u8>>,
+    reader: Mutex<Option<Waker>>,
+}
+
+impl Echo {
+    fn show(&self, bytes: &[u8]) {
+        self.typed.lock().unwrap().extend_from_slice(bytes);
+        if let Some(reader) = self.reader.lock().unwrap().take() {
+            reader.wake();
+        }
+    }
+}
+
+impl Terminal for Echo {
+    fn poll_read(&self, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut typed = self.typed.lock().unwrap();
+        if typed.is_empty() && self.process.borrow().is_none() {
+            *self.reader.lock().unwrap() = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let length = typed.len().min(out.len());
+        out[..length].copy_from_slice(&typed[..length]);
+        typed.drain(..length);
+        Poll::Ready(Ok(length))
+    }
+
+    fn poll_write(&self, _cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.first() == Some(&END_OF_TRANSMISSION) {
+            let size = *self.size.lock().unwrap();
+            end(&self.process, ExitStatus::Code(0));
+            self.show(format!("{}x{}", size.cols, size.rows).as_bytes());
+        } else {
+            self.show(bytes);
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn waiting(&self) -> u64 {
+        self.typed.lock().unwrap().len() as u64
+    }
+
+    fn resize(&self, size: TtySize) {
+        *self.size.lock().unwrap() = size;
     }
 }

@@ -36,7 +36,10 @@ pub(crate) struct Stage {
     pub(crate) told: BTreeMap<u8, Told>,
 }
 
-pub(crate) const LOST: u8 = 4;
+/// A run that ends at the beginning and is forgotten at the end.
+const KEPT: u8 = 5;
+/// A run whose keeper dies.
+const LOST: u8 = 4;
 
 impl Stage {
     pub(crate) fn new(machine: Machine, dir: &Path) -> Self {
@@ -48,11 +51,11 @@ impl Stage {
         }
     }
 
-    /// Connects as a link does: to the keepers that live, the one for new runs first.
-    async fn connect(&self) -> KeeperStream {
+    /// Connects as a link of this version does: to all keepers that live, the one for new runs first.
+    pub(crate) async fn connect(&self, version: &'static str) -> Vec<KeeperStream> {
         let (machine, keepers) = (self.machine.clone(), Arc::clone(&self.keepers));
         let starter = move |dir: &Path| {
-            let config = config(dir);
+            let config = config(dir, version);
             let machine = machine.of_keeper();
             keepers.lock().unwrap().spawn(async move {
                 let served = simulation::serve(config, machine, CancellationToken::new());
@@ -60,14 +63,14 @@ impl Stage {
             });
             Ok(())
         };
-        let keepers = KeeperDir::new(&self.dir, starter).version("1.0.0");
+        let keepers = KeeperDir::new(&self.dir, starter).version(version);
         let keepers = keepers.simulated(self.machine.sockets.clone());
-        let streams = keepers.connect().await.unwrap();
-        streams.into_iter().next().unwrap()
+        keepers.connect().await.unwrap()
     }
 
     pub(crate) async fn client(&self) -> (Client, Vec<RunId>) {
-        let (client, listed) = Client::attach(self.connect().await).await;
+        let first = self.connect("1.0.0").await.swap_remove(0);
+        let (client, listed) = Client::attach(first).await;
         let runs = listed.runs.into_iter().map(|run| run.run_id);
         (client, runs.collect())
     }
@@ -124,6 +127,9 @@ impl Stage {
             .await;
         self.until(&mut client, 1, Until::Ended).await;
         self.forget(&mut client, 1).await;
+        self.start(&mut client, KEPT, &["/sim/print", "5", "20", "9"])
+            .await;
+        self.until(&mut client, KEPT, Until::Ended).await;
         client = self.output_is_spooled(client).await;
         self.machine.disk.fail("journal.append");
         self.start(&mut client, 3, &["/sim/print", "3", "10", "0"])
@@ -174,12 +180,13 @@ impl Stage {
         self.until(&mut client, LOST, Until::Started).await;
         self.kill().await;
         let (mut client, listed) = self.client().await;
-        assert_eq!(listed, [id(LOST)]);
+        assert!(listed.contains(&id(LOST)));
         client.resume(id(LOST), 0, 0).await;
         self.until(&mut client, LOST, Until::Ended).await;
         let outcome = self.told[&LOST].ended.as_ref().unwrap().outcome;
         assert_eq!(outcome, Outcome::Lost);
         self.forget(&mut client, LOST).await;
+        self.forget(&mut client, KEPT).await;
         client.say(ToKeeper::Leave).await;
         while client.poll().await.is_some() {}
     }
@@ -192,7 +199,7 @@ enum Until {
     Refused,
 }
 
-fn config(dir: &Path) -> KeeperConfig {
+fn config(dir: &Path, version: &str) -> KeeperConfig {
     let rules = Rules {
         policy: Policy::Full,
         env_allow: Vec::new(),
@@ -201,5 +208,5 @@ fn config(dir: &Path) -> KeeperConfig {
         working_dir: PathBuf::from("/"),
         base_env: BTreeMap::new(),
     };
-    KeeperConfig::new(dir, Arc::new(rules), BootId::from_bytes([1; 16]), "1.0.0")
+    KeeperConfig::new(dir, Arc::new(rules), BootId::from_bytes([1; 16]), version)
 }
