@@ -80,6 +80,15 @@ impl Witness {
         })
     }
 
+    fn note(&self, at: Step<'_>, failed: bool) {
+        self.seen.lock().unwrap().push(Seen {
+            what: at.what,
+            edge: at.edge,
+            path: at.path.strip_prefix(&self.home).unwrap().to_owned(),
+            failed,
+        });
+    }
+
     fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
@@ -97,12 +106,7 @@ impl Disk for Witness {
         let fails = self.fails.filter(|fails| {
             (fails.what, fails.edge) == (at.what, at.edge) && failures < fails.times
         });
-        self.seen.lock().unwrap().push(Seen {
-            what: at.what,
-            edge: at.edge,
-            path: at.path.strip_prefix(&self.home).unwrap().to_owned(),
-            failed: fails.is_some(),
-        });
+        self.note(at, fails.is_some());
         fails.map_or(Ok(()), |fails| Err(fails.kind.into()))
     }
 }
@@ -129,7 +133,7 @@ impl Held {
                     tell(&mut stream, run_id, 0).await?;
                 }
                 ToKeeper::Resume { run_id, stdout, .. } => {
-                    tell(&mut stream, run_id, stdout).await?
+                    tell(&mut stream, run_id, stdout).await?;
                 }
                 ToKeeper::Forget { run_id } => self.forget(run_id),
                 _ => {}
@@ -282,7 +286,7 @@ fn life() -> Vec<Seen> {
             assert_eq!(result.exit_code, Some(5));
         }
         api.start_run(&run(), Some("c")).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
         assert_eq!(began.elapsed().as_secs(), 60, "nobody else makes time pass");
         gateway.shutdown().await;
         witness.seen()
@@ -305,8 +309,16 @@ fn two_lives_take_the_same_steps() {
 type Told<T> =
     Result<Result<T, moltis_gateway::api::problem::Problem>, tokio::time::error::Elapsed>;
 
+/// Syncs of what a run leaves: behind one that has failed no run is forgotten any more.
+const SYNCS: [&str; 4] = [
+    "store.sync",
+    "output.sync",
+    "output.sync_synced",
+    "output.sync_dir",
+];
+
 /// Longer than anything may take.
-const LONG_TIME: Duration = Duration::from_secs(600);
+const LONG_TIME: Duration = Duration::from_mins(10);
 
 /// A life on a disk that fails, its end by SIGKILL, and the next one on a disk that is well again.
 async fn survive(failure: Failure) {
@@ -332,7 +344,7 @@ async fn survive(failure: Failure) {
             if let Ok(Ok(started)) = &started {
                 told.push(("b", started.id.clone()));
             }
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_mins(1)).await;
             if failure.what == "store.sync" {
                 assert!(
                     gateway.store().failure().is_some(),
@@ -340,7 +352,7 @@ async fn survive(failure: Failure) {
                 );
                 assert!(matches!(started, Ok(Err(_))), "{failure:?}: {started:?}");
             }
-            if failure.what == "store.sync" || failure.what.starts_with("output.sync") {
+            if SYNCS.contains(&failure.what) {
                 assert_eq!(keeper.forgotten(), [], "{failure:?}: what no disk holds");
             }
         }
@@ -355,7 +367,7 @@ async fn survive(failure: Failure) {
     let api = gateway.on_behalf_of(Principal::Operator);
     // It has the keeper asked what it holds.
     api.run_to_end(&run(), Some("c")).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     for (key, id) in told {
         let found = api.show_run(&id).await.unwrap();
         assert_eq!(found.exit_code, Some(5), "{failure:?}: {key}: {found:?}");
@@ -418,8 +430,8 @@ fn whichever_step_fails_the_truth_is_told() {
             (Edge::Before, io::ErrorKind::Other, 1),
         ];
         // Only a sync may have done its work and say that it has failed.
-        let after = what
-            .contains("sync")
+        let after = SYNCS
+            .contains(&what)
             .then_some((Edge::After, io::ErrorKind::Other, 1));
         for (edge, kind, times) in before.into_iter().chain(after) {
             simulate(survive(Failure {
