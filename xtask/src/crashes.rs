@@ -1,4 +1,4 @@
-//! `cargo xtask crashes [--points n] [--all] [--seed s]`: the real programs, killed before each of their writes.
+//! `cargo xtask crashes [--points n] [--all] [--seed s] [--only words] [--times n]`: the real programs, killed before each of their writes.
 //!
 //! A short life of a gateway and a node (pairing, a command with much output under a key, one that is
 //! cancelled, a token, a revocation, a stop in good order) is watched once by strace, which shows
@@ -32,11 +32,15 @@ const LANES: usize = 6;
 const SHOWN: usize = 12;
 
 /// How many points are visited.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Crashes {
     /// `None` is all of them.
     points: Option<usize>,
     seed: u64,
+    /// Only points in whose words these stand; all of them where it is empty.
+    only: String,
+    /// How often each is visited.
+    times: usize,
 }
 
 impl Crashes {
@@ -44,12 +48,16 @@ impl Crashes {
     pub(crate) const PART: Self = Self {
         points: Some(200),
         seed: 1,
+        only: String::new(),
+        times: 1,
     };
 
     /// What `cargo xtask nightly` does.
     pub(crate) const ALL: Self = Self {
         points: None,
         seed: 1,
+        only: String::new(),
+        times: 1,
     };
 
     /// Watches, and kills at each point.
@@ -57,7 +65,7 @@ impl Crashes {
     /// # Errors
     ///
     /// When anything is lost behind one; the message names the points.
-    pub(crate) fn run(self) -> anyhow::Result<Vec<Untested>> {
+    pub(crate) fn run(&self) -> anyhow::Result<Vec<Untested>> {
         if needs::find("strace").is_none() || !cfg!(target_os = "linux") {
             return Ok(vec![Untested::new("crash points", "there is no `strace`")]);
         }
@@ -75,14 +83,16 @@ impl Crashes {
         conclude(&all, &visits)
     }
 
-    fn choose(self, mut all: Vec<Point>) -> Vec<Point> {
+    fn choose(&self, mut all: Vec<Point>) -> Vec<Point> {
+        all.retain(|point| point.shown().contains(&self.only));
         let mut dice = Dice::new(self.seed);
         for at in (1..all.len()).rev() {
             let other = usize::try_from(dice.below(at as u64 + 1)).unwrap_or_default();
             all.swap(at, other);
         }
         all.truncate(self.points.unwrap_or(usize::MAX));
-        all
+        let again = std::iter::repeat_n(all, self.times);
+        again.flatten().collect()
     }
 }
 
@@ -93,16 +103,22 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
     while let Some(word) = words.next() {
         match word.as_str() {
             "--all" => crashes.points = None,
-            "--points" | "--seed" => {
+            "--only" => {
+                let only = words.next().context("`--only` takes words of a point")?;
+                crashes.only.clone_from(only);
+            }
+            "--points" | "--seed" | "--times" => {
                 let number = words.next().and_then(|number| number.parse().ok());
                 let number = number.with_context(|| format!("`{word}` takes a number"))?;
-                if word == "--seed" {
-                    crashes.seed = number;
-                } else {
-                    crashes.points = Some(usize::try_from(number)?);
+                match word.as_str() {
+                    "--seed" => crashes.seed = number,
+                    "--times" => crashes.times = usize::try_from(number)?,
+                    _ => crashes.points = Some(usize::try_from(number)?),
                 }
             }
-            _ => bail!("`cargo xtask crashes` takes `--points <n>` or `--all`, and `--seed <n>`"),
+            _ => bail!(
+                "`cargo xtask crashes` takes `--points <n>` or `--all`, `--seed <n>`, `--only <words>`, and `--times <n>`"
+            ),
         }
     }
     let untested = crashes.run()?;

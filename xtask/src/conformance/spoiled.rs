@@ -46,7 +46,7 @@ const SPOILED: &[Spoiled] = &[
     },
     Spoiled {
         about: "a node whose commands have no PATH",
-        way: Started(r#"PATH= exec "$0" "$1" "$2""#),
+        way: Started(r#"exec env -u PATH "$0" "$1" "$2""#),
         rows: &["run-shell", "run-env"],
         fails: &["run-env"],
     },

@@ -74,6 +74,8 @@ struct Trial<'a> {
     /// The link may go by itself: it is not approved yet, or not any more.
     link_may_go: bool,
     until: Instant,
+    /// What was answered last of a run that is not over.
+    waits_for: Option<Value>,
 }
 
 /// A program, by itself or below strace.
@@ -128,6 +130,7 @@ pub(super) fn run(binary: &Path, under: Under<'_>) -> anyhow::Result<Ended> {
         had_keeper: false,
         link_may_go: true,
         until: Instant::now() + STEP * 2,
+        waits_for: None,
     };
     let complaints = trial.live();
     let (log, home) = (trial.log(), trial.home_of(under.who()));
@@ -215,7 +218,8 @@ impl Trial<'_> {
             bail!("stopped");
         }
         if Instant::now() > self.until {
-            bail!("it took too long{}", self.said());
+            let waits_for = self.waits_for.take().unwrap_or_default();
+            bail!("it took too long, with {waits_for}{}", self.said());
         }
         let link_may_go = self.link_may_go;
         let programs = [
@@ -381,6 +385,7 @@ impl Trial<'_> {
                 );
                 client.call("POST", &path, &json!({})).ok(); // asked again, where it was cut
             }
+            trial.waits_for = Some(run.clone());
             Ok((run["state"] == "ended").then_some(run))
         })
     }
