@@ -1,11 +1,12 @@
 //! What a keeper waits for: one future for each thing under way, and the event that it ends with.
 //!
 //! They run inside the keeper's own task, so nothing here is shared or locked. Each hands back what
-//! it had borrowed (a pipe, a spool), and each can be called off.
+//! it had borrowed (a pipe, a spool). A read can be called back, and a write called off.
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,6 +18,7 @@ use moltis_proto::message::{ToKeeper, Windows};
 use moltis_proto::run::outbox::{SpoolDone, SpoolOp};
 use moltis_proto::run::{GapReason, Stream};
 use tokio::io::AsyncReadExt as _;
+use tokio::sync::Notify;
 
 use super::client::Client;
 use super::connect::KeeperStream;
@@ -37,12 +39,12 @@ const PART_TIME: Duration = Duration::from_secs(2);
 pub(super) enum Event {
     /// The child has ended and waits to be reaped.
     Exited { run_id: RunId },
-    /// The child wrote something, or no more.
+    /// The child wrote something, or no more; `None` where the source was called back.
     Read {
         run_id: RunId,
         stream: Stream,
         source: Source,
-        read: io::Result<Bytes>,
+        read: Option<io::Result<Bytes>>,
     },
     /// The child's stdin took something.
     Wrote {
@@ -122,22 +124,28 @@ impl Ops {
         });
     }
 
+    /// Reads some of an output, until `called_back` says that it is wanted back.
     pub(super) fn read(
         &mut self,
         run_id: RunId,
         stream: Stream,
         mut source: Source,
         max: usize,
-    ) -> AbortHandle {
+        called_back: Arc<Notify>,
+    ) {
         self.push(async move {
-            let read = source.read(max).await;
+            let read = tokio::select! {
+                biased;
+                () = called_back.notified() => None,
+                read = source.read(max) => Some(read),
+            };
             Event::Read {
                 run_id,
                 stream,
                 source,
                 read,
             }
-        })
+        });
     }
 
     pub(super) fn write(&mut self, run_id: RunId, mut sink: Sink, bytes: Bytes) -> AbortHandle {

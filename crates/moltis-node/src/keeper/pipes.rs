@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use moltis_proto::run::TtySize;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -23,6 +24,10 @@ const READ_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of the pipe of a command that prints much. Pipes of one user share a limit (16,384 pages
 /// in all, pipe(7)), so only those that fill the standard 64 KiB get more.
 const PIPE_BYTES: usize = 256 * 1024;
+
+/// Bytes that a terminal may hold for who reads it: more than that is written behind a look at it.
+/// Linux holds some 12 KiB.
+const TERMINAL_BYTES_MAX: u64 = 64 * 1024;
 
 /// End of file, as a terminal spells it.
 const END_OF_TRANSMISSION: u8 = 4;
@@ -202,17 +207,22 @@ impl Source {
         read
     }
 
-    /// Returns how many bytes wait to be read.
-    pub(super) fn waiting(&self) -> u64 {
-        let waiting = match &self.end {
-            SourceEnd::Pipe(pipe) => rustix::io::ioctl_fionread(pipe.as_fd()),
-            SourceEnd::Terminal(Terminal::System(fd)) => rustix::io::ioctl_fionread(fd.get_ref()),
+    /// Returns how many bytes wait to be read, at most; 0 where none do.
+    pub(super) fn waiting_bytes_max(&self) -> u64 {
+        match &self.end {
+            SourceEnd::Pipe(pipe) => rustix::io::ioctl_fionread(pipe.as_fd()).unwrap_or(0),
+            SourceEnd::Terminal(Terminal::System(fd)) => {
+                // A count of what a terminal has leaves out what is still on its way through it.
+                let mut fds = [PollFd::new(fd.get_ref(), PollFlags::IN)];
+                rustix::event::poll(&mut fds, Some(&Timespec::default())).ok(); // it is as good as closed
+                let waits = fds[0].revents().contains(PollFlags::IN);
+                if waits { TERMINAL_BYTES_MAX } else { 0 }
+            }
             #[cfg(feature = "simulation")]
-            SourceEnd::Terminal(Terminal::Simulated(terminal)) => Ok(terminal.waiting()),
+            SourceEnd::Terminal(Terminal::Simulated(terminal)) => terminal.waiting(),
             #[cfg(feature = "simulation")]
-            SourceEnd::Simulated(output) => Ok(output.waiting()),
-        };
-        waiting.unwrap_or(0)
+            SourceEnd::Simulated(output) => output.waiting(),
+        }
     }
 
     fn expect_more(&mut self) {

@@ -4,6 +4,7 @@
 //! they ask for. How a child is brought to its end stands in [`super::ending`].
 
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use moltis_proto::run::outbox::{Outbox, SpoolDone};
 use moltis_proto::run::stdin::{StdinReceiver, StdinWrite};
 use moltis_proto::run::{Ending, GapReason, RunState, RunSummary, Stream, TtySize};
 use moltis_proto::{JournalId, RunId};
+use tokio::sync::Notify;
 
 use super::ending::Life;
 use super::ops::Ops;
@@ -53,12 +55,14 @@ struct Lane {
     state: LaneState,
     /// The child has ended, and only so many bytes are still its own.
     left: Option<u64>,
+    /// Rung while the source is read and wanted back.
+    called_back: Arc<Notify>,
 }
 
 #[derive(Debug)]
 enum LaneState {
     Idle(Source),
-    Reading(AbortHandle),
+    Reading,
     Closed,
 }
 
@@ -82,6 +86,7 @@ impl Run {
         let lane = |source: Option<Source>| Lane {
             state: source.map_or(LaneState::Closed, LaneState::Idle),
             left: None,
+            called_back: Arc::default(),
         };
         let is_terminal = spawned.terminal.is_some();
         Self {
@@ -112,6 +117,7 @@ impl Run {
         let closed = || Lane {
             state: LaneState::Closed,
             left: None,
+            called_back: Arc::default(),
         };
         Self {
             id,
@@ -187,24 +193,28 @@ impl Run {
         &mut self,
         stream: Stream,
         source: Source,
-        read: io::Result<Bytes>,
+        read: Option<io::Result<Bytes>>,
         now: Instant,
     ) {
         let lane = &mut self.lanes[stream.index()];
         match read {
-            Ok(bytes) if !bytes.is_empty() => {
+            None => {
                 lane.state = LaneState::Idle(source);
-                if let Some(left) = &mut lane.left {
+                self.expect_no_more(stream);
+            }
+            Some(Ok(bytes)) if !bytes.is_empty() => {
+                let is_done = lane.left.as_mut().is_some_and(|left| {
                     *left = left.saturating_sub(bytes.len() as u64);
-                }
-                let is_done = lane.left == Some(0);
+                    *left == 0 || source.waiting_bytes_max() == 0
+                });
+                lane.state = LaneState::Idle(source);
                 self.outbox.handle_output(stream, bytes, now);
                 if is_done {
                     self.close_lane(stream);
                 }
             }
             // A descriptor that fails is as good as closed.
-            Ok(_) | Err(_) => self.close_lane(stream),
+            Some(Ok(_) | Err(_)) => self.close_lane(stream),
         }
     }
 
@@ -242,17 +252,25 @@ impl Run {
     pub(super) fn stop_waiting_for_output(&mut self) {
         for stream in Stream::BOTH {
             let lane = &mut self.lanes[stream.index()];
-            match &lane.state {
+            match lane.state {
                 LaneState::Closed => {}
-                LaneState::Reading(_) => self.close_lane(stream),
-                LaneState::Idle(source) => {
-                    let waiting = source.waiting();
-                    if waiting == 0 {
-                        self.close_lane(stream);
-                    } else {
-                        lane.left.get_or_insert(waiting);
-                    }
-                }
+                // There may be something by now that the read has not come to.
+                LaneState::Reading => lane.called_back.notify_one(),
+                LaneState::Idle(_) => self.expect_no_more(stream),
+            }
+        }
+    }
+
+    /// What waits in an output that nobody reads is the last that is taken of it.
+    fn expect_no_more(&mut self, stream: Stream) {
+        let lane = &mut self.lanes[stream.index()];
+        let LaneState::Idle(source) = &lane.state else {
+            return;
+        };
+        match source.waiting_bytes_max() {
+            0 => self.close_lane(stream),
+            waiting => {
+                lane.left.get_or_insert(waiting);
             }
         }
     }
@@ -294,7 +312,9 @@ impl Run {
         let max = usize::try_from(max).unwrap_or(usize::MAX);
         let state = std::mem::replace(&mut lane.state, LaneState::Closed);
         if let LaneState::Idle(source) = state {
-            lane.state = LaneState::Reading(ops.read(self.id, stream, source, max));
+            lane.state = LaneState::Reading;
+            let called_back = Arc::clone(&lane.called_back);
+            ops.read(self.id, stream, source, max, called_back);
         }
     }
 
@@ -315,11 +335,7 @@ impl Run {
     }
 
     fn close_lane(&mut self, stream: Stream) {
-        let lane = &mut self.lanes[stream.index()];
-        if let LaneState::Reading(handle) = &lane.state {
-            handle.abort();
-        }
-        lane.state = LaneState::Closed;
+        self.lanes[stream.index()].state = LaneState::Closed;
         self.outbox.handle_eof(stream);
     }
 }

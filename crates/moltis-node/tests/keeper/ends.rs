@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use moltis_proto::ToKeeper;
-use moltis_proto::run::{ExitStatus, Outcome, Reason};
+use moltis_proto::run::{ExitStatus, Outcome, Reason, RunSpec, Tty, TtySize};
 
-use crate::client::{argv, id, shell};
+use crate::client::{PATIENCE, argv, id, shell};
 use crate::fixture::{Inside, Outside, gone, is_alive};
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn what_cannot_start_says_why() {
     }
 }
 
-fn in_directory(cwd: &str) -> moltis_proto::run::RunSpec {
+fn in_directory(cwd: &str) -> RunSpec {
     let mut spec = shell("pwd");
     spec.cwd = Some(cwd.to_owned());
     spec
@@ -288,6 +288,87 @@ async fn a_run_that_had_ended_before_it_was_cancelled_keeps_its_ending() {
         let ending = client.finish(id(number)).await.ending();
         assert_eq!(ending.outcome, Outcome::Signaled, "round {number}");
         assert_eq!(ending.status, Some(ExitStatus::Signal(9)));
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_that_meets_the_end_of_a_run_loses_nothing_of_what_it_wrote() {
+    let keeper = Inside::new();
+    let mut client = keeper.client().await;
+    let road = keeper.dir.path().join("road");
+    let made = std::process::Command::new("mkfifo").arg(&road).status();
+    assert!(made.unwrap().success());
+    // A pipe holds 64 KiB, a terminal some 12.
+    let on_pipes = (None, 60_000);
+    let on_a_terminal = (Some(terminal()), 8_000);
+    for number in 1..=200 {
+        let (tty, bytes) = [&on_pipes, &on_a_terminal][usize::from(number) % 2].clone();
+        let line = format!(
+            "echo ready; read line < {}; printf '%{bytes}s' last; exit 0",
+            road.display()
+        );
+        client
+            .start(
+                id(number),
+                RunSpec {
+                    tty,
+                    ..shell(&line)
+                },
+            )
+            .await;
+        let run = client
+            .until(id(number), |run| run.stdout().ends_with('\n'))
+            .await;
+        let (pid, before) = (run.pid.unwrap(), run.stdout().len());
+        // The keeper lives on this thread. It sees the end when it hears of the cancel, and what was
+        // printed together with its own clock, in an order that is chance.
+        std::fs::write(&road, "go\n").unwrap();
+        let began = Instant::now();
+        while is_alive(pid) {
+            assert!(began.elapsed() < PATIENCE, "it ends by itself");
+            std::thread::yield_now();
+        }
+        client.cancel(id(number), 1_000).await;
+        let run = client.finish(id(number)).await;
+        assert_eq!(run.ending().outcome, Outcome::Exited, "round {number}");
+        assert_eq!(run.stdout().len() - before, bytes, "round {number}");
+        assert!(run.stdout().ends_with("last"), "round {number}");
+    }
+}
+
+#[tokio::test]
+async fn a_short_run_that_says_it_exited_has_said_all_whenever_it_is_cancelled() {
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    let (mut exited, mut cancelled) = (0, 0);
+    for number in 1..=240 {
+        let line = "seq 1 2000 >&2; echo last; exit 0";
+        let tty = (number % 3 == 0).then(terminal);
+        client
+            .start(id(number), RunSpec { tty, ..shell(line) })
+            .await;
+        client.until(id(number), |run| run.pid.is_some()).await;
+        tokio::time::sleep(Duration::from_micros(100 * u64::from(number % 60))).await;
+        client.cancel(id(number), 1_000).await;
+        let run = client.finish(id(number)).await;
+        if run.ending().outcome == Outcome::Cancelled {
+            cancelled += 1;
+            continue;
+        }
+        exited += 1;
+        assert_eq!(run.ending().outcome, Outcome::Exited, "round {number}");
+        assert_eq!(run.ending().status, Some(ExitStatus::Code(0)));
+        assert!(run.stdout().trim_end().ends_with("last"), "round {number}");
+        let lines = run.stdout().lines().count() + run.stderr().lines().count();
+        assert_eq!(lines, 2001, "round {number}");
+    }
+    println!("{exited} had exited, {cancelled} were cancelled");
+}
+
+fn terminal() -> Tty {
+    Tty {
+        size: TtySize { cols: 80, rows: 24 },
+        term: "dumb".to_owned(),
     }
 }
 
