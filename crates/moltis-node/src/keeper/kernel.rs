@@ -123,7 +123,10 @@ impl Kernel {
                 marks.is_some_and(|marks| process::end_marked(&marks))
             }
             #[cfg(feature = "simulation")]
-            Self::Simulated(_) => false, // its processes end with their keeper, or say that they may not
+            Self::Simulated(kernel) => {
+                let runs: Vec<_> = runs.iter().map(|name| (name.run, name.journal)).collect();
+                kernel.end_leftovers(&runs)
+            }
         }
     }
 

@@ -119,7 +119,7 @@ impl Plan {
             }
             (Kernel::System(system), None) => self.spawn_on_pipes(program, system, run),
             #[cfg(feature = "simulation")]
-            (Kernel::Simulated(kernel), _) => self.spawn_simulated(program, kernel),
+            (Kernel::Simulated(kernel), _) => self.spawn_simulated(program, kernel, run),
         }
     }
 
@@ -209,8 +209,10 @@ impl Plan {
         &self,
         program: &Program,
         kernel: &std::sync::Arc<dyn simulation::Kernel>,
+        run: Name,
     ) -> io::Result<Spawned> {
         let simulation::Child { pid, ends } = kernel.spawn(&simulation::Order {
+            run: (run.run, run.journal),
             file: &program.file,
             argv: &program.argv,
             env: &self.env,

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
 use moltis_proto::run::{ExitStatus, StdinMode, Tty, TtySize};
+use moltis_proto::{JournalId, RunId};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// What a keeper asks a system about processes, and tells it to do. Process ids are positive.
@@ -47,6 +48,13 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// have left its group; and whether these are all.
     fn escaped(&self, child: i32) -> (Vec<i32>, bool);
 
+    /// Kills every process that was started for one of these runs, or has descended from one, by a
+    /// keeper that is dead. Returns whether none is left. Without an implementation it kills
+    /// nobody, and there is no telling.
+    fn end_leftovers(&self, _runs: &[(RunId, JournalId)]) -> bool {
+        false
+    }
+
     /// Reaps the orphans that have ended, and returns those that live on; `None` where there is no
     /// telling.
     fn orphans(&self) -> Option<Vec<i32>>;
@@ -64,6 +72,8 @@ pub struct Found {
 /// A child to start, as a keeper has decided it.
 #[derive(Debug, Clone, Copy)]
 pub struct Order<'a> {
+    /// The run that it is for, and the journal which that stands in.
+    pub run: (RunId, JournalId),
     /// Its program.
     pub file: &'a Path,
     /// Its argument vector, never empty.

@@ -83,6 +83,10 @@ async fn check(boundary: Boundary, stage: &Stage) {
             assert!(again.ended.is_some(), "{why} begins now");
         }
     }
+    assert!(
+        !stage.machine.processes.is_any_alive(),
+        "{boundary:?}: nobody knows of a process"
+    );
     let spawned = stage.machine.processes.spawned.lock().unwrap();
     assert!(spawned.values().all(|times| *times <= 1), "{spawned:?}");
 }

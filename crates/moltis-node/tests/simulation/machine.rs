@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt as _};
 use moltis_node::simulation::{
     self, Child, Edge, Ends, Found, Order, Output, Sockets, Step, Terminal,
 };
 use moltis_proto::run::{ExitStatus, TtySize};
+use moltis_proto::{JournalId, RunId};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWriteExt as _, DuplexStream, ReadBuf};
 use tokio::sync::{Notify, watch};
@@ -30,9 +31,15 @@ const KILL: i32 = 9;
 const PIPE: i32 = 13;
 
 /// The programs of a machine. Each gets the number of the run that asks for it, and then:
-/// `print` bytes and an exit code; `wait` seconds; `stay` seconds, without listening to SIGTERM.
+/// `print` bytes and an exit code; `said` the same, done before anybody looks; `wait` seconds; `stay` seconds, without listening to SIGTERM.
 /// `echo` writes on its terminal what is typed there, and at the end how large it is.
-const PROGRAMS: [&str; 4] = ["/sim/print", "/sim/wait", "/sim/stay", "/sim/echo"];
+const PROGRAMS: [&str; 5] = [
+    "/sim/print",
+    "/sim/said",
+    "/sim/wait",
+    "/sim/stay",
+    "/sim/echo",
+];
 
 /// The processes of a machine, which outlive its keepers.
 #[derive(Debug, Default)]
@@ -45,6 +52,7 @@ pub(crate) struct Processes {
 
 #[derive(Debug)]
 struct Process {
+    run: (RunId, JournalId),
     status: watch::Sender<Option<ExitStatus>>,
     listens: bool,
 }
@@ -147,6 +155,12 @@ impl simulation::Disk for Disk {
 }
 
 impl Processes {
+    pub(crate) fn is_any_alive(&self) -> bool {
+        let all = self.all.lock().unwrap();
+        all.values()
+            .any(|process| process.status.borrow().is_none())
+    }
+
     fn signal(&self, pid: i32, signal: i32) {
         if let Some(process) = self.all.lock().unwrap().get(&pid)
             && (signal == KILL || (signal == TERM && process.listens))
@@ -199,7 +213,13 @@ impl simulation::Kernel for Machine {
         let pid = 100 + i32::try_from(all.len()).unwrap();
         let status = process.clone();
         let listens = order.argv[0] != "/sim/stay";
-        all.insert(pid, Process { status, listens });
+        let run = order.run;
+        let of_run = Process {
+            run,
+            status,
+            listens,
+        };
+        all.insert(pid, of_run);
         if let Some(tty) = order.tty {
             let size = Mutex::new(tty.size);
             let echo = Echo {
@@ -213,7 +233,17 @@ impl simulation::Kernel for Machine {
                 ends: Ends::Terminal(Arc::new(echo)),
             });
         }
-        let does: BoxFuture<'static, ExitStatus> = if order.argv[0] == "/sim/print" {
+        let mut waiting = 0;
+        let does: BoxFuture<'static, ExitStatus> = if order.argv[0] == "/sim/said" {
+            waiting = number(2);
+            let bytes = vec![b'x'; usize::try_from(waiting).unwrap()];
+            let said = stdout.write_all(&bytes).now_or_never();
+            said.expect("the pipe takes it at once").unwrap();
+            drop(stdout);
+            let status = ExitStatus::Code(i32::try_from(number(3)).unwrap());
+            end(&process, status);
+            Box::pin(std::future::ready(status))
+        } else if order.argv[0] == "/sim/print" {
             let bytes = vec![b'x'; usize::try_from(number(2)).unwrap()];
             let code = i32::try_from(number(3)).unwrap();
             Box::pin(async move {
@@ -238,13 +268,13 @@ impl simulation::Kernel for Machine {
             drop(stderr);
             end(&process, status);
         });
-        let pipe = |near| Box::new(Pipe(near)) as Box<dyn Output>;
+        let pipe = |stream, waiting| Box::new(Pipe { stream, waiting }) as Box<dyn Output>;
         Ok(Child {
             pid,
             ends: Ends::Pipes {
                 stdin: None,
-                stdout: pipe(near),
-                stderr: pipe(near_stderr),
+                stdout: pipe(near, waiting),
+                stderr: pipe(near_stderr, 0),
             },
         })
     }
@@ -280,13 +310,26 @@ impl simulation::Kernel for Machine {
         (Vec::new(), true)
     }
 
+    fn end_leftovers(&self, runs: &[(RunId, JournalId)]) -> bool {
+        for process in self.processes.all.lock().unwrap().values() {
+            if runs.contains(&process.run) {
+                end(&process.status, ExitStatus::Signal(KILL));
+            }
+        }
+        true
+    }
+
     fn orphans(&self) -> Option<Vec<i32>> {
         Some(Vec::new())
     }
 }
 
 #[derive(Debug)]
-struct Pipe(DuplexStream);
+struct Pipe {
+    stream: DuplexStream,
+    /// What is told to wait in it.
+    waiting: u64,
+}
 
 impl AsyncRead for Pipe {
     fn poll_read(
@@ -294,13 +337,17 @@ impl AsyncRead for Pipe {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let bytes = (buf.filled().len() - before) as u64;
+        self.waiting = self.waiting.saturating_sub(bytes);
+        read
     }
 }
 
 impl Output for Pipe {
     fn waiting(&self) -> u64 {
-        0
+        self.waiting
     }
 }
 

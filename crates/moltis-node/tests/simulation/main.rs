@@ -11,6 +11,7 @@
 #[expect(dead_code, reason = "the keeper's tests use all of it")]
 mod client;
 mod deaths;
+mod endings;
 mod life;
 mod machine;
 mod roads;
