@@ -450,9 +450,10 @@ impl Space {
     }
 
     fn look(&self) {
-        let over = self.is_over();
-        self.over
-            .send_if_modified(|was| std::mem::replace(was, over) != over);
+        self.over.send_if_modified(|told| {
+            let over = self.is_over();
+            std::mem::replace(told, over) != over
+        });
     }
 }
 

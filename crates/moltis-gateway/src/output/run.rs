@@ -424,19 +424,18 @@ impl RunOutput {
         }
     }
 
+    /// Tells how far both streams are. Looked at and told as one: the task that brings output and the
+    /// thread that writes it tell at once, and whoever looked first must not be heard last.
     fn tell(&self) {
-        let progress = {
+        self.progress.send_if_modified(|told| {
             let memory = self.memory();
-            Progress {
+            let now = Progress {
                 end: [memory[0].end(), memory[1].end()],
                 stored: [memory[0].stored(), memory[1].stored()],
                 finished: memory[0].is_finished(),
-            }
-        };
-        self.progress.send_if_modified(|was| {
-            let changed = *was != progress;
-            *was = progress;
-            changed
+            };
+            let before = std::mem::replace(told, now);
+            before != now
         });
     }
 
@@ -672,6 +671,33 @@ mod tests {
             ended.read(Stream::Stderr, 10, 9).await.unwrap(),
             OutputRead::End
         );
+    }
+
+    #[tokio::test]
+    async fn how_far_it_is_never_goes_back_whoever_tells_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        append(&run, Stream::Stdout, 60 * KIB);
+        let end = run.end(Stream::Stdout) + 100_000;
+        let progress = run.subscribe();
+        std::thread::scope(|scope| {
+            // The thread that writes tells of it meanwhile.
+            scope.spawn(|| {
+                while run.end(Stream::Stdout) < end {
+                    append(&run, Stream::Stdout, 1);
+                }
+            });
+            let mut last = Progress::default();
+            while last.end[0] < end {
+                let now = *progress.borrow();
+                assert!(
+                    now.end >= last.end && now.stored >= last.stored,
+                    "{last:?}, then {now:?}"
+                );
+                last = now;
+            }
+        });
     }
 
     #[tokio::test]
