@@ -26,6 +26,7 @@ const EXCUSED: &[&str] = &[
     "launchd",
     "network namespaces",
     "an OOM kill by the kernel",
+    "a power cut of a gateway",
     "other architectures",
 ];
 

@@ -275,6 +275,11 @@ impl Outputs {
         })))
     }
 
+    /// Returns the running boot of this machine, where it is known.
+    pub(crate) fn boot_id(&self) -> Option<BootId> {
+        self.0.boot_id
+    }
+
     /// Returns the output of a run that is not over: the one in memory, else what its files hold.
     ///
     /// # Errors

@@ -34,7 +34,11 @@ fn exchange(mut stream: impl std::io::Read + std::io::Write, request: &str) -> A
     stream.write_all(request.as_bytes()).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    answer(&text)
+}
+
+fn answer(text: &str) -> Answer {
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
     let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
     Answer {
         status: status.unwrap_or_else(|| panic!("no status in {text:?}")),
@@ -71,14 +75,24 @@ fn get(home: &Home, path: &str) -> Value {
 
 /// Sends a document to the Unix socket, and returns what is answered.
 pub(crate) fn post(home: &Home, path: &str, headers: &[&str], body: &Value) -> Value {
-    let stream = UnixStream::connect(home.path().join("gateway.sock")).unwrap();
+    answer(&try_post(home, path, headers, body)).json()
+}
+
+/// Sends a document to the Unix socket, and returns the bytes that come back: none, where the gateway
+/// is gone before it has answered.
+pub(crate) fn try_post(home: &Home, path: &str, headers: &[&str], body: &Value) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut stream = UnixStream::connect(home.seen().join("gateway.sock")).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
     let body = body.to_string();
     let length = format!("content-length: {}", body.len());
     let ours = ["host: localhost", "content-type: application/json", &length];
     let line = format!("POST /api/v1/{path}");
     let head = request(&line, &[&ours[..], headers].concat());
-    exchange(stream, &(head + &body)).json()
+    stream.write_all((head + &body).as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok(); // what has come is told
+    text
 }
 
 fn bearer(token: &str) -> String {

@@ -89,6 +89,47 @@ impl Home {
         Some(home)
     }
 
+    /// A home on an ext4 in a file, which its own processes alone see and whose power can be cut;
+    /// `None` where none may be mounted. Nothing but a sync brings anything onto it.
+    pub(crate) fn on_a_disk_with_a_switch() -> Option<Self> {
+        let mut home = Self::new();
+        fs::create_dir(home.path()).unwrap();
+        fs::File::create(home.platter(0))
+            .and_then(|file| file.set_len(64 << 20))
+            .unwrap();
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--mount", "sh", "-c"]).arg(format!(
+            "mkfs.ext4 -q -F {platter} && {} && chmod 0700 {} && sync && echo mounted && exec cat",
+            home.mount(0),
+            home.path().display(),
+            platter = home.platter(0).display(),
+        ));
+        unshare.stdin(Stdio::piped());
+        let mut holder = Process::start_if_there(unshare)?;
+        holder.stdout.wait_for_line_or_end();
+        if !holder.stdout.text().contains("mounted") {
+            holder.wait();
+            return None;
+        }
+        home.disk = Some(holder);
+        Some(home)
+    }
+
+    /// The file that is the disk, before and behind the power cut.
+    fn platter(&self, boot: u8) -> PathBuf {
+        self.dir.path().join(format!("platter{boot}"))
+    }
+
+    /// The words that mount it. The kernel writes what is old enough, by default every five seconds;
+    /// a test is quicker, or sees less than what a power cut may take.
+    fn mount(&self, boot: u8) -> String {
+        format!(
+            "mount -o loop,commit=600 {} {}",
+            self.platter(boot).display(),
+            self.path().display()
+        )
+    }
+
     /// The home as this process can look at it.
     pub(crate) fn seen(&self) -> PathBuf {
         let path = self.path();
@@ -297,6 +338,39 @@ impl<'a> Gateway<'a> {
     pub(crate) fn crash(&mut self) {
         self.process.signal(Signal::KILL);
         self.process.wait();
+    }
+
+    /// Ends it and its keepers at once, and leaves on the disk of its home, which has a switch, what
+    /// was synced. What is started from then on finds itself on another boot.
+    pub(crate) fn cut_power(&mut self) {
+        let home = self.home;
+        let mut all = processes_of(home.dir.path());
+        all.insert(self.process.pid().as_raw_pid());
+        let signal_all = |signal| {
+            for pid in all.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+                kill_process(pid, signal).ok(); // some have ended by themselves
+            }
+        };
+        signal_all(Signal::STOP);
+        fs::copy(home.platter(0), home.platter(1)).unwrap();
+        signal_all(Signal::KILL);
+        self.process.wait();
+        let boot = home.user().join("boot");
+        fs::write(&boot, "00000001-2222-4333-8444-555555555555\n").unwrap();
+        let script = format!(
+            "umount {} && {} && mount --bind {} /proc/sys/kernel/random/boot_id",
+            home.path().display(),
+            home.mount(1),
+            boot.display()
+        );
+        let holder = home.disk.as_ref().unwrap().pid().as_raw_pid();
+        let mut nsenter = Command::new("nsenter");
+        nsenter.arg(format!("--mount=/proc/{holder}/ns/mnt"));
+        nsenter.args(["--", "sh", "-c", &script]);
+        eventually("the last process to let go of the disk", || {
+            let done = nsenter.output().unwrap();
+            done.status.success().then_some(())
+        });
     }
 
     /// Starts it again on the same port.

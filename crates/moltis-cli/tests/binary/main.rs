@@ -33,6 +33,7 @@ mod node;
 mod pages;
 mod pairing;
 mod pipes;
+mod power;
 mod remote;
 mod restored;
 mod runs;

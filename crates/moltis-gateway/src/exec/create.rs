@@ -1,11 +1,15 @@
 //! From a request that may become a run to its row and its node's mailbox, in this order; or to the
 //! run that an earlier request with the same key has made.
 //!
+//! A row is *written* before its start is sent, and *synced* where the power cut that takes the row
+//! would take the keeper's journal too (ADR 69).
+//!
 //! All of it is done by a task of its own: an asker who leaves in the middle takes nothing back,
 //! and leaves no row behind that nobody sends.
 
 use std::sync::Arc;
 
+use moltis_proto::BootId;
 use tokio::time::Instant;
 
 use super::table::{Place, Spot};
@@ -13,7 +17,7 @@ use super::{
     Actor, Command, LiveRun, NewRun, ReadError, RunCreation, RunHandle, RunRecord, RunStage,
     Shared, StartError, StdinSource, device_of, handle,
 };
-use crate::store::Written;
+use crate::store::{Target, Written};
 
 /// A request that has passed all checks.
 #[derive(Debug)]
@@ -54,8 +58,10 @@ impl Shared {
             RunCreation::Created(written) => {
                 let record = record_of(order.new);
                 self.counts().created.one();
-                let run = LiveRun::new(record, true, output, Instant::now().into_std())
-                    .asked_at(order.asked.into_std());
+                // A slow disk does not make it younger.
+                let born = Instant::now().into_std();
+                self.safe_to_send(&record, Some(written)).await?;
+                let run = LiveRun::new(record, true, output, born).asked_at(order.asked.into_std());
                 let run = self.send(place, run, order.stdin).await;
                 self.settled(order.detach, Some(written)).await?;
                 Ok(handle(&run, false))
@@ -137,15 +143,39 @@ impl Shared {
             return Ok(self.ended(row).await?);
         }
         // Its id and its digest make it safe to send it, whatever its node has of it.
+        self.safe_to_send(&row, None).await?;
         let run = self.live_of(row)?;
         let run = self.send(place, run, stdin).await;
         Ok(handle(&run, true))
     }
 
+    /// Waits until a start may be sent: where one power cut takes both the row and the keeper's
+    /// journal, until the row would survive it. Otherwise the request, repeated under its key, would
+    /// find nobody who knows that it was obeyed. Any other keeper knows the id, which is made from
+    /// the key; and without a key no request is repeated.
+    async fn safe_to_send(
+        &self,
+        record: &RunRecord,
+        written: Option<Written>,
+    ) -> Result<(), StartError> {
+        let here = self.outputs.boot_id();
+        if record.key.is_some() && is_on_this_machine(&record.target, record.boot_id, here) {
+            self.on_disk(written).await?;
+        }
+        Ok(())
+    }
+
     /// Waits, for somebody who will not come back, until what is written would survive a power cut.
     async fn settled(&self, detach: bool, written: Option<Written>) -> Result<(), StartError> {
+        if detach {
+            self.on_disk(written).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until this write, or all so far, would survive a power cut.
+    async fn on_disk(&self, written: Option<Written>) -> Result<(), StartError> {
         match written {
-            _ if !detach => {}
             Some(written) => self.store.synced(written).await?,
             None => self.store.synced_so_far().await?,
         }
@@ -168,6 +198,12 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Returns whether the keeper of a place is on this machine, whose running boot is `here`: that of
+/// `local`, or of a node that runs beside the gateway.
+fn is_on_this_machine(target: &Target, boot_id: Option<BootId>, here: Option<BootId>) -> bool {
+    *target == Target::Local || (here.is_some() && boot_id == here)
 }
 
 /// Returns the record of a run as its row will be.
@@ -196,5 +232,24 @@ fn record_of(new: NewRun) -> RunRecord {
         ending: None,
         totals: moltis_proto::run::Totals::default(),
         output_freed_at: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moltis_proto::DeviceId;
+
+    use super::*;
+
+    #[test]
+    fn a_node_beside_the_gateway_is_on_its_machine() {
+        let [here, there] = [1, 2].map(|byte| BootId::from_bytes([byte; 16]));
+        let node = Target::Node(DeviceId::from_bytes([5; 16]));
+        assert!(is_on_this_machine(&Target::Local, Some(there), Some(here)));
+        assert!(is_on_this_machine(&Target::Local, Some(there), None));
+        assert!(is_on_this_machine(&node, Some(here), Some(here)));
+        assert!(!is_on_this_machine(&node, Some(there), Some(here)));
+        assert!(!is_on_this_machine(&node, Some(there), None));
+        assert!(!is_on_this_machine(&node, None, None));
     }
 }

@@ -161,7 +161,8 @@ impl Shared {
     /// Returns the run of an open row.
     pub(super) fn live_of(&self, row: RunRecord) -> Result<LiveRun, ReadError> {
         let output = self.outputs.run(row.id)?;
-        let ours = row.incarnation == self.roster.incarnation();
+        // Where the disk fails nothing is started, and least of all what may not outlast a power cut.
+        let ours = row.incarnation == self.roster.incarnation() && self.store.failure().is_none();
         Ok(LiveRun::new(row, ours, output, Instant::now().into_std()))
     }
 

@@ -1,8 +1,10 @@
-//! The dispatcher with a keeper that a test plays, and a store whose disk a test holds: what is
-//! told, what is sent, and what must wait for what.
+//! The dispatcher with a keeper that a test plays: what is told and what is sent. Below it is what
+//! must wait for the disk.
+
+mod synced;
 
 use std::path::Path;
-use std::sync::{Arc, mpsc as std_mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -73,6 +75,16 @@ impl Bench {
 
     /// As [`keeper`](Self::keeper), on this boot of the machine.
     async fn keeper_of(&mut self, boot_id: BootId, held: Vec<RunSummary>) -> Keeper {
+        self.keeper_with(boot_id, JOURNAL, held).await
+    }
+
+    /// As [`keeper_of`](Self::keeper_of), with this journal.
+    async fn keeper_with(
+        &mut self,
+        boot_id: BootId,
+        journal_id: JournalId,
+        held: Vec<RunSummary>,
+    ) -> Keeper {
         let local = self.runs.local.clone().unwrap();
         let greet = async {
             let mut keeper = Keeper(self.connections.recv().await.unwrap());
@@ -80,7 +92,7 @@ impl Bench {
             keeper
                 .say(FromKeeper::Runs {
                     boot_id,
-                    journals: vec![JOURNAL],
+                    journals: vec![journal_id],
                     runs: held,
                     last: true,
                 })
@@ -260,42 +272,6 @@ fn row_of(bench: &Bench, request: &RunRequest) -> NewRun {
     }
 }
 
-/// A disk that syncs when the test lets it.
-struct Disk {
-    asked: std_mpsc::Receiver<()>,
-    let_go: std_mpsc::Sender<()>,
-}
-
-impl Disk {
-    async fn store(dir: &Path) -> (Store, Self) {
-        let (ask, asked) = std_mpsc::channel();
-        let (let_go, gate) = std_mpsc::channel();
-        let sync = move || {
-            ask.send(()).ok(); // the test has seen enough
-            gate.recv().map_err(std::io::Error::other)
-        };
-        let store = Store::open_with(&System::default(), dir, move |_| sync)
-            .await
-            .unwrap();
-        (store, Self { asked, let_go })
-    }
-
-    /// Waits until somebody wants what is written to be on the disk.
-    async fn asked(self) -> Self {
-        let wait = move || {
-            self.asked
-                .recv_timeout(PATIENCE)
-                .expect("nobody waits for the disk");
-            self
-        };
-        tokio::task::spawn_blocking(wait).await.unwrap()
-    }
-
-    fn let_go(&self) {
-        self.let_go.send(()).unwrap();
-    }
-}
-
 #[tokio::test]
 async fn an_ending_that_cannot_be_written_is_told_and_the_next_process_writes_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -346,66 +322,6 @@ async fn an_ending_that_cannot_be_written_is_told_and_the_next_process_writes_it
     let row = bench.shared.store.run(id).await.unwrap().unwrap();
     assert_eq!((row.stage, row.ending), (RunStage::Ended, Some(ending)));
     assert_eq!(row.totals, totals(output.len()));
-    bench.end().await;
-}
-
-#[tokio::test]
-async fn a_run_is_forgotten_only_when_it_would_survive_a_power_cut() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, disk) = Disk::store(dir.path()).await;
-    let mut bench = Bench::on(store, dir.path()).await;
-    let mut keeper = bench.keeper(Vec::new()).await;
-    let started = bench.start(request());
-    let id = keeper.hear_start().await;
-    keeper.say_started(id).await;
-    keeper.say_ended(id, 0).await;
-    started.await.unwrap().wait().await;
-    let disk = disk.asked().await;
-    assert_eq!(bench.stage(id).await, RunStage::Ended);
-    let mark = bench.mark().await;
-    assert_eq!(keeper.hear_forget().await, mark, "the disk is not done");
-    disk.let_go();
-    assert_eq!(keeper.hear_forget().await, id);
-    bench.end().await;
-}
-
-#[tokio::test]
-async fn who_leaves_a_run_alone_hears_of_it_when_it_would_survive_a_power_cut() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, disk) = Disk::store(dir.path()).await;
-    let mut bench = Bench::on(store, dir.path()).await;
-    let mut keeper = bench.keeper(Vec::new()).await;
-    let request = RunRequest {
-        detach: true,
-        ..keyed()
-    };
-    let first = bench.start(request);
-    keeper.hear_start().await;
-    let disk = disk.asked().await;
-    assert!(!first.is_finished(), "the disk is not done");
-    disk.let_go();
-    assert!(!first.await.unwrap().existed());
-    bench.end().await;
-}
-
-#[tokio::test]
-async fn who_repeats_a_request_and_leaves_waits_for_the_disk_as_well() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, disk) = Disk::store(dir.path()).await;
-    let mut bench = Bench::on(store, dir.path()).await;
-    let mut keeper = bench.keeper(Vec::new()).await;
-    let first = bench.start(keyed());
-    keeper.hear_start().await;
-    assert!(!first.await.unwrap().existed(), "who stays need not wait");
-    let request = RunRequest {
-        detach: true,
-        ..keyed()
-    };
-    let again = bench.start(request);
-    let disk = disk.asked().await;
-    assert!(!again.is_finished(), "the disk is not done");
-    disk.let_go();
-    assert!(again.await.unwrap().existed());
     bench.end().await;
 }
 

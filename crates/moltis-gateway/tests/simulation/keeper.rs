@@ -140,7 +140,7 @@ pub(crate) fn byte(offset: u64) -> u8 {
     b'a' + (offset % 23) as u8
 }
 
-async fn say(stream: &mut DuplexStream, message: FromKeeper) -> io::Result<()> {
+pub(crate) async fn say(stream: &mut DuplexStream, message: FromKeeper) -> io::Result<()> {
     let bytes = Codec::Postcard.encode(&message).unwrap();
     stream
         .write_u32(u32::try_from(bytes.len()).unwrap())

@@ -8,6 +8,7 @@
 
 mod disk;
 mod keeper;
+mod power;
 
 use std::collections::BTreeMap;
 use std::io;

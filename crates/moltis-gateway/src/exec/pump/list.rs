@@ -83,13 +83,8 @@ impl Pump {
                 }
                 continue;
             }
-            if summary.is_none() && run.set_owner(self.seat.sitter.epoch) && run.take_unsent() {
-                // The keeper that the row names was never asked, or has refused: it may begin here,
-                // on another boot of the machine too.
-                run.update(|record| {
-                    record.boot_id = Some(boot_id);
-                    record.journal_id = Some(journal_id);
-                });
+            if summary.is_none() && run.set_owner(self.seat.sitter.epoch) {
+                give_unsent(&run, boot_id, journal_id);
             }
             let node = NodeSide {
                 boot_id,
@@ -193,6 +188,10 @@ impl Pump {
         if !run.set_owner(self.seat.sitter.epoch) {
             return; // a newer connection of its node decides
         }
+        if let Some(journal_id) = journals.first() {
+            // It may have waited for the disk while this connection took the place of another.
+            give_unsent(run, *boot_id, *journal_id);
+        }
         let node = NodeSide {
             boot_id: *boot_id,
             journals,
@@ -291,5 +290,16 @@ impl Pump {
             ending::Source::Known,
         );
         Ok(())
+    }
+}
+
+/// The keeper that the row of an unsent run names was never asked, or has refused: it may begin with
+/// this one, on another boot of the machine too. The caller has made the run its own.
+fn give_unsent(run: &LiveRun, boot_id: BootId, journal_id: JournalId) {
+    if run.take_unsent() {
+        run.update(|record| {
+            record.boot_id = Some(boot_id);
+            record.journal_id = Some(journal_id);
+        });
     }
 }

@@ -1,0 +1,180 @@
+//! What must wait for the disk: the word that a run may be forgotten, the answer to somebody who
+//! leaves, and a start that its machine would forget with its row.
+
+use std::sync::mpsc as std_mpsc;
+
+use super::*;
+
+const OTHER_JOURNAL: JournalId = JournalId::from_bytes([4; 16]);
+
+/// A disk that syncs when the test lets it.
+struct Disk {
+    asked: std_mpsc::Receiver<()>,
+    let_go: std_mpsc::Sender<()>,
+}
+
+impl Disk {
+    async fn store(dir: &Path) -> (Store, Self) {
+        let (ask, asked) = std_mpsc::channel();
+        let (let_go, gate) = std_mpsc::channel();
+        let sync = move || {
+            ask.send(()).ok(); // the test has seen enough
+            gate.recv().map_err(std::io::Error::other)
+        };
+        let store = Store::open_with(&System::default(), dir, move |_| sync)
+            .await
+            .unwrap();
+        (store, Self { asked, let_go })
+    }
+
+    /// Waits until somebody wants what is written to be on the disk.
+    async fn asked(self) -> Self {
+        let wait = move || {
+            self.asked
+                .recv_timeout(PATIENCE)
+                .expect("nobody waits for the disk");
+            self
+        };
+        tokio::task::spawn_blocking(wait).await.unwrap()
+    }
+
+    fn let_go(&self) {
+        self.let_go.send(()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_run_is_forgotten_only_when_it_would_survive_a_power_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, disk) = Disk::store(dir.path()).await;
+    let mut bench = Bench::on(store, dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let started = bench.start(request());
+    let id = keeper.hear_start().await;
+    keeper.say_started(id).await;
+    keeper.say_ended(id, 0).await;
+    started.await.unwrap().wait().await;
+    let disk = disk.asked().await;
+    assert_eq!(bench.stage(id).await, RunStage::Ended);
+    let mark = bench.mark().await;
+    assert_eq!(keeper.hear_forget().await, mark, "the disk is not done");
+    disk.let_go();
+    assert_eq!(keeper.hear_forget().await, id);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn who_leaves_a_run_alone_hears_of_it_when_it_would_survive_a_power_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, disk) = Disk::store(dir.path()).await;
+    let mut bench = Bench::on(store, dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let request = RunRequest {
+        detach: true,
+        ..request()
+    };
+    let first = bench.start(request);
+    keeper.hear_start().await;
+    let disk = disk.asked().await;
+    assert!(!first.is_finished(), "the disk is not done");
+    disk.let_go();
+    assert!(!first.await.unwrap().existed());
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn who_repeats_a_request_and_leaves_waits_for_the_disk_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, disk) = Disk::store(dir.path()).await;
+    let mut bench = Bench::on(store, dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let first = bench.start(keyed());
+    let disk = disk.asked().await;
+    disk.let_go();
+    keeper.hear_start().await;
+    assert!(!first.await.unwrap().existed());
+    // Nobody knows any more what of the store its run is.
+    let other = bench.start(request());
+    keeper.hear_start().await;
+    other.await.unwrap();
+    let request = RunRequest {
+        detach: true,
+        ..keyed()
+    };
+    let again = bench.start(request);
+    let disk = disk.asked().await;
+    assert!(!again.is_finished(), "the disk is not done");
+    disk.let_go();
+    assert!(again.await.unwrap().existed());
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_start_that_could_be_asked_for_again_leaves_when_its_row_would_survive_a_power_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, disk) = Disk::store(dir.path()).await;
+    let mut bench = Bench::on(store, dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let first = bench.start(keyed());
+    let disk = disk.asked().await;
+    let mark = bench.mark().await;
+    assert_eq!(keeper.hear_forget().await, mark, "the disk is not done");
+    assert!(!first.is_finished());
+    disk.let_go();
+    let id = keeper.hear_start().await;
+    assert_eq!(first.await.unwrap().id(), id);
+    // Without a key nobody asks for this one again.
+    let other = bench.start(request());
+    keeper.hear_start().await;
+    other.await.unwrap();
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_start_that_waited_for_the_disk_goes_to_the_keeper_that_is_there_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, disk) = Disk::store(dir.path()).await;
+    let mut bench = Bench::on(store, dir.path()).await;
+    let keeper = bench.keeper(Vec::new()).await;
+    let first = bench.start(keyed());
+    let disk = disk.asked().await;
+    drop(keeper);
+    while bench.shared.seat_of(&Target::Local).is_some() {
+        tokio::task::yield_now().await;
+    }
+    let mut keeper = bench.keeper_with(BOOT, OTHER_JOURNAL, Vec::new()).await;
+    disk.let_go();
+    let id = keeper.hear_start().await;
+    keeper.say_started(id).await;
+    keeper.say_ended(id, 0).await;
+    let mut handle = first.await.unwrap();
+    let record = tokio::time::timeout(PATIENCE, handle.wait()).await.unwrap();
+    assert_eq!(record.ending.as_ref().unwrap().outcome, Outcome::Exited);
+    drop(disk); // its ending may be synced or not
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_start_whose_row_the_disk_has_not_taken_never_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, disk) = Disk::store(dir.path()).await;
+    let mut bench = Bench::on(store, dir.path()).await;
+    let keeper = bench.keeper(Vec::new()).await;
+    let (runs, request) = (bench.runs.clone(), keyed());
+    let id = row_of(&bench, &request).id;
+    let first = async move { runs.start(request, &Principal::Operator).await };
+    let first = bench.shared.tasks.spawn(first);
+    drop(disk.asked().await);
+    let error = first.await.unwrap().unwrap_err();
+    assert!(matches!(error, StartError::Store(_)), "{error:?}");
+    // Somebody looks at what is in the file, and the keeper is met again.
+    bench.runs.handle(id).await.unwrap();
+    drop(keeper);
+    while bench.shared.seat_of(&Target::Local).is_some() {
+        tokio::task::yield_now().await;
+    }
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let mark = bench.mark().await;
+    assert_eq!(keeper.hear_forget().await, mark, "it was sent");
+    bench.end().await;
+}
