@@ -38,6 +38,8 @@ pub(super) struct Streams {
     counted: Arc<Mutex<Counted>>,
     /// What is counted, in words.
     what: &'static str,
+    /// What an asker with too many of them can do.
+    instead: &'static str,
     max: usize,
     per_asker_max: usize,
 }
@@ -57,20 +59,36 @@ pub(super) struct Place {
 
 impl Default for Streams {
     fn default() -> Self {
-        Self::new("streams of events", STREAMS_MAX, STREAMS_PER_ASKER_MAX)
+        let instead = "close one of them; `GET /api/v1/events` tells of everything in one stream";
+        Self::new(
+            ("streams of events", instead),
+            STREAMS_MAX,
+            STREAMS_PER_ASKER_MAX,
+        )
     }
 }
 
 impl Streams {
     /// Returns the count of answers with output.
     pub(super) fn of_output() -> Self {
-        Self::new("answers with output", OUTPUTS_MAX, OUTPUTS_PER_ASKER_MAX)
+        let instead =
+            "read one of them to its end or close it; each can be taken up again at its offset";
+        Self::new(
+            ("answers with output", instead),
+            OUTPUTS_MAX,
+            OUTPUTS_PER_ASKER_MAX,
+        )
     }
 
-    fn new(what: &'static str, max: usize, per_asker_max: usize) -> Self {
+    fn new(
+        (what, instead): (&'static str, &'static str),
+        max: usize,
+        per_asker_max: usize,
+    ) -> Self {
         Self {
             counted: Arc::default(),
             what,
+            instead,
             max,
             per_asker_max,
         }
@@ -99,7 +117,7 @@ impl Streams {
                 "`{who}` reads {theirs} {} already, and that is the most for one asker",
                 self.what
             ))
-            .hint("close one of them; `GET /api/v1/events` tells of everything in one stream"));
+            .hint(self.instead));
         }
         if counted.all >= self.max {
             let all = counted.all;
@@ -170,7 +188,7 @@ mod tests {
 
     #[test]
     fn one_asker_takes_no_place_of_another_and_all_have_a_bound() {
-        let streams = Streams::new("streams of events", 3, 2);
+        let streams = Streams::new(("streams of events", "close one"), 3, 2);
         let first = streams.admit(&token("a")).unwrap();
         let _second = streams.admit(&token("a")).unwrap();
         let refused = streams
@@ -179,6 +197,7 @@ mod tests {
             .problem(String::new());
         assert_eq!(refused.code, Code::TooMany);
         assert!(refused.detail.contains("`token:ci` reads 2"), "{refused:?}");
+        assert_eq!(refused.hint.as_deref(), Some("close one"));
         let operator = streams.admit(&Principal::Operator).unwrap();
         let refused = streams
             .admit(&token("b"))
@@ -192,8 +211,21 @@ mod tests {
     }
 
     #[test]
+    fn who_reads_too_much_output_is_not_sent_to_the_events() {
+        let outputs = Streams::of_output();
+        let all = (0..OUTPUTS_PER_ASKER_MAX).map(|_| outputs.admit(&token("a")).unwrap());
+        let _all: Vec<_> = all.collect();
+        let refused = outputs.admit(&token("a")).unwrap_err();
+        let hint = refused.problem(String::new()).hint.unwrap();
+        assert!(
+            hint.contains("offset") && !hint.contains("events"),
+            "{hint}"
+        );
+    }
+
+    #[test]
     fn an_answer_is_counted_until_its_body_goes_and_the_operators_are_not() {
-        let outputs = Streams::new("answers with output", 3, 1);
+        let outputs = Streams::new(("answers with output", "close one"), 3, 1);
         let answer = |who: &Principal| {
             let place = outputs.admit_but_the_operator(who)?;
             ApiResult::Ok(held(Response::new(Body::from("bytes")), place))
