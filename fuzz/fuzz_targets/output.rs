@@ -101,7 +101,7 @@ impl World {
                     let bytes_left = usize::from(input.short());
                     self.child.lose_keeper(Death { bytes_left }, input.flag());
                 }
-                _ => {}
+                _ => self.child.let_spools_grow(input.flag()),
             },
         }
         self.child.check_memory();
