@@ -265,7 +265,8 @@ pub(super) async fn rename(context: &Context, args: Rename) -> anyhow::Result<Ex
         name: Some(args.name),
         labels: None,
     };
-    let node = patch(&client, &args.node, &change).await?;
+    let before = detail(&client, &args.node).await?;
+    let node = patch(&client, &before.node.id, &change).await?;
     if args.format.json {
         context.output.json(&node)?;
         return Ok(Exit::SUCCESS);

@@ -188,6 +188,15 @@ async fn get(client: &Client, run: &str) -> anyhow::Result<Run> {
     Ok(client.get(&path).await.map_err(ApiError::into_failure)?)
 }
 
+/// Returns the id of the run that is to be changed: the gateway takes no short beginning of one then.
+async fn whole(client: &Client, run: &str) -> anyhow::Result<String> {
+    const DIGITS: usize = 32;
+    if run.len() == DIGITS {
+        return Ok(escape(run));
+    }
+    Ok(get(client, run).await?.id)
+}
+
 async fn attach(context: &Context, args: Attach) -> anyhow::Result<Exit> {
     let client = context.client(&args.remote)?;
     let path = format!("runs/{}", escape(&args.run));
@@ -207,7 +216,7 @@ async fn attach(context: &Context, args: Attach) -> anyhow::Result<Exit> {
 
 async fn cancel(context: &Context, args: Cancel) -> anyhow::Result<Exit> {
     let client = context.client(&args.remote)?;
-    let path = format!("runs/{}/cancel", escape(&args.run));
+    let path = format!("runs/{}/cancel", whole(&client, &args.run).await?);
     let cancelled = client
         .send(Method::POST, &path, &CancelBody::default())
         .await;
@@ -315,7 +324,7 @@ async fn copy(
 
 async fn claim(context: &Context, args: Claim) -> anyhow::Result<Exit> {
     let client = context.client(&args.remote)?;
-    let path = format!("runs/{}/claim", escape(&args.run));
+    let path = format!("runs/{}/claim", whole(&client, &args.run).await?);
     let claimed = client.send(Method::POST, &path, &Empty {}).await;
     let run: Run = claimed.map_err(ApiError::into_failure)?;
     print(context, &run, args.format.json)?;

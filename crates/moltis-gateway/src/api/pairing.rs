@@ -38,7 +38,7 @@ pub struct SetPairing {
 /// One request to pair: an item of `GET pairing/requests`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PairingRequest {
-    /// Its id; a unique prefix does.
+    /// Its id; in a path its first 8 digits do.
     pub id: String,
     /// The display name that the machine would like.
     pub name: String,

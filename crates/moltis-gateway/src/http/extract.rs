@@ -150,6 +150,23 @@ pub(crate) fn check_offset(name: &str, offset: u64) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Digits that the beginning of an id needs to stand for it where something is changed.
+const BEGINNING_DIGITS_MIN: usize = 8;
+
+/// Refuses so short a beginning of an id that a slip could mean another `what`.
+pub(super) fn check_beginning(what: &str, id: &str) -> Result<(), ApiError> {
+    if id.len() >= BEGINNING_DIGITS_MIN {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        Code::NotFound,
+        format!("there is no {what} `{id}`, and so few digits of an id change none"),
+    )
+    .hint(format!(
+        "name it by its whole id, or by at least {BEGINNING_DIGITS_MIN} digits"
+    )))
+}
+
 /// Refuses every parameter in front of a handler that reads none: one that is not known, or a
 /// token in the wrong place, is not passed over in silence.
 pub(super) async fn refuse_query(request: Request, next: Next) -> Response {

@@ -73,7 +73,7 @@ pub(super) async fn patch(
     Id(word): Id,
     Json(asked): Json<PatchNode>,
 ) -> ApiResult<axum::Json<NodeDetail>> {
-    let view = find(&desk, &word)?;
+    let view = find_whole(&desk, &word)?;
     let name = asked.name.map(name).transpose()?;
     let labels = asked.labels.map(Labels::new).transpose();
     let labels = labels.map_err(|error| ApiError::invalid(format!("`labels`: {error}")))?;
@@ -111,7 +111,7 @@ pub(super) async fn revoke(
     Id(word): Id,
     Json(crate::api::Empty {}): Json<crate::api::Empty>,
 ) -> ApiResult<axum::Json<NodeDetail>> {
-    let view = find(&desk, &word)?;
+    let view = find_whole(&desk, &word)?;
     // Who revokes twice gets the same answer twice.
     let record = match state(&view) {
         NodeState::Revoked => view.record,
@@ -130,7 +130,7 @@ pub(super) async fn forget(
     caller: Caller,
     Id(word): Id,
 ) -> ApiResult<StatusCode> {
-    let view = find(&desk, &word)?;
+    let view = find_whole(&desk, &word)?;
     if state(&view) == NodeState::Online {
         let name = &view.record.name;
         return Err(ApiError::new(
@@ -175,6 +175,25 @@ pub(super) async fn answer(
         },
     };
     detail(desk, &view).await
+}
+
+/// Finds a node for whoever wants to change it: by its whole id, its name, or its fingerprint. A
+/// beginning that a slip has cut short could be that of any node.
+fn find_whole(desk: &ApiState, word: &str) -> ApiResult<NodeView> {
+    let view = find(desk, word)?;
+    let record = &view.record;
+    let id = record.node_id.as_str();
+    let is_whole = id == word
+        || record.name.as_str() == word.trim()
+        || Fingerprint::of(&record.node_key).to_string() == word;
+    if is_whole {
+        return Ok(view);
+    }
+    Err(ApiError::new(
+        Code::NodeNotFound,
+        format!("there is no node `{word}`, and the beginning of an id changes none"),
+    )
+    .hint(format!("`{id}` begins so: name it by its whole id")))
 }
 
 /// Finds a node by id, unique prefix of it, name, or fingerprint. One that was revoked is found

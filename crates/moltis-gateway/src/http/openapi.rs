@@ -184,7 +184,7 @@ impl Desk {
                 "name": "id",
                 "in": "path",
                 "required": true,
-                "description": words::id_in(route.path),
+                "description": words::id_in(&route.method, route.path),
                 "schema": { "type": "string", "minLength": 1 },
             }));
         }

@@ -11,7 +11,7 @@ use moltis_proto::limits::WINDOW_TIME;
 use super::ApiState;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult};
-use super::extract::{Id, Json, Prefix};
+use super::extract::{Id, Json, Prefix, check_beginning};
 use super::host::{Authority, Host};
 use super::join::{Asked, Scheme, Ways, Whose};
 use super::listen::lan_address;
@@ -63,6 +63,7 @@ pub(super) async fn approve(
     Id(id): Id,
     Json(seen): Json<Approve>,
 ) -> ApiResult<axum::Json<NodeDetail>> {
+    check_beginning("request", &id)?;
     let id = desk.pairing().find_request(&id)?;
     let approved = desk
         .pairing()
@@ -78,6 +79,7 @@ pub(super) async fn reject(
     Id(id): Id,
     Json(Empty {}): Json<Empty>,
 ) -> ApiResult<StatusCode> {
+    check_beginning("request", &id)?;
     let id = desk.pairing().find_request(&id)?;
     desk.pairing().reject(id, caller.actor()).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -18,7 +18,7 @@ use moltis_proto::run::TtySize;
 use super::ApiState;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult};
-use super::extract::{Asked, Id, Json, Raw, check_offset};
+use super::extract::{Asked, Id, Json, Raw, check_beginning, check_offset};
 use super::streams::held;
 use super::{follow, nodes, page, result};
 use crate::api::runs::{
@@ -181,8 +181,10 @@ pub(super) async fn send_signal(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Finds a run for whoever wants to do something to it: on `local`, who may start one there.
+/// Finds a run for whoever wants to do something to it, by more than a few digits: on `local`, who
+/// may start one there.
 async fn touched(desk: &ApiState, caller: &Caller, id: &str) -> ApiResult<RunId> {
+    check_beginning("run", id)?;
     let run = desk.runs().find(id).await?.record;
     if run.target == Target::Local {
         caller.authorize(Action::RunHere)?;

@@ -1,5 +1,5 @@
-//! Nodes: see them, rename and label one, revoke it, forget it. An `id` is a node's id, a unique
-//! beginning of it, its name or its fingerprint.
+//! Nodes: see them, rename and label one, revoke it, forget it. An `id` is a node's id, its name or its
+//! fingerprint; to look at one, a unique beginning of its id will do.
 
 use super::InProcess;
 use crate::api::nodes::{ListNodes, Node, NodeDetail, PatchNode};

@@ -216,3 +216,44 @@ async fn a_name_that_means_several_nodes_is_refused_with_the_candidates() {
     assert_eq!(ids, ["build-1", "build-2"]);
     gateway.shut_down().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_beginning_of_an_id_shows_and_changes_nothing() {
+    let gateway = TestGateway::start().await;
+    let _node = gateway.node("box").await;
+    let client = Client::of(&gateway).await;
+    assert_eq!(client.get("nodes/b").await.value()["id"], "box");
+    let rename = json!({"name": "other"});
+    for (method, path, body) in [
+        (Method::POST, "nodes/b/revoke", json!({})),
+        (Method::DELETE, "nodes/b", json!({})),
+        (Method::PATCH, "nodes/bo", rename.clone()),
+    ] {
+        let problem = client.json(method, path, body).await.problem();
+        assert_eq!(problem.code.as_str(), "node_not_found", "{problem:?}");
+        assert!(problem.hint.unwrap().contains("`box`"), "{path}");
+    }
+    assert_eq!(client.get("nodes/box").await.value()["state"], "online");
+    for word in ["box", "other"] {
+        let path = format!("nodes/{word}");
+        let renamed = client.json(Method::PATCH, &path, rename.clone()).await;
+        assert_eq!(renamed.value()["name"], "other", "{renamed:?}");
+    }
+
+    let run = client.post("runs", json!({"node": "box", "command": "sleep 600"}));
+    let run = run.await.value();
+    let id = run["id"].as_str().unwrap();
+    let shown = client.get(&format!("runs/{}", &id[..7])).await;
+    assert_eq!(shown.value()["id"], id);
+    let cancel = |digits: usize| format!("runs/{}/cancel", &id[..digits]);
+    let problem = client.post(&cancel(7), json!({})).await.problem();
+    assert_eq!(problem.code.as_str(), "not_found", "{problem:?}");
+    let shown = client.get(&format!("runs/{id}")).await;
+    assert!(shown.value()["cancel_requested_at"].is_null());
+    let cancelled = client.post(&cancel(8), json!({})).await;
+    assert_eq!(cancelled.status, 202);
+
+    let rejected = client.post("pairing/requests/0a1b2c3/reject", json!({}));
+    let problem = rejected.await.problem();
+    assert!(problem.hint.unwrap().contains("8 digits"));
+}

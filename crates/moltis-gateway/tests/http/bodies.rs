@@ -114,7 +114,7 @@ async fn nodes_and_pairing() {
     insta::assert_snapshot!("node_renamed", shown(&answer));
     let answer = client.delete("nodes/build-server").await;
     insta::assert_snapshot!("forget_online", shown(&answer));
-    let answer = client.post("nodes/build/revoke", json!({})).await;
+    let answer = client.post("nodes/build-server/revoke", json!({})).await;
     assert_eq!(answer.value()["state"], "revoked");
     insta::assert_snapshot!("node_revoked", shown_in_passing(&answer));
     insta::assert_snapshot!(

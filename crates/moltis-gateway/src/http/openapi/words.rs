@@ -1,5 +1,6 @@
 //! What the document says in words.
 
+use axum::http::Method;
 use serde_json::{Value, json};
 
 use crate::api::tokens::Scope;
@@ -42,13 +43,17 @@ pub(super) fn needs(any_of: &[Scope]) -> String {
     }
 }
 
-/// Returns what may stand for `{id}` in a path.
-pub(super) fn id_in(path: &str) -> &'static str {
+/// Returns what may stand for `{id}` in a path: more of it where something is changed.
+pub(super) fn id_in(method: &Method, path: &str) -> &'static str {
     let (room, _) = path.split_once("/{id}").unwrap_or((path, ""));
     match room.rsplit('/').next() {
-        Some("nodes") => "A node's id, a unique beginning of it, its name, or its fingerprint.",
-        Some("requests") => "A request's id, or a unique beginning of it.",
-        Some("runs") => "A run's id, or a unique beginning of it.",
+        Some("nodes") if method == Method::GET => {
+            "A node's id, a unique beginning of it, its name, or its fingerprint."
+        }
+        Some("nodes") => "A node's id, its name, or its fingerprint.",
+        Some("requests") => "A request's id, or its first 8 digits at least.",
+        Some("runs") if method == Method::GET => "A run's id, or a unique beginning of it.",
+        Some("runs") => "A run's id, or its first 8 digits at least.",
         Some("tokens") => "A token's id, or its name.",
         _ => "Its id.",
     }

@@ -140,13 +140,13 @@ async fn a_request_to_pair_that_is_not_meant_or_too_old_is_not_approved() {
         let path = format!("/api/v1/pairing/requests/{id}/approve");
         door.unix(&send("POST", &path, &headers, &body)).await
     };
-    let answer = approve("abab").await;
+    let answer = approve("abababab").await;
     assert_eq!(code(&answer), "ambiguous");
     let candidates = json(&answer)["candidates"].as_array().unwrap().len();
     assert_eq!(candidates, 2, "{answer}");
     let old = pairing_request(3).id.to_string();
     assert_eq!(code(&approve(&old).await), "request_expired");
-    assert_eq!(code(&approve("ffff").await), "not_found");
+    assert_eq!(code(&approve("ffffffff").await), "not_found");
     door.shut().await;
 }
 
