@@ -1,7 +1,7 @@
 //! Everything the gateway knows, in SQLite, behind one writer and a few readers.
 //!
 //! A write answers with [`Written`]: committed, and safe from the death of any process. Who needs
-//! it safe from a power cut awaits [`Store::synced`] (see `docs/protocol.md`, Durability). A write
+//! it safe from a power cut awaits [`Store::synced`] (`docs/protocol.md`, 9). A write
 //! whose future is dropped is still done.
 //!
 //! Each family of rows has its file below, with one function and one test for each statement; time
