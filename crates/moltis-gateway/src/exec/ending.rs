@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use moltis_proto::RunId;
 use moltis_proto::code::RunRefusal;
 use moltis_proto::limits::DETAIL_BYTES_MAX;
-use moltis_proto::run::{Ending, Outcome, Reason, Stream, Totals};
+use moltis_proto::run::{Ending, Outcome, Reason, Totals};
 
 use super::Shared;
 use super::error::ReadError;
@@ -138,12 +138,14 @@ impl Shared {
     }
 
     async fn finish(&self, run: &Arc<LiveRun>, ending: Ending, source: Source) {
+        let here = run.output.totals();
         let totals = match source {
-            Source::Node(totals) => totals,
-            Source::Known => Totals {
-                stdout: run.output.end(Stream::Stdout),
-                stderr: run.output.end(Stream::Stderr),
+            // What has come here and waits for the disk may be more than its node has left.
+            Source::Node(totals) => Totals {
+                stdout: totals.stdout.max(here.stdout),
+                stderr: totals.stderr.max(here.stderr),
             },
+            Source::Known => here,
         };
         run.output.finish(totals);
         run.output.written().await;

@@ -149,7 +149,14 @@ impl Runs {
     async fn ready_seat(&self, goal: &Goal) -> Result<(Arc<Seat>, Ready), StartError> {
         let Some(record) = &goal.record else {
             let local = self.local.as_ref().ok_or(StartError::NoLocal)?;
-            return local.ready().await.map_err(StartError::LocalFailed);
+            let stop = self.shared.tasks.stop();
+            return local.ready().await.map_err(|error| {
+                if stop.is_cancelled() {
+                    StartError::ShuttingDown
+                } else {
+                    StartError::LocalFailed(error)
+                }
+            });
         };
         let offline = || StartError::Offline {
             name: record.name.clone(),

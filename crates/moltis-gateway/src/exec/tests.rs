@@ -26,6 +26,7 @@ use crate::store::{NewRun, Store};
 use crate::system::System;
 use crate::tasks::Tasks;
 
+mod totals;
 const PATIENCE: Duration = Duration::from_secs(20);
 const BOOT: BootId = BootId::from_bytes([1; 16]);
 const OTHER_BOOT: BootId = BootId::from_bytes([3; 16]);

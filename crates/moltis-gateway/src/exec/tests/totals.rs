@@ -1,0 +1,87 @@
+//! How much a run has written, where its keeper and the gateway do not know the same.
+
+use std::fs;
+
+use moltis_proto::limits::HEAD_BYTES_MAX;
+
+use super::*;
+
+#[tokio::test]
+async fn what_came_and_waits_for_the_disk_counts_although_its_keeper_has_lost_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let started = bench.start(request());
+    let id = keeper.hear_start().await;
+    drop(started.await.unwrap());
+    // Somebody else's file has the name of the directory that its output would be written to.
+    let place = dir.path().join("outputs").join(id.to_string());
+    fs::write(&place, "").unwrap();
+    keeper.say_started(id).await;
+    let (first, rest) = (vec![7; HEAD_BYTES_MAX / 2], vec![8; HEAD_BYTES_MAX / 4 * 3]);
+    let written = first.len() + rest.len();
+    keeper.say_output(id, &Bytes::from(first)).await;
+    keeper
+        .say(FromKeeper::Output {
+            run_id: id,
+            stream: Stream::Stdout,
+            offset: written as u64 - rest.len() as u64,
+            bytes: Payload(Bytes::from(rest)),
+        })
+        .await;
+    let [run] = &bench.shared.table.at(&Target::Local)[..] else {
+        panic!("there is one run");
+    };
+    let run = Arc::clone(run);
+    let came = tokio::time::timeout(PATIENCE, async {
+        let mut progress = run.output.subscribe();
+        let all = progress.wait_for(|now| now.end[0] == written as u64);
+        all.await.unwrap();
+    });
+    came.await.unwrap();
+    let summary = RunSummary {
+        run_id: id,
+        digest: run.record().digest,
+        journal_id: JOURNAL,
+        state: RunState::Ended,
+        totals: totals(0),
+        stdin: 0,
+    };
+    drop(keeper);
+    let gone = tokio::time::timeout(PATIENCE, async {
+        while bench.shared.seat_of(&Target::Local).is_some() {
+            tokio::task::yield_now().await;
+        }
+    });
+    gone.await.unwrap();
+    // The next keeper has nothing of what the one before it had in memory.
+    let mut keeper = bench.keeper(vec![summary]).await;
+    let ToKeeper::Resume { stdout: stored, .. } = keeper.hear_word().await else {
+        panic!("it is not resumed");
+    };
+    assert!(stored < written as u64, "{stored}");
+    keeper.say_ended(id, usize::try_from(stored).unwrap()).await;
+    fs::remove_file(&place).unwrap();
+    assert_eq!(keeper.hear_forget().await, id);
+    let row = bench.shared.store.run(id).await.unwrap().unwrap();
+    assert_eq!((row.stage, row.totals), (RunStage::Ended, totals(written)));
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_run_here_that_a_gateway_has_no_time_for_any_more_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let runs = bench.runs.clone();
+    let asked = async move { runs.start(request(), &Principal::Operator).await };
+    let asked = bench.shared.tasks.spawn(asked);
+    let dialled = bench.connections.recv().await.unwrap();
+    bench.shared.tasks.stop().cancel();
+    let error = tokio::time::timeout(PATIENCE, asked)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(matches!(error, Err(StartError::ShuttingDown)), "{error:?}");
+    drop(dialled);
+    bench.end().await;
+}
