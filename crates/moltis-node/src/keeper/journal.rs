@@ -102,6 +102,18 @@ pub(super) struct Found {
     pub(super) forgotten: Vec<RunId>,
 }
 
+/// Whose a file is that looks like a journal.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// Its keeper is dead, and it is ours now.
+    Over(Box<Found>),
+    /// Its keeper lives.
+    Lives,
+    /// Nobody's: it is gone, or it has no beginning, as its machine went down before that was on the
+    /// disk. No run can be found by it any more.
+    Nothing,
+}
+
 /// What the bytes of a journal say, as far as they are good. Pure.
 #[derive(Debug)]
 pub(super) struct Told {
@@ -165,28 +177,28 @@ impl Journal {
         })
     }
 
-    /// Takes over the journal of a dead keeper: `None` when its keeper lives, or when it is none.
-    pub(super) fn take_over(disk: &Disk, path: &Path) -> Result<Option<Found>, JournalError> {
+    /// Takes over the journal of a dead keeper.
+    pub(super) fn take_over(disk: &Disk, path: &Path) -> Result<Taken, JournalError> {
         let opened = match OpenOptions::new().read(true).write(true).open(path) {
             // Its keeper has just left.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Taken::Nothing),
             opened => opened,
         };
         let mut file = opened.map_err(|source| wrong(path, "opened", source))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Taken::Lives),
             Err(error) => return Err(wrong(path, "locked", error.into())),
         }
         if !is_at(&file, path).map_err(|source| wrong(path, "looked at", source))? {
             // Its keeper has just written it anew: what we hold is what it has let go.
-            return Ok(None);
+            return Ok(Taken::Lives);
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)
             .map_err(|source| wrong(path, "read", source))?;
         let Some(told) = Told::read(&bytes) else {
-            return Ok(None);
+            return Ok(Taken::Nothing);
         };
         let found = Found {
             forgotten: told.index.forgotten.iter().copied().collect(),
@@ -207,7 +219,7 @@ impl Journal {
         let (file, length) = (&found.journal.file, found.journal.length);
         disk.step("journal.cut", path, || file.set_len(length))
             .map_err(|source| wrong(path, "cut to its last good record", source))?;
-        Ok(Some(found))
+        Ok(Taken::Over(Box::new(found)))
     }
 
     pub(super) fn id(&self) -> JournalId {
@@ -543,7 +555,10 @@ mod tests {
     }
 
     fn take_over(path: &Path) -> Option<Found> {
-        Journal::take_over(&Disk::default(), path).unwrap()
+        match Journal::take_over(&Disk::default(), path).unwrap() {
+            Taken::Over(found) => Some(*found),
+            Taken::Lives | Taken::Nothing => None,
+        }
     }
 
     fn accept(journal: &mut Journal, number: u32) {

@@ -13,7 +13,7 @@ use moltis_proto::{BootId, RunId};
 
 use super::disk::Disk;
 use super::door::SOCKET;
-use super::journal::{self, Found, Journal, Past, Record};
+use super::journal::{self, Found, Journal, Past, Record, Taken};
 use super::kernel::{Kernel, Name};
 use super::run::Run;
 use super::spool::Spool;
@@ -53,14 +53,19 @@ pub(super) fn take_over_all(
     boot_id: BootId,
 ) -> io::Result<Estate> {
     let mut estate = Estate::default();
+    let mut is_all_read = true;
     for path in journal::all(dir)? {
         match Journal::take_over(disk, &path) {
-            Ok(Some(found)) => estate.inherit(kernel, disk, dir, found, boot_id),
-            Ok(None) => estate.living.push(path),
-            Err(error) => tracing::error!(error = %error, "a dead keeper's runs are lost"),
+            Ok(Taken::Over(found)) => estate.inherit(kernel, disk, dir, *found, boot_id),
+            Ok(Taken::Lives) => estate.living.push(path),
+            Ok(Taken::Nothing) => {}
+            Err(error) => {
+                tracing::error!(error = %error, "a dead keeper's runs are lost, until its journal can be read");
+                is_all_read = false;
+            }
         }
     }
-    if estate.living.is_empty() {
+    if estate.living.is_empty() && is_all_read {
         delete_strays(disk, dir, &estate.runs);
     }
     Ok(estate)
@@ -189,7 +194,8 @@ fn lost(pid: Option<u32>, processes: Processes) -> Ending {
     }
 }
 
-/// Deletes spools that belong to no run. Only where no other keeper lives, whose they could be.
+/// Deletes spools that belong to no run. Only where no other keeper lives, and every journal was
+/// read, whose they could be.
 fn delete_strays(disk: &Disk, dir: &Path, runs: &[Run]) {
     let known: HashSet<RunId> = runs.iter().map(|run| run.id).collect();
     let Ok(entries) = fs::read_dir(dir) else {
@@ -206,5 +212,42 @@ fn delete_strays(disk: &Disk, dir: &Path, runs: &[Run]) {
             disk.step("spool.stray", &path, || fs::remove_file(&path))
                 .ok();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keeper::kernel::System;
+
+    /// A directory with a spool of a run that no journal names, and a way to see whether a keeper
+    /// that begins there deletes it.
+    fn deletes_strays(prepare: impl FnOnce(&Path)) -> bool {
+        let dir = tempfile::tempdir().unwrap();
+        let stray = dir
+            .path()
+            .join(format!("{}.out", RunId::from_bytes([7; 16])));
+        fs::write(&stray, "of nobody").unwrap();
+        prepare(&dir.path().join("k00000000000000000000000000000001.journal"));
+        let (kernel, boot_id) = (
+            Kernel::System(System::default()),
+            BootId::from_bytes([1; 16]),
+        );
+        let estate = take_over_all(&kernel, &Disk::default(), dir.path(), boot_id).unwrap();
+        assert!(estate.journals.is_empty() && estate.living.is_empty());
+        !stray.exists()
+    }
+
+    #[test]
+    fn a_journal_whose_beginning_was_lost_with_the_power_is_no_living_keepers() {
+        assert!(deletes_strays(|journal| fs::write(journal, "").unwrap()));
+        assert!(deletes_strays(
+            |journal| fs::write(journal, "moltis keep").unwrap()
+        ));
+    }
+
+    #[test]
+    fn no_spool_is_given_up_while_a_journal_cannot_be_read() {
+        assert!(!deletes_strays(|journal| fs::create_dir(journal).unwrap()));
     }
 }
