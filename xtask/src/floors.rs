@@ -53,8 +53,13 @@ const FLOORS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "moltis-sim",
-        &["moltis-proto", "moltis-identity", "moltis-gateway"],
-        "it drives both ends from outside: a node of its own against a gateway in a process of its own",
+        &[
+            "moltis-proto",
+            "moltis-identity",
+            "moltis-gateway",
+            "moltis-node",
+        ],
+        "it drives both ends from outside: a node of its own against a gateway in a process of its own, or both in one world",
     ),
     (
         "xtask",

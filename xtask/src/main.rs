@@ -6,7 +6,7 @@
 //!
 //! Reading order: `test` (what CI runs), `tidy` (rules no compiler checks), `quickstart` (the whole
 //! product in one minute), `nightly` (what takes long), `chaos` and `crashes` (everything is killed, nothing is lost), `bench` and `load` (the figures),
-//! `conformance` (any node). `say` is the only module that prints, `process` the only one that starts things.
+//! `conformance` (any node), `simulate` (every trouble at once). `say` is the only module that prints, `process` the only one that starts things.
 
 use std::env;
 use std::process::ExitCode;
@@ -28,6 +28,7 @@ mod nightly;
 mod process;
 mod quickstart;
 mod say;
+mod simulate;
 mod stage;
 mod stop;
 mod tail;
@@ -93,6 +94,11 @@ const COMMANDS: &[Command] = &[
         "conformance",
         "play a gateway to any node and print a table; `-- <command that starts it>`",
         conformance::run,
+    ),
+    (
+        "simulate",
+        "worlds in which everything goes wrong; `--seeds N`, `--seed N`, `--break NAME`",
+        simulate::run,
     ),
     (
         "bless",

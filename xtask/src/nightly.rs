@@ -1,8 +1,8 @@
 //! `cargo xtask nightly`: what takes too long for every change.
 //!
 //! Long fuzzing of bytes and of the HTTP API, more stories of the simulated link, a gibibyte through
-//! the binary, the speeds that the ignored tests print, and ten thousand nodes. All in release builds,
-//! one test at a time.
+//! the binary, the speeds that the ignored tests print, ten thousand nodes, and a million simulated
+//! worlds. All in release builds, one test at a time.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::api::Trial;
 use crate::chaos::Storm;
 use crate::crashes::Crashes;
 use crate::fuzz::Fuzzing;
-use crate::{load, process, say, workspace};
+use crate::{load, process, say, simulate, workspace};
 
 /// How long the ignored tests may take, their build included.
 const TESTS: Duration = Duration::from_hours(3);
@@ -51,10 +51,16 @@ pub(crate) fn run(words: &[String]) -> anyhow::Result<()> {
     if let Err(error) = &tried {
         say::failure(error);
     }
+    say::heading("a million worlds, and every defect that they have to find");
+    let simulated = simulate::check_long();
+    if let Err(error) = &simulated {
+        say::failure(error);
+    }
     say::heading("fuzzing, ten million executions a target");
     let mut untested = Fuzzing::LONG.run()?;
     tested?;
     untested.extend(tried?);
+    untested.extend(simulated?);
     for one in &untested {
         say::line(&one.to_string());
     }

@@ -18,7 +18,7 @@ use crate::chaos::Storm;
 use crate::crashes::Crashes;
 use crate::fuzz::Fuzzing;
 use crate::say::{self, Ink};
-use crate::{conformance, deny, needs, process, stop, tidy, workspace};
+use crate::{conformance, deny, needs, process, simulate, stop, tidy, workspace};
 
 /// What may stay untested under `CI=1`, and nothing else: no machine has all of it.
 const EXCUSED: &[&str] = &[
@@ -171,6 +171,11 @@ const PARTS: &[Part] = &[
         name: "crashes",
         about: "gateway, link and keeper killed before their writes, a part of all of them",
         run: || Crashes::PART.run(),
+    },
+    Part {
+        name: "simulate",
+        about: "ten thousand worlds in which everything goes wrong that can",
+        run: simulate::check,
     },
 ];
 
@@ -326,12 +331,13 @@ const FEATURES: [(&str, &[&str]); 2] = [
     ("moltis-node", &["simulation"]),
 ];
 
-/// The workspace with both ends in a simulation, which nothing else is built with.
+/// The workspace with both ends in a simulation and with the program that plays it, which nothing
+/// else is built with.
 const SIMULATED: [&str; 4] = [
     "--locked",
     "--workspace",
     "--features",
-    "moltis-gateway/simulation,moltis-node/simulation",
+    "moltis-gateway/simulation,moltis-node/simulation,moltis-sim/simulate",
 ];
 
 fn features() -> anyhow::Result<Vec<Untested>> {
@@ -346,7 +352,7 @@ fn features() -> anyhow::Result<Vec<Untested>> {
     }
     let lint = ["--all-targets", "--", "-D", "warnings"];
     cargo(&[&["clippy"], &SIMULATED[..], &lint].concat(), 15)?;
-    let test = ["--test", "simulation", "--quiet"];
+    let test = ["--test", "simulation", "--bin", "moltis-sim", "--quiet"];
     cargo(&[&["test"], &SIMULATED[..], &test].concat(), 20)?;
     Ok(Vec::new())
 }

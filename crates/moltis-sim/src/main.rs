@@ -1,10 +1,13 @@
 //! Programs that drive Moltis from outside. `xtask` builds and starts them; nobody imports them.
 //!
 //! Each command is a room of its own: [`load`] is many nodes at once, [`conformance`] a gateway that
-//! judges a node.
+//! judges a node, `simulate` (with the feature of this name) worlds in which both ends are played
+//! through every trouble.
 
 mod conformance;
 mod load;
+#[cfg(feature = "simulate")]
+mod simulate;
 
 use std::process::ExitCode;
 
@@ -18,6 +21,8 @@ enum Sim {
     #[command(subcommand)]
     Load(load::Load),
     Conformance(conformance::Conformance),
+    #[cfg(feature = "simulate")]
+    Simulate(simulate::Simulate),
 }
 
 fn main() -> ExitCode {
@@ -26,6 +31,11 @@ fn main() -> ExitCode {
         Sim::Conformance(args) => conformance::run(&args).map(|verdict| match verdict {
             conformance::Verdict::Conforms => ExitCode::SUCCESS,
             conformance::Verdict::Fails => ExitCode::FAILURE,
+        }),
+        #[cfg(feature = "simulate")]
+        Sim::Simulate(args) => simulate::run(&args).map(|verdict| match verdict {
+            simulate::Verdict::Right => ExitCode::SUCCESS,
+            simulate::Verdict::Wrong => ExitCode::FAILURE,
         }),
     };
     done.unwrap_or_else(|error| {

@@ -1,0 +1,239 @@
+//! What a death leaves of files: all of them where a process was killed; where the power was cut,
+//! what was synced and any part of the rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::Edge;
+use crate::simulate::dice::Dice;
+
+/// Bytes of the header of a `-wal` file (sqlite.org/fileformat2.html, 4.1).
+const WAL_HEADER_BYTES: usize = 32;
+
+/// What is known to be on the disk of a gateway, by the steps that it took. Paths are below its
+/// directory, for that is another one in each life.
+#[derive(Debug, Default)]
+pub(in super::super) struct Synced {
+    root: PathBuf,
+    /// The generation of the `-wal` file that was synced, and how long it was.
+    wal: Option<(Vec<u8>, u64)>,
+    lengths: BTreeMap<PathBuf, u64>,
+    names: BTreeSet<PathBuf>,
+    /// What a sync that has begun will cover.
+    begun: Option<(PathBuf, u64, Vec<u8>)>,
+}
+
+impl Synced {
+    /// The gateway lives in this directory from now on.
+    pub(in super::super) fn move_to(&mut self, root: &Path) {
+        root.clone_into(&mut self.root);
+        self.begun = None;
+    }
+
+    /// All that there is now is on the disk.
+    pub(in super::super) fn all(&mut self) {
+        let root = self.root.clone();
+        self.wal = Some(wal_of(&root.join(WAL)));
+        for file in files_below(&root).unwrap_or_default() {
+            let length = fs::metadata(root.join(&file)).map_or(0, |it| it.len());
+            self.lengths.insert(file.clone(), length);
+            self.names.insert(file);
+        }
+    }
+
+    pub(super) fn note(&mut self, what: &'static str, path: &Path, edge: Edge) {
+        let wal = self.root.join(WAL);
+        match (what, edge) {
+            ("store.sync", Edge::Before) => {
+                let (generation, length) = wal_of(&wal);
+                self.begun = Some((wal, length, generation));
+            }
+            ("store.sync", Edge::After) => {
+                self.wal = self.begun.take().map(|(_, length, salts)| (salts, length));
+            }
+            ("store.open" | "store.checkpoint" | "store.close", Edge::After) => {
+                self.wal = Some(wal_of(&wal));
+            }
+            ("store.sync_dir" | "output.sync_dir", Edge::After) => {
+                let entries = fs::read_dir(path).into_iter().flatten().flatten();
+                let names = entries.filter_map(|entry| self.below(&entry.path()));
+                self.names.extend(names.collect::<Vec<_>>());
+            }
+            ("output.sync" | "output.sync_gaps" | "output.sync_synced", Edge::Before) => {
+                let length = fs::metadata(path).map_or(0, |it| it.len());
+                self.begun = Some((path.to_owned(), length, Vec::new()));
+            }
+            ("output.sync" | "output.sync_gaps" | "output.sync_synced", Edge::After) => {
+                if let Some((path, length, _)) = self.begun.take()
+                    && let Some(file) = self.below(&path)
+                {
+                    self.lengths.insert(file, length);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn below(&self, path: &Path) -> Option<PathBuf> {
+        path.strip_prefix(&self.root).ok().map(Path::to_owned)
+    }
+}
+
+const WAL: &str = "gateway.db-wal";
+
+/// Returns the salts of a `-wal` file, which name its generation, and its length.
+fn wal_of(path: &Path) -> (Vec<u8>, u64) {
+    let bytes = fs::read(path).unwrap_or_default();
+    let salts = bytes.get(16..24).unwrap_or_default().to_vec();
+    (salts, bytes.len() as u64)
+}
+
+/// Copies a directory as a killed process leaves it.
+///
+/// # Errors
+/// What the system says.
+pub(in super::super) fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for file in files_below(from)? {
+        if let Some(bytes) = read(&from.join(&file))? {
+            put(&to.join(&file), &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads a file. A store that could not be opened closes on a thread of its own, and a `-wal` file
+/// may go meanwhile; it is read before the database, which then holds all of it.
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// Copies a gateway's directory as a power cut leaves it.
+///
+/// # Errors
+/// What the system says.
+pub(in super::super) fn copy_after_power_cut(
+    from: &Path,
+    to: &Path,
+    synced: &Synced,
+    dice: &mut Dice,
+) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for file in files_below(from)? {
+        let Some(mut bytes) = read(&from.join(&file))? else {
+            continue;
+        };
+        if file == Path::new(WAL) {
+            let (generation, length) = synced.wal.clone().unwrap_or_default();
+            let is_same = bytes.get(16..24).unwrap_or_default() == generation;
+            let kept = if is_same { length } else { 0 };
+            spoil(&mut bytes, kept, dice);
+            // A header that is not whole begins no generation.
+            if bytes.len() < WAL_HEADER_BYTES {
+                bytes.clear();
+            }
+        } else if file.starts_with("outputs") {
+            let is_named = synced.names.contains(&file)
+                && file
+                    .parent()
+                    .is_none_or(|dir| dir == Path::new("outputs") || synced.names.contains(dir));
+            if !is_named && dice.percent(50) {
+                continue;
+            }
+            let kept = synced.lengths.get(&file).copied().unwrap_or(0);
+            spoil(&mut bytes, kept, dice);
+        }
+        put(&to.join(&file), &bytes)?;
+    }
+    Ok(())
+}
+
+/// Has a power cut befall files that nobody ever synced.
+///
+/// # Errors
+/// What the system says.
+pub(in super::super) fn spoil_all(dir: &Path, dice: &mut Dice) -> io::Result<()> {
+    for file in files_below(dir)? {
+        let path = dir.join(file);
+        if dice.percent(20) {
+            fs::remove_file(path)?;
+            continue;
+        }
+        let mut bytes = fs::read(&path)?;
+        spoil(&mut bytes, 0, dice);
+        fs::write(path, bytes)?;
+    }
+    Ok(())
+}
+
+/// Leaves of bytes those that are kept, and of the rest any part: none, all, or a beginning, whose
+/// end may be torn.
+fn spoil(bytes: &mut Vec<u8>, kept: u64, dice: &mut Dice) {
+    let kept = usize::try_from(kept).unwrap_or(usize::MAX).min(bytes.len());
+    let rest = (bytes.len() - kept) as u64;
+    if rest == 0 {
+        return;
+    }
+    let part = 1 + dice.below(rest);
+    let more = *dice.weighted(&[(2, 0), (2, rest), (3, part)]);
+    bytes.truncate(kept + usize::try_from(more).unwrap_or(usize::MAX));
+    if more > 0 && dice.percent(30) {
+        let at = kept + usize::try_from(dice.below(more)).unwrap_or_default();
+        let bit = dice.below(8);
+        bytes[at] ^= 1 << bit;
+    }
+}
+
+/// Returns the files below a directory, by their paths in it.
+fn files_below(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut dirs = vec![PathBuf::new()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(root.join(&dir))? {
+            let entry = entry?;
+            let path = dir.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                dirs.push(path);
+            } else if !path.to_string_lossy().ends_with("-shm") {
+                files.push(path);
+            }
+        }
+    }
+    // The `-wal` file before its database, see `read`.
+    files.sort_by(|a, b| b.cmp(a));
+    Ok(files)
+}
+
+fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    fs::write(path, bytes)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_synced_is_kept_and_of_the_rest_a_beginning() {
+        let whole: Vec<u8> = (0..200).collect();
+        let mut lengths = BTreeSet::new();
+        for seed in 0..500 {
+            let mut bytes = whole.clone();
+            spoil(&mut bytes, 50, &mut Dice::new(seed, "test"));
+            assert_eq!(bytes[..50], whole[..50]);
+            let wrong = bytes.iter().zip(&whole).filter(|(a, b)| a != b).count();
+            assert!(wrong <= 1, "one bit at the most");
+            lengths.insert(bytes.len());
+        }
+        assert!(lengths.contains(&50) && lengths.contains(&200) && lengths.len() > 50);
+    }
+}

@@ -1,0 +1,224 @@
+//! What is looked at behind each step, and when all faults are over.
+
+use std::fs;
+use std::time::Duration;
+
+use moltis_gateway::api::nodes::{ListNodes, NodeState};
+use moltis_gateway::api::runs::{Run, State};
+use moltis_proto::limits::SPOOL_BYTES_MAX;
+
+use super::World;
+use super::callers::Caller;
+use super::link::Linked;
+use crate::simulate::model::{Happened, Model, Violation, tag_of, violation};
+
+/// How long it takes until every node has a keeper again.
+const NEXT_KEEPERS: Duration = Duration::from_mins(3);
+
+/// Bytes of a spool beyond those of its stream: its header, and one piece more.
+const SPOOL_MORE: u64 = 1024 * 1024;
+
+impl World {
+    /// Looks at what anybody has objected to, at a run, and at the spools.
+    pub(super) async fn check_step(&mut self) -> Result<(), Violation> {
+        if self.dice.percent(10) {
+            self.check_spools()?;
+        }
+        let ids = self.witness.ask(Model::ids);
+        if !ids.is_empty() {
+            let id = self.dice.pick(&ids).clone();
+            if let Some(api) = self.served.life().and_then(|life| life.api())
+                && let Ok(run) = api.show_run(&id).await
+            {
+                self.witness.see(Happened::Seen(Box::new(run)));
+            }
+        }
+        self.objected()
+    }
+
+    /// Looks at everything: behind a minute without faults there is an answer to every question.
+    pub(super) async fn check_end(&mut self) -> Result<(), Violation> {
+        self.objected()?;
+        let caller = Caller {
+            served: self.served.clone(),
+            witness: self.witness.clone(),
+        };
+        let runs = caller.clone().list().await;
+        for run in &runs {
+            self.check_run(run)?;
+            if let Some(tag) = tag_of(run)
+                && run.state == State::Ended
+            {
+                caller.clone().follow(tag, run.id.clone()).await;
+            }
+        }
+        self.objected()?;
+        self.check_alive(&runs)?;
+        self.check_nodes().await?;
+        self.check_audit().await?;
+        if self.check_forgotten(&runs).is_err() {
+            // One that goes leaves to the next what it had no time to delete, and that one does it
+            // where no other lives.
+            for node in &self.nodes {
+                node.machine().kill_keepers();
+            }
+            tokio::time::sleep(NEXT_KEEPERS).await;
+            self.check_forgotten(&caller.list().await)?;
+        }
+        self.objected()
+    }
+
+    fn objected(&self) -> Result<(), Violation> {
+        match self.witness.violation() {
+            Some(violation) => Err(violation),
+            None => Ok(()),
+        }
+    }
+
+    /// I15: no spool is longer than it may be.
+    fn check_spools(&self) -> Result<(), Violation> {
+        let machines = self.nodes.iter().map(Linked::machine);
+        for machine in machines.chain(&self.local) {
+            for entry in fs::read_dir(machine.runs()).into_iter().flatten().flatten() {
+                let length = entry.metadata().map_or(0, |file| file.len());
+                if length > SPOOL_BYTES_MAX + SPOOL_MORE {
+                    let path = entry.path();
+                    return Err(violation!("I15", "`{}` has {length} bytes", path.display()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// I18: a run is over, or it truly runs.
+    fn check_run(&self, run: &Run) -> Result<(), Violation> {
+        if run.state == State::Ended || run.unclaimed {
+            return Ok(());
+        }
+        let tag = tag_of(run).unwrap_or_default();
+        let alive = self.witness.ask(Model::alive);
+        let Some((_, place)) = alive.iter().find(|(alive, _)| *alive == tag) else {
+            return Err(violation!(
+                "I18",
+                "{tag} is {:?}, and nothing of it lives",
+                run.state
+            ));
+        };
+        if run.state != State::Running {
+            return Err(violation!("I18", "{tag} lives and is {:?}", run.state));
+        }
+        if self.revoked.contains(place) {
+            return Ok(());
+        }
+        if !run.reachable {
+            return Err(violation!(
+                "I18",
+                "{tag} runs at {place}, which is not reachable"
+            ));
+        }
+        let (known, written) = (
+            [run.stdout_bytes, run.stderr_bytes],
+            self.witness.ask(|model| model.written(tag)),
+        );
+        if known != written {
+            return Err(violation!(
+                "I18",
+                "{tag} has written {written:?}, and {known:?} is known"
+            ));
+        }
+        Ok(())
+    }
+
+    /// I18: whoever lives and has a keeper is known to live.
+    fn check_alive(&self, runs: &[Run]) -> Result<(), Violation> {
+        for (tag, place) in self.witness.ask(Model::alive) {
+            let is_excused =
+                self.revoked.contains(&place) || self.witness.ask(|model| model.is_orphan(tag));
+            let known = runs.iter().find(|run| tag_of(run) == Some(tag));
+            match known {
+                Some(run) if run.state == State::Ended && !is_excused => {
+                    return Err(violation!(
+                        "I18",
+                        "{tag} lives, and is told {:?}",
+                        run.outcome
+                    ));
+                }
+                None if !is_excused => {
+                    return Err(violation!("I18", "{tag} lives, and nobody knows of it"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// I18, I21: every node is here, unless it was revoked.
+    async fn check_nodes(&self) -> Result<(), Violation> {
+        let life = self.served.life();
+        let Some(api) = life.and_then(|life| life.api()) else {
+            return Err(violation!("I18", "the gateway does not answer"));
+        };
+        let nodes = api.list_nodes(&ListNodes::default()).await;
+        let nodes = nodes.map_err(|problem| violation!("I18", "no list of nodes: {problem:?}"))?;
+        for node in &self.nodes {
+            let key = node.fingerprint();
+            let found = nodes.items.iter().find(|found| found.fingerprint == key);
+            let state = found.map(|found| found.state);
+            if state != Some(NodeState::Online) && !self.revoked.contains(&node.place()) {
+                let place = node.place();
+                return Err(violation!("I18", "the node at {place} is {state:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// I19: the audit log is whole.
+    async fn check_audit(&self) -> Result<(), Violation> {
+        let life = self.served.life();
+        let Some(gateway) = life.as_ref().and_then(|life| life.gateway()) else {
+            return Ok(());
+        };
+        let verdict = gateway.store().verify_audit().await;
+        let verdict = verdict.map_err(|error| violation!("I19", "it cannot be read: {error}"))?;
+        match verdict.first_bad {
+            None => Ok(()),
+            Some(row) => Err(violation!(
+                "I19",
+                "row {row} of {} is wrong",
+                verdict.entries
+            )),
+        }
+    }
+
+    /// I6: what is over and stored leaves nothing at its node.
+    fn check_forgotten(&self, runs: &[Run]) -> Result<(), Violation> {
+        for node in self
+            .nodes
+            .iter()
+            .filter(|it| !self.revoked.contains(&it.place()))
+        {
+            for entry in fs::read_dir(node.machine().runs())
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                let path = entry.path();
+                let id = path
+                    .file_stem()
+                    .and_then(|stem| stem.to_str())
+                    .unwrap_or_default();
+                let ended = runs
+                    .iter()
+                    .find(|run| run.id == id && run.state == State::Ended && !run.unclaimed);
+                if ended.is_some() {
+                    return Err(violation!(
+                        "I6",
+                        "`{}` is of a run that is over",
+                        path.display()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}

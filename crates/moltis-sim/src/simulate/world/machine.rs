@@ -1,0 +1,236 @@
+//! A machine: a kernel, a disk, sockets, and the keepers that live on it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use moltis_node::keeper::{KeeperConfig, Policy, Rules, Served};
+use moltis_node::simulation::{self, Sockets};
+use moltis_node::{KeeperDir, Keepers};
+use moltis_proto::BootId;
+use tokio_util::sync::CancellationToken;
+
+use super::spawn;
+use crate::simulate::dice::Dice;
+use crate::simulate::disk::{Disk, Mounted, leavings};
+use crate::simulate::fate::Fate;
+use crate::simulate::kernel::{Handle, Kernel};
+use crate::simulate::model::{Happened, Trouble};
+use crate::simulate::net::Place;
+use crate::simulate::trace::note;
+use crate::simulate::witness::Witness;
+
+/// A machine with its keepers. Cloning shares it.
+#[derive(Debug, Clone)]
+pub(super) struct Machine(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    place: Place,
+    witness: Witness,
+    kernel: Kernel,
+    disk: Disk,
+    sockets: Sockets,
+    /// Where its keepers have their journals.
+    runs: PathBuf,
+    keepers_stay: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    boot: u8,
+    keepers: Vec<Keeper>,
+}
+
+/// One life of a keeper.
+#[derive(Debug, Clone)]
+struct Keeper {
+    fate: Fate,
+    sockets: Sockets,
+    stop: CancellationToken,
+}
+
+impl Machine {
+    /// A machine that is switched on, without a keeper.
+    pub(super) fn new(
+        place: Place,
+        root: &Path,
+        keepers_stay: Duration,
+        witness: &Witness,
+    ) -> Self {
+        let kernel = Kernel::new(place, witness.clone());
+        spawn(kernel.clone().run());
+        Self(Arc::new(Inner {
+            place,
+            witness: witness.clone(),
+            kernel,
+            disk: Disk::default(),
+            sockets: Sockets::default(),
+            runs: root.join("runs"),
+            keepers_stay,
+            state: Mutex::new(State {
+                boot: 1,
+                keepers: Vec::new(),
+            }),
+        }))
+    }
+
+    pub(super) fn place(&self) -> Place {
+        self.0.place
+    }
+
+    /// Returns the disk of its keepers.
+    pub(super) fn disk(&self) -> &Disk {
+        &self.0.disk
+    }
+
+    /// Returns where its keepers have their journals and spools.
+    pub(super) fn runs(&self) -> &Path {
+        &self.0.runs
+    }
+
+    pub(super) fn boot_id(&self) -> BootId {
+        let mut id = [u8::try_from(self.0.place).unwrap_or(u8::MAX); 16];
+        id[0] = self.state().boot;
+        BootId::from_bytes(id)
+    }
+
+    /// Returns the way to its keepers for a process of this version on it.
+    pub(super) fn keepers(&self, version: &str) -> (impl Keepers, Sockets) {
+        let sockets = self.0.sockets.of_process();
+        let (machine, of_version) = (self.clone(), version.to_owned());
+        let starter = move |dir: &Path| {
+            machine.start_keeper(dir, &of_version);
+            Ok::<_, io::Error>(())
+        };
+        let dir = KeeperDir::new(&self.0.runs, starter);
+        (dir.version(version).simulated(sockets.clone()), sockets)
+    }
+
+    /// Kills every keeper, in this moment.
+    pub(super) fn kill_keepers(&self) {
+        for keeper in std::mem::take(&mut self.state().keepers) {
+            if !keeper.fate.is_over() {
+                note!(self.0.witness.trace, &self.name(), "is killed");
+                keeper.fate.end();
+                keeper.sockets.cut();
+                self.befell(Trouble::KeeperDied(self.0.place));
+            }
+        }
+    }
+
+    /// Asks every keeper to leave.
+    pub(super) fn leave_keepers(&self) {
+        if !self.state().keepers.is_empty() {
+            self.befell(Trouble::KeeperLeft(self.0.place));
+        }
+        for keeper in &self.state().keepers {
+            keeper.stop.cancel();
+        }
+    }
+
+    /// Switches the machine off and on: every process is gone, and the next boot is another one.
+    pub(super) fn reboot(&self) {
+        self.0.kernel.halt();
+        self.kill_keepers();
+        self.state().boot += 1;
+        self.befell(Trouble::Rebooted(self.0.place));
+    }
+
+    /// Has files suffer that nobody synced: all that a keeper writes.
+    pub(super) fn lose_files(&self, dice: &mut Dice) {
+        if fs::exists(&self.0.runs).unwrap_or(false) {
+            self.befell(Trouble::LostFiles(self.0.place));
+            leavings::spoil_all(&self.0.runs, dice).expect("files of a world can be written");
+        }
+    }
+
+    fn start_keeper(&self, dir: &Path, version: &str) {
+        let (fate, sockets) = (Fate::default(), self.0.sockets.of_process());
+        let keeper = Keeper {
+            fate: fate.clone(),
+            sockets: sockets.clone(),
+            stop: CancellationToken::new(),
+        };
+        let (here, place) = (self.clone(), self.0.place);
+        let mounted = Mounted {
+            disk: self.0.disk.clone(),
+            who: self.name(),
+            fate: fate.clone(),
+            trace: self.0.witness.trace.clone(),
+            dies: Box::new({
+                let sockets = sockets.clone();
+                move || {
+                    sockets.cut();
+                    here.befell(Trouble::KeeperDied(place));
+                }
+            }),
+            is_watched: false,
+        };
+        let handle = Handle {
+            kernel: self.0.kernel.clone(),
+            keeper: fate.clone(),
+            dir: dir.to_owned(),
+        };
+        let mut config = KeeperConfig::new(dir, rules(), self.boot_id(), version);
+        config.leave_after = self.0.keepers_stay;
+        let machine = simulation::Machine {
+            kernel: Arc::new(handle),
+            disk: Arc::new(mounted),
+            sockets,
+        };
+        note!(
+            self.0.witness.trace,
+            &self.name(),
+            "begins, version {version}"
+        );
+        self.0.witness.see(Happened::KeeperBegan { place });
+        let (here, stop) = (self.clone(), keeper.stop.clone());
+        self.state().keepers.push(keeper);
+        spawn(async move {
+            let served = tokio::select! {
+                biased;
+                () = fate.over() => return,
+                served = simulation::serve(config, machine, stop) => served,
+            };
+            let trace = &here.0.witness.trace;
+            match served {
+                Ok(Served::Left) => {
+                    note!(trace, &here.name(), "has left");
+                    here.befell(Trouble::KeeperLeft(place));
+                }
+                Ok(Served::Another) => note!(trace, &here.name(), "finds another one"),
+                Err(error) => note!(trace, &here.name(), "cannot serve: {error}"),
+            }
+            fate.end();
+        });
+    }
+
+    fn befell(&self, trouble: Trouble) {
+        self.0.witness.see(Happened::Befell(trouble));
+    }
+
+    fn name(&self) -> String {
+        format!("keeper {}", self.0.place)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Everything may run, from the root.
+fn rules() -> Arc<Rules> {
+    let path = [("PATH".to_owned(), "/bin".to_owned())];
+    Arc::new(Rules {
+        policy: Policy::Full,
+        env_allow: Vec::new(),
+        timeout_max: None,
+        timeout_default: None,
+        working_dir: PathBuf::from("/"),
+        base_env: path.into(),
+    })
+}
