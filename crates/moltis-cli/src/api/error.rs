@@ -208,6 +208,17 @@ impl ApiError {
         }
     }
 
+    /// Returns the error of a run that was asked about and not heard of. Where nobody could be asked
+    /// it may go on, and what becomes of it is not known.
+    pub(crate) fn not_heard_of(self) -> Failure {
+        let exit = if self.passes() {
+            Exit::UNKNOWN
+        } else {
+            Exit::NOT_RUN
+        };
+        self.into_failure().exit(exit)
+    }
+
     /// Returns the error of a command that was to be run and was not.
     pub(crate) fn not_run(self) -> Failure {
         self.into_failure().exit(Exit::NOT_RUN)

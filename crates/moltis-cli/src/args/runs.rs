@@ -73,7 +73,8 @@ pub(crate) struct Show {
 /// Follow a run's output to its end
 ///
 /// Prints what it wrote so far and what it writes, and ends as `moltis node exec` does: the first
-/// Ctrl+C cancels the run and waits for its end, the second leaves at once.
+/// Ctrl+C cancels the run and waits for its end, the second leaves at once. The exit code is 125 when
+/// there is no such run, and 255 when the gateway cannot be asked: the run may go on.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:

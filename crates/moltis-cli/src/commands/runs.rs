@@ -200,7 +200,7 @@ async fn whole(client: &Client, run: &str) -> anyhow::Result<String> {
 async fn attach(context: &Context, args: Attach) -> anyhow::Result<Exit> {
     let client = context.client(&args.remote)?;
     let path = format!("runs/{}", escape(&args.run));
-    let run: Run = client.get(&path).await.map_err(ApiError::not_run)?;
+    let run: Run = client.get(&path).await.map_err(ApiError::not_heard_of)?;
     let mode = follow::Mode {
         json: false,
         input: follow::Input::None,

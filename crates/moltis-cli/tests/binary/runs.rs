@@ -105,6 +105,20 @@ fn what_is_not_there_is_told() {
 }
 
 #[test]
+fn who_attaches_while_the_gateway_is_away_is_told_that_nothing_is_known() {
+    let home = Home::new();
+    let mut gateway = home.gateway();
+    let id = home.ok(["node", "exec", "local", "--detach", "--", "sleep", "600"]);
+    gateway.crash();
+    let done = home.run(["runs", "attach", id.trim()]);
+    assert_eq!((done.code, done.stdout.as_str()), (255, ""), "{done:?}");
+    assert!(done.stderr.starts_with("error: "), "{done:?}");
+    // What was asked to begin and could not be has not begun.
+    let done = home.run(["node", "exec", "local", "--", "true"]);
+    assert_eq!(done.code, 125, "{done:?}");
+}
+
+#[test]
 fn output_ends_where_the_run_is_now_though_it_goes_on_printing() {
     let address = quick_printer();
     let home = Home::new();
