@@ -176,6 +176,17 @@ impl Decoder {
         }
     }
 
+    /// Returns what came of an output frame whose end has not come: to be asked for behind a cut, so
+    /// that a road that carries less than a frame at a time still carries the output.
+    pub fn take_torn(&mut self) -> Option<Frame> {
+        let mut head = self.buffer.get(..HEADER_BYTES)?;
+        let (kind, offset) = (head.get_u8(), head.get_u64());
+        let bytes = std::mem::take(&mut self.buffer).split_off(HEADER_BYTES);
+        let is_output = [STDOUT, STDERR].contains(&kind) && !bytes.is_empty();
+        let frame = is_output.then(|| read(kind, offset, bytes.freeze()));
+        frame?.ok()?
+    }
+
     /// Returns whether the body stopped in the middle of a frame.
     pub fn is_torn(&self) -> bool {
         !self.buffer.is_empty()
@@ -314,6 +325,41 @@ mod tests {
             decoder.next_frame(),
             Err(FrameError::TooLong { kind: 1, .. })
         ));
+    }
+
+    #[test]
+    fn of_a_torn_output_the_beginning_counts_and_of_anything_else_nothing() {
+        for frame in all_kinds() {
+            let body = encoded(std::slice::from_ref(&frame));
+            for length in 0..body.len() {
+                let mut decoder = Decoder::default();
+                decoder.feed(&body[..length]);
+                assert_eq!(decoder.next_frame().unwrap(), None);
+                let torn = decoder.take_torn();
+                match (torn, frame.clone()) {
+                    (
+                        Some(Frame::Output {
+                            stream,
+                            offset,
+                            bytes,
+                        }),
+                        Frame::Output {
+                            stream: wanted,
+                            offset: from,
+                            bytes: all,
+                        },
+                    ) => {
+                        assert_eq!((stream, offset), (wanted, from));
+                        assert_eq!(bytes, all[..length - HEADER_BYTES]);
+                    }
+                    (torn, Frame::Output { .. }) => {
+                        assert!(torn.is_none() && length <= HEADER_BYTES);
+                    }
+                    (torn, _) => assert_eq!(torn, None),
+                }
+                assert!(!decoder.is_torn() || length < HEADER_BYTES);
+            }
+        }
     }
 
     #[test]

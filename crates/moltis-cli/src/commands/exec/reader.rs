@@ -137,9 +137,18 @@ impl<T: AsyncFn(Event) -> bool> Reader<T> {
         loop {
             let piece = match timeout(SILENCE_MAX, pieces.next()).await {
                 Ok(Ok(Some(piece))) => piece,
-                Ok(Ok(None)) => return cut("it ended in the middle of the output"),
-                Ok(Err(error)) => return End::Error(error),
-                Err(_) => return cut("nothing was heard of it for a minute"),
+                cut_off => {
+                    if let Some(frame) = decoder.take_torn()
+                        && !self.pass_on(frame).await
+                    {
+                        return End::Done;
+                    }
+                    return match cut_off {
+                        Ok(Err(error)) => End::Error(error),
+                        Ok(Ok(_)) => cut("it ended in the middle of the output"),
+                        Err(_) => cut("nothing was heard of it for a minute"),
+                    };
+                }
             };
             if held.is_none() {
                 held = room.acquire().await.ok(); // nobody closes it
