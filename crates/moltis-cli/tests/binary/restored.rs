@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::harness::{Home, eventually};
@@ -112,7 +113,7 @@ fn keyed(home: &Home, script: &str) -> Value {
 fn an_older_copy_of_store_and_outputs_starts_nothing_and_tells_what_it_does_not_know() {
     let (home, machine) = (Home::new(), Home::new());
     let mut gateway = home.gateway();
-    let _node = gateway.join(&machine, "box");
+    let node = gateway.join(&machine, "box");
     let over = detach(&home, &script(&machine, 'a', 20_000, 30_000));
     touch(&machine, "more", 'a');
     touch(&machine, "end", 'a');
@@ -120,18 +121,25 @@ fn an_older_copy_of_store_and_outputs_starts_nothing_and_tells_what_it_does_not_
     let going = detach(&home, &script(&machine, 'b', 20_000, 60_000));
     has_written(&home, &going, 200_000);
 
+    // The copy is made in a moment in which the start of a run is on its way.
+    node.signal(Signal::STOP);
+    let starting = detach(&home, &script(&machine, 'f', 10, 20));
+    assert_eq!(shown(&home, &starting)["state"], "starting");
     let older: PathBuf = home.user().join("older");
     fs::create_dir(&older).unwrap();
-    gateway.crash();
+    gateway.process.signal(Signal::STOP);
     copy(&home.path(), &older);
-    gateway.restart();
+    gateway.process.signal(Signal::CONT);
+    node.signal(Signal::CONT);
+    touch(&machine, "more", 'f');
+    touch(&machine, "end", 'f');
+    assert_eq!(is_over(&home, &starting)["outcome"], "exited");
     let is_back = || {
         eventually("the node to be back", || {
             let nodes = home.json(["node", "list", "--json"]);
             (nodes[0]["state"] == "online").then_some(())
         });
     };
-    is_back();
     // The node moves on: a run goes on, one begins, one is over and forgotten, one has a key.
     touch(&machine, "more", 'b');
     has_written(&home, &going, 600_000);
@@ -180,7 +188,11 @@ fn an_older_copy_of_store_and_outputs_starts_nothing_and_tells_what_it_does_not_
     let again = keyed(&home, &once);
     let outcome = again["outcome"].as_str().unwrap();
     assert!(["exited", "lost"].contains(&outcome), "{again}");
-    for letter in ['a', 'b', 'c', 'd', 'e'] {
+    // A start that an earlier process has sent is never sent again: the node would have refused it,
+    // for as long as it remembers what it has forgotten.
+    let run = is_over(&home, &starting);
+    assert_eq!(run["outcome_reason"], "not_started", "{run}");
+    for letter in ['a', 'b', 'c', 'd', 'e', 'f'] {
         assert_eq!(starts(&machine, letter), 1, "starts of {letter}");
     }
     let doctor = home.run(["doctor", "--json"]);
