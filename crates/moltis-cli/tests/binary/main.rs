@@ -42,5 +42,6 @@ mod signals;
 mod systemd;
 mod terminal;
 mod texts;
+mod thin;
 mod tls;
 mod volume;

@@ -1,0 +1,188 @@
+//! A line that carries 64 kbit/s, with a hundred megabytes waiting behind it.
+
+#![expect(clippy::print_stdout, reason = "it prints figures")]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use rustix::process::{Pid, Signal, test_kill_process};
+
+use crate::harness::{Home, eventually};
+
+/// Bytes that the line carries in a second, each way.
+const RATE: u64 = 8_000;
+
+/// Bytes that wait for it, half of them in each output: a spool holds 64 MiB of one.
+const WAITING: u64 = 100_000_000;
+
+/// How long a cancel may take until the command is gone.
+const CANCELLED: Duration = Duration::from_secs(5);
+
+/// How long output may stay away: what is under way is 64 KiB at least, eight seconds of the line.
+const SILENT: Duration = Duration::from_secs(20);
+
+/// How long the line is watched, and how long where nobody waits: `cargo xtask nightly`.
+const WATCHED: Duration = Duration::from_secs(20);
+const WATCHED_LONG: Duration = Duration::from_mins(10);
+
+/// A way to one address: as wide as loopback, until it is made thin.
+struct Line {
+    address: String,
+    /// Bytes a second; 0 where there is no limit.
+    rate: Arc<AtomicU64>,
+    joined: Arc<AtomicUsize>,
+}
+
+impl Line {
+    fn to(target: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let line = Self {
+            address: listener.local_addr().unwrap().to_string(),
+            rate: Arc::default(),
+            joined: Arc::default(),
+        };
+        let (target, rate, joined) = (target.to_owned(), line.rate.clone(), line.joined.clone());
+        std::thread::spawn(move || {
+            for near in listener.incoming() {
+                let near = near.unwrap();
+                let far = TcpStream::connect(&target).unwrap();
+                joined.fetch_add(1, Ordering::SeqCst);
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let rate = Arc::clone(&rate);
+                    std::thread::spawn(move || carry(&from, &to, &rate));
+                }
+            }
+        });
+        line
+    }
+
+    fn joined(&self) -> usize {
+        self.joined.load(Ordering::SeqCst)
+    }
+}
+
+fn carry(mut from: &TcpStream, mut to: &TcpStream, rate: &AtomicU64) {
+    let mut bytes = [0; 1000];
+    while let Ok(length @ 1..) = from.read(&mut bytes) {
+        if let Some(micros) = (length as u64 * 1_000_000).checked_div(rate.load(Ordering::SeqCst)) {
+            std::thread::sleep(Duration::from_micros(micros));
+        }
+        if to.write_all(&bytes[..length]).is_err() {
+            break;
+        }
+    }
+    for end in [from, to] {
+        end.shutdown(std::net::Shutdown::Both).ok(); // the other way may have done so
+    }
+}
+
+#[test]
+fn a_thin_line_with_much_waiting_stays_and_a_cancel_acts_at_once() {
+    watch(WATCHED, Other::MayWait);
+}
+
+#[test]
+#[ignore = "ten minutes: `cargo xtask nightly` runs it"]
+fn a_thin_line_with_much_waiting_stays_for_ten_minutes_and_a_cancel_acts_at_once() {
+    watch(WATCHED_LONG, Other::IsAnswered);
+}
+
+/// What becomes of another command meanwhile: its answer waits behind the output that the keeper has
+/// handed on, up to a window of it, which is two minutes of the line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Other {
+    MayWait,
+    IsAnswered,
+}
+
+fn watch(lasts: Duration, other: Other) {
+    let (home, machine) = (Home::new(), Home::new());
+    home.write("moltis.toml", "[gateway]\nhosts = [\"127.0.0.1\"]\n");
+    let mut gateway = home.gateway();
+    let line = Line::to(&gateway.address);
+    gateway.address.clone_from(&line.address);
+    let mut node = gateway.join(&machine, "box");
+    let dir = machine.user();
+    let (gate, printed) = (dir.join("gate"), dir.join("printed"));
+    let half = WAITING / 2;
+    let script = format!(
+        "while [ ! -e {} ]; do sleep 0.02; done; head -c {half} /dev/zero; \
+         head -c {half} /dev/zero >&2; echo $$ > {1}.new; mv {1}.new {1}; exec sleep 3600",
+        gate.display(),
+        printed.display()
+    );
+    let id = home.ok(["node", "exec", "box", "--detach", "--shell", &script]);
+    let id = id.trim();
+    eventually("the command to run", || {
+        let run = home.json(["runs", "show", id, "--json"]);
+        (run["state"] == "running").then_some(())
+    });
+    // All of it lies in the spools before the line is there again.
+    node.signal(Signal::KILL);
+    node.wait();
+    fs::write(gate, "").unwrap();
+    eventually("the command to have printed", || {
+        printed.exists().then_some(())
+    });
+    let pid = fs::read_to_string(printed).unwrap();
+    let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+
+    line.rate.store(RATE, Ordering::SeqCst);
+    let before = line.joined();
+    let _node = machine.start(["node", "run"]);
+    let came = |home: &Home| {
+        let run = home.json(["runs", "show", id, "--json"]);
+        run["stdout_bytes"].as_u64().unwrap() + run["stderr_bytes"].as_u64().unwrap()
+    };
+    let is_online = || home.json(["node", "list", "--all", "--json"])[0]["state"] == "online";
+    eventually("output to come", || {
+        (is_online() && came(&home) > 0).then_some(())
+    });
+    let (began, first) = (SystemTime::now(), came(&home));
+    let (mut newest, mut heard) = (first, began);
+    let mut exec = home.start(["node", "exec", "box", "--", "echo", "here"]);
+    let mut answered = None;
+    while began.elapsed().unwrap() < lasts {
+        assert!(is_online(), "it flaps {:?} later", began.elapsed());
+        let now = came(&home);
+        if now > newest {
+            (newest, heard) = (now, SystemTime::now());
+        }
+        let silent = heard.elapsed().unwrap();
+        assert!(silent < SILENT, "no output for {silent:?}");
+        if answered.is_none() && !exec.is_running() {
+            answered = Some(began.elapsed().unwrap());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(line.joined(), before + 1, "it has dialled again");
+    assert!(
+        newest < WAITING / 10,
+        "the line is thin: {newest} bytes came"
+    );
+
+    if other == Other::IsAnswered {
+        let done = exec.wait();
+        assert_eq!((done.code, done.stdout.as_str()), (0, "here\n"), "{done:?}");
+    }
+
+    let asked = SystemTime::now();
+    home.ok(["runs", "cancel", id]);
+    eventually("the command to be gone", || {
+        test_kill_process(pid).is_err().then_some(())
+    });
+    let cancelled = asked.elapsed().unwrap();
+    assert!(cancelled < CANCELLED, "the cancel took {cancelled:?}");
+    assert_eq!(line.joined(), before + 1, "it has dialled again");
+    println!(
+        "in {lasts:?} {} bytes came, {} of {WAITING} wait, one connection; another command was answered after \
+         {answered:?}, the cancel took {cancelled:?}",
+        newest - first,
+        WAITING - newest
+    );
+}
