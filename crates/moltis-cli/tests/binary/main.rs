@@ -27,6 +27,7 @@ mod fleet;
 mod floods;
 mod homes;
 mod input;
+mod leaving;
 mod metrics;
 mod networks;
 mod node;
