@@ -37,9 +37,12 @@ mod verdict;
 /// How many ask at once.
 const CALLERS: usize = 8;
 
-/// An ending is told before it is written; a keeper that dies so soon afterwards, with the gateway,
-/// takes output with it.
+/// An ending is told before it is written: a gateway that dies so soon afterwards may not have it.
 const UNWRITTEN: Duration = Duration::from_secs(2);
+
+/// For so long the next gateway may not have heard it again: a keeper that dies meanwhile takes output
+/// with it.
+const UNHEARD: Duration = Duration::from_secs(20);
 
 /// For so long a gateway may not have heard that a keeper has died, on a bad network.
 const UNNOTICED: Duration = Duration::from_secs(10);
@@ -177,9 +180,14 @@ impl Struck {
             moments.iter().any(|one| (from..to).contains(one))
         };
         let before = asked.from.checked_sub(UNNOTICED).unwrap_or(asked.from);
+        let written = asked.to + UNWRITTEN;
+        let deaths = self.gateway.iter();
+        let deaths = deaths.filter(|at| (asked.from..written).contains(at));
+        let heard = deaths.map(|at| *at + UNHEARD).max();
+        let kept = heard.unwrap_or(written).max(written);
         Killed {
-            keeper: hit(keepers, asked.from, asked.to + UNWRITTEN),
-            gateway: hit(&self.gateway, asked.from, asked.to + UNWRITTEN),
+            keeper: hit(keepers, asked.from, kept),
+            gateway: heard.is_some(),
             keeper_before: hit(keepers, before, asked.from),
         }
     }
