@@ -23,6 +23,7 @@ mod embed;
 mod events;
 mod exec;
 mod faults;
+mod figures;
 mod fleet;
 mod floods;
 mod homes;
