@@ -307,17 +307,18 @@ pub(super) fn replace_gaps(system: &System, run: &Path, lines: &str) -> Result<F
 }
 
 /// Reads the gaps. A last line without its end was being written when the process died: what it
-/// would have said is told again by the node.
+/// would have said is told again by the node. A line that a power cut has spoiled says nothing, and
+/// what it stood for is a hole that nothing explains.
 fn gaps(run: &Path) -> Result<Vec<Gap>, OutputError> {
     let path = run.join(GAPS);
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(OutputError::file("read", &path, error)),
     };
-    let lines = text
-        .split_inclusive('\n')
-        .filter(|line| line.ends_with('\n'));
+    let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+    let lines = lines.filter(|line| line.ends_with(b"\n"));
+    let lines = lines.filter_map(|line| std::str::from_utf8(line).ok());
     Ok(lines.filter_map(parse_gap).collect())
 }
 
@@ -402,6 +403,23 @@ mod tests {
 
     fn segments(all: &[(u64, u64)]) -> BTreeMap<u64, u64> {
         all.iter().copied().collect()
+    }
+
+    #[test]
+    fn a_line_that_a_power_cut_has_spoiled_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bytes = gap_line(Stream::Stdout, 0, 5, GapReason::Limit).into_bytes();
+        bytes.extend_from_slice(b"stdout 5 \xb9 limit\n");
+        bytes.extend(gap_line(Stream::Stderr, 0, 9, GapReason::Freed).into_bytes());
+        std::fs::write(dir.path().join(GAPS), bytes).unwrap();
+        let found = gaps(dir.path()).unwrap();
+        assert_eq!(
+            found,
+            [
+                (Stream::Stdout, 0, 5, GapReason::Limit),
+                (Stream::Stderr, 0, 9, GapReason::Freed)
+            ]
+        );
     }
 
     #[test]
