@@ -255,8 +255,13 @@ impl StartLock {
 }
 
 fn inherit(machine: &Machine, config: &KeeperConfig) -> Result<Estate, KeeperError> {
-    let estate =
-        recover::take_over_all(&machine.kernel, &machine.disk, &config.dir, config.boot_id);
+    let estate = recover::take_over_all(
+        &machine.kernel,
+        &machine.disk,
+        &config.dir,
+        config.boot_id,
+        &[],
+    );
     estate.map_err(|source| KeeperError::Directory {
         dir: config.dir.clone(),
         source,

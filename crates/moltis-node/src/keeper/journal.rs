@@ -226,6 +226,10 @@ impl Journal {
         self.id
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Returns whether no run stands in it that is not forgotten.
     pub(super) fn is_empty(&self) -> bool {
         self.index.live.is_empty()
@@ -407,6 +411,12 @@ impl Told {
             }
         }
     }
+}
+
+/// Returns the forgotten runs that a journal tells of, the oldest first, whoever writes it.
+pub(super) fn forgotten_in(path: &Path) -> Vec<RunId> {
+    let told = fs::read(path).ok().and_then(|bytes| Told::read(&bytes));
+    told.map_or_else(Vec::new, |told| told.index.forgotten.into())
 }
 
 /// Returns the journals in `dir`, whoever writes them.

@@ -46,18 +46,28 @@ enum Processes {
 /// and reported: a keeper that does not start would help nobody.
 ///
 /// What the running ones of this boot have left behind is ended first: nobody would hear of it.
+///
+/// Of keepers that live beside this one it takes over what they have forgotten: a gateway whose
+/// database was put back may ask for those runs again, and it asks the newest keeper. `ours` are the
+/// journals that the caller writes.
 pub(super) fn take_over_all(
     kernel: &Kernel,
     disk: &Disk,
     dir: &Path,
     boot_id: BootId,
+    ours: &[Journal],
 ) -> io::Result<Estate> {
     let mut estate = Estate::default();
     let mut is_all_read = true;
     for path in journal::all(dir)? {
         match Journal::take_over(disk, &path) {
             Ok(Taken::Over(found)) => estate.inherit(kernel, disk, dir, *found, boot_id),
-            Ok(Taken::Lives) => estate.living.push(path),
+            Ok(Taken::Lives) => {
+                if ours.iter().all(|journal| journal.path() != path) {
+                    estate.forgotten.extend(journal::forgotten_in(&path));
+                }
+                estate.living.push(path);
+            }
             Ok(Taken::Nothing) => {}
             Err(error) => {
                 tracing::error!(error = %error, "a dead keeper's runs are lost, until its journal can be read");
@@ -217,6 +227,8 @@ fn delete_strays(disk: &Disk, dir: &Path, runs: &[Run]) {
 
 #[cfg(test)]
 mod tests {
+    use moltis_proto::JournalId;
+
     use super::*;
     use crate::keeper::kernel::System;
 
@@ -233,7 +245,7 @@ mod tests {
             Kernel::System(System::default()),
             BootId::from_bytes([1; 16]),
         );
-        let estate = take_over_all(&kernel, &Disk::default(), dir.path(), boot_id).unwrap();
+        let estate = take_over_all(&kernel, &Disk::default(), dir.path(), boot_id, &[]).unwrap();
         assert!(estate.journals.is_empty() && estate.living.is_empty());
         !stray.exists()
     }
@@ -244,6 +256,24 @@ mod tests {
         assert!(deletes_strays(
             |journal| fs::write(journal, "moltis keep").unwrap()
         ));
+    }
+
+    #[test]
+    fn what_a_living_keeper_has_forgotten_is_known_to_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, boot_id) = (Disk::default(), BootId::from_bytes([1; 16]));
+        let id = JournalId::from_bytes([2; 16]);
+        let mut living = Journal::create(&disk, dir.path(), id, boot_id, "1.2.3").unwrap();
+        let run_id = RunId::from_bytes([7; 16]);
+        living.append(&Record::Forgotten { run_id }).unwrap();
+        let kernel = Kernel::System(System::default());
+        let found = |ours: &[Journal]| {
+            let estate = take_over_all(&kernel, &disk, dir.path(), boot_id, ours).unwrap();
+            assert_eq!((estate.journals.len(), estate.living.len()), (0, 1));
+            estate.forgotten
+        };
+        assert_eq!(found(&[]), [run_id]);
+        assert!(found(&[living]).is_empty(), "its own it knows");
     }
 
     #[test]

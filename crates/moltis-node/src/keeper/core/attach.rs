@@ -28,7 +28,13 @@ impl Core {
 
     /// A keeper may have died while this one lived: what it had is ours now.
     fn take_over_the_dead(&mut self) {
-        match recover::take_over_all(&self.kernel, &self.disk, &self.dir, self.boot_id) {
+        match recover::take_over_all(
+            &self.kernel,
+            &self.disk,
+            &self.dir,
+            self.boot_id,
+            &self.journals,
+        ) {
             Ok(estate) => self.inherit(estate),
             Err(error) => {
                 tracing::warn!(error = %error, "dead keepers' runs cannot be looked for");
