@@ -27,6 +27,25 @@ pub(super) enum Edge {
 /// A boundary of a step, which is a place to die at.
 pub(super) type Boundary = (&'static str, Edge);
 
+/// Steps that are seldom taken. Somebody dies at them on purpose, or nobody would in ten thousand
+/// worlds.
+const RARE: [&str; 14] = [
+    "journal.clear",
+    "journal.draft",
+    "journal.rename",
+    "journal.rewrite",
+    "journal.undo",
+    "output.cut",
+    "output.delete",
+    "output.new_gaps",
+    "output.remove",
+    "output.replace_gaps",
+    "output.sync_gaps",
+    "spool.delete",
+    "spool.stray",
+    "store.close",
+];
+
 /// How often a boundary was met.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Met {
@@ -52,6 +71,8 @@ struct State {
     met: BTreeMap<Boundary, Met>,
     /// Whoever takes so many more steps dies at the last of them.
     death_in: Option<u32>,
+    /// The same, of the rare ones alone.
+    rare_death_in: Option<u32>,
     /// The trouble, and how many more steps meet it.
     trouble: Option<(Trouble, u32)>,
     troubled: u64,
@@ -63,6 +84,11 @@ impl Disk {
     /// Has whoever takes `steps` more boundaries die at the last of them.
     pub(super) fn kill_in(&self, steps: u32) {
         self.state().death_in = Some(steps);
+    }
+
+    /// Has whoever takes `steps` more boundaries of rare steps die at the last of them.
+    pub(super) fn kill_in_rare(&self, steps: u32) {
+        self.state().rare_death_in = Some(steps);
     }
 
     /// Has the next steps meet trouble, so many of them.
@@ -78,7 +104,8 @@ impl Disk {
     /// Ends whatever was wrong with it.
     pub(super) fn heal(&self) {
         let mut state = self.state();
-        (state.death_in, state.trouble, state.takes) = (None, None, Duration::ZERO);
+        (state.death_in, state.rare_death_in) = (None, None);
+        (state.trouble, state.takes) = (None, Duration::ZERO);
     }
 
     /// Returns how often each boundary was met.
@@ -107,8 +134,8 @@ pub(super) struct Mounted {
     pub(super) who: String,
     pub(super) fate: Fate,
     pub(super) trace: Trace,
-    /// Called in the moment of a death at a boundary.
-    pub(super) dies: Box<dyn Fn() + Send + Sync>,
+    /// Called in the moment of a death at a boundary of this step.
+    pub(super) dies: Box<dyn Fn(&'static str) + Send + Sync>,
     /// Whether a power cut may ask what is synced.
     pub(super) is_watched: bool,
 }
@@ -127,17 +154,14 @@ impl Mounted {
         let mut state = self.disk.state();
         let met = state.met.entry((what, edge)).or_default();
         met.passed += 1;
-        if let Some(left) = &mut state.death_in {
-            *left = left.saturating_sub(1);
-            if *left == 0 {
-                state.death_in = None;
-                state.met.entry((what, edge)).or_default().died += 1;
-                drop(state);
-                note!(self.trace, &self.who, "dies {edge:?} {what}");
-                self.fate.end();
-                (self.dies)();
-                return Err(io::Error::other("the process is dead"));
-            }
+        let is_rare = RARE.contains(&what) && count_down(&mut state.rare_death_in);
+        if count_down(&mut state.death_in) || is_rare {
+            state.met.entry((what, edge)).or_default().died += 1;
+            drop(state);
+            note!(self.trace, &self.who, "dies {edge:?} {what}");
+            self.fate.end();
+            (self.dies)(what);
+            return Err(io::Error::other("the process is dead"));
         }
         if edge == Edge::Before
             && let Some((trouble, left)) = &mut state.trouble
@@ -163,6 +187,19 @@ impl Mounted {
     fn takes(&self) -> Duration {
         self.disk.state().takes
     }
+}
+
+/// Counts a boundary. Returns whether it is the last one, which is counted once.
+fn count_down(left: &mut Option<u32>) -> bool {
+    let Some(steps) = left else {
+        return false;
+    };
+    *steps = steps.saturating_sub(1);
+    let is_last = *steps == 0;
+    if is_last {
+        *left = None;
+    }
+    is_last
 }
 
 impl moltis_node::simulation::Disk for Mounted {

@@ -8,7 +8,8 @@ pub(super) mod child;
 pub(super) mod script;
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -212,19 +213,30 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    /// Returns whether a journal of this machine ends with the words of a child: nothing may be
+    /// Returns whether a journal of this machine holds the words of a child: nothing may be
     /// started that no keeper would know of when it is back.
     fn is_written_down(&self, words: &str) -> bool {
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten();
         let paths = entries.flatten().map(|entry| entry.path());
         let mut journals = paths.filter(|path| path.extension().is_some_and(|it| it == "journal"));
         journals.any(|journal| {
-            let bytes = std::fs::read(journal).unwrap_or_default();
             let words = words.as_bytes();
-            let end = &bytes[bytes.len().saturating_sub(words.len() + RECORD_BYTES)..];
-            end.windows(words.len()).any(|part| part == words)
+            let holds = |bytes: &[u8]| bytes.windows(words.len()).any(|part| part == words);
+            let end = end_of(&journal, words.len() + RECORD_BYTES).unwrap_or_default();
+            // One that was just written anew has it in some other place.
+            holds(&end) || holds(&std::fs::read(journal).unwrap_or_default())
         })
     }
+}
+
+/// Returns the last bytes of a file, of which there may be fewer.
+fn end_of(path: &Path, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(bytes as u64)))?;
+    let mut end = Vec::with_capacity(bytes);
+    file.read_to_end(&mut end)?;
+    Ok(end)
 }
 
 impl simulation::Kernel for Handle {

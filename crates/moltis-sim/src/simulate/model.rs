@@ -402,8 +402,7 @@ impl Model {
         if let Some((before, since)) = &known.told
             && *before != told
             && !excuses.restored(*since)
-            && !(excuses.gateway_died(*since)
-                && (excuses.rebooted(known.place, *since) || excuses.was_revoked(known.place)))
+            && !excuses.forgot_ending(known.place, known.asked, *since)
         {
             return Err(violation!(
                 "I7",
@@ -451,7 +450,11 @@ impl Model {
             GapReason::KeeperDied => {
                 excuses.keeper_died(place, known.asked) || excuses.rebooted(place, known.asked)
             }
-            GapReason::PowerCut => excuses.gateway_lost_power(known.asked),
+            // A gateway that dies while it deletes old output tells of it by this reason, too.
+            GapReason::PowerCut => {
+                excuses.gateway_lost_power(known.asked)
+                    || excuses.gateway_died_deleting(known.asked)
+            }
             GapReason::Freed => {
                 excuses.lost_rows(known.asked) || excuses.rebooted(place, known.asked)
             }

@@ -36,6 +36,10 @@ pub(super) struct Shape {
     pub(super) is_small: bool,
     /// Whether anything goes wrong: one world in some has good weather only.
     pub(super) is_troubled: bool,
+    /// Whether every command has so many words that a journal is written anew.
+    pub(super) is_wordy: bool,
+    /// Whether most of what goes wrong befalls the gateway's disk.
+    pub(super) is_dark: bool,
     /// What the roads are like at first, for each node.
     pub(super) weathers: Vec<Weather>,
     /// How long a keeper stays that has nothing to do.
@@ -104,9 +108,12 @@ pub(super) enum Fault {
     UpgradeLink(Place),
     KillKeeper(Place),
     KillKeeperIn(Place, u32),
+    /// Of the steps that are seldom taken.
+    KillKeeperInRare(Place, u32),
     LeaveKeeper(Place),
     KillGateway(Sent),
     KillGatewayIn(u32),
+    KillGatewayInRare(u32),
     StopGateway,
     PowerCutGateway,
     /// Notes the state of the database.
@@ -126,7 +133,7 @@ pub(super) enum Fault {
 
 impl Fault {
     /// Every name that [`name`](Self::name) gives.
-    pub(super) const NAMES: [&'static str; 26] = [
+    pub(super) const NAMES: [&'static str; 28] = [
         "cut",
         "cut mid-frame",
         "half-open",
@@ -153,6 +160,8 @@ impl Fault {
         "slow disk",
         "suspend",
         "clock jump",
+        "keeper kill at a rare step",
+        "gateway kill at a rare step",
     ];
 
     /// Returns what it is called where it is counted.
@@ -184,6 +193,8 @@ impl Fault {
             Self::SlowDisks(..) => 23,
             Self::Suspend(..) => 24,
             Self::ClockJumps(_) => 25,
+            Self::KillKeeperInRare(..) => 26,
+            Self::KillGatewayInRare(_) => 27,
         };
         Self::NAMES[at]
     }

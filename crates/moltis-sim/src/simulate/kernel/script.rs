@@ -56,9 +56,19 @@ pub(in super::super) struct Script {
     pub(in super::super) tag: Tag,
     pub(in super::super) acts: Vec<Act>,
     pub(in super::super) finish: Finish,
+    /// Words that say nothing, of so many letters.
+    pub(in super::super) pad: usize,
 }
 
 impl Script {
+    /// Returns the same without its padding, for people.
+    pub(in super::super) fn brief(&self) -> Self {
+        Self {
+            pad: 0,
+            ..self.clone()
+        }
+    }
+
     /// Returns how many bytes of stdin it reads.
     pub(in super::super) fn reads(&self) -> u64 {
         let bytes = self.acts.iter().map(|act| match act {
@@ -100,6 +110,9 @@ pub(in super::super) fn bytes(tag: Tag, stream: Stream, from: u64, to: u64) -> V
 impl fmt::Display for Script {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "tag {}; ", self.tag)?;
+        if self.pad > 0 {
+            write!(f, "pad {}; ", "x".repeat(self.pad))?;
+        }
         for act in &self.acts {
             match act {
                 Act::Write(Stream::Err, bytes) => write!(f, "err {bytes}; ")?,
@@ -131,8 +144,13 @@ impl FromStr for Script {
             tag: 0,
             acts: Vec::new(),
             finish: Finish::Exit(0),
+            pad: 0,
         };
         for word in text.split("; ") {
+            if let Some(padding) = word.strip_prefix("pad ") {
+                script.pad = padding.len();
+                continue;
+            }
             let wrong = || NoScript(word.to_owned());
             let (verb, number) = word.split_once(' ').unwrap_or((word, "0"));
             let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -171,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_script_is_read_as_it_is_written() {
-        let text = "tag 7; out 100; wait 50; err 3; in 10; deaf; fork 9; escape 8; exit 3";
+        let text = "tag 7; pad xxx; out 100; wait 50; err 3; in 10; deaf; fork 9; escape 8; exit 3";
         let script: Script = text.parse().unwrap();
         assert_eq!(script.to_string(), text);
         assert_eq!(script.reads(), 10);

@@ -24,6 +24,8 @@ pub(in super::super) enum Trouble {
     DiskFailed(Place),
     /// The gateway's process ended, in whatever way.
     GatewayDied,
+    /// It ended while it deleted old output.
+    GatewayDiedDeleting,
     /// The gateway's machine lost its power.
     GatewayLostPower,
     /// The gateway's database was put back to an older state.
@@ -84,12 +86,26 @@ impl Excuses {
         self.came(Trouble::GatewayDied, since)
     }
 
+    pub(super) fn gateway_died_deleting(&self, since: Since) -> bool {
+        self.came(Trouble::GatewayDiedDeleting, since)
+    }
+
     pub(super) fn gateway_lost_power(&self, since: Since) -> bool {
         self.came(Trouble::GatewayLostPower, since)
     }
 
     pub(super) fn restored(&self, since: Since) -> bool {
         self.came(Trouble::Restored, since)
+    }
+
+    /// Returns whether an ending that was told then may have been on nobody's disk: the gateway
+    /// tells it before its row is written, as its node keeps it; and a node in whose journal there
+    /// is no room keeps it in memory.
+    pub(super) fn forgot_ending(&self, place: Place, asked: Since, told: Since) -> bool {
+        let in_memory = self.disk_had_trouble(place)
+            && (self.rebooted(place, asked) || self.keeper_died(place, asked));
+        self.gateway_died(told)
+            && (in_memory || self.rebooted(place, told) || self.was_revoked(place))
     }
 
     /// Returns whether the gateway may have forgotten what it knew then.

@@ -9,6 +9,7 @@ impl fmt::Debug for Happened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Asked { place, script, key } => {
+                let script = script.brief();
                 write!(f, "asked at {place} by {key:?}: {script}")
             }
             Self::Answered { tag, run_id } => write!(f, "answered {tag}: {}", short(run_id)),

@@ -18,13 +18,28 @@ impl Plan {
     /// Returns the plan of this number.
     pub(in super::super) fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed, "plan");
-        let nodes = *dice.weighted(&[(4, 1), (4, 2), (2, 3)]);
+        let is_wordy = dice.percent(4);
+        let nodes = if is_wordy {
+            1
+        } else {
+            *dice.weighted(&[(4, 1), (4, 2), (2, 3)])
+        };
         let shape = Shape {
             nodes,
-            has_local: dice.percent(40),
+            has_local: !is_wordy && dice.percent(40),
             is_small: dice.percent(60),
             is_troubled: dice.percent(95),
-            weathers: (0..nodes).map(|_| weather(&mut dice)).collect(),
+            is_wordy,
+            is_dark: !is_wordy && dice.percent(10),
+            weathers: (0..nodes)
+                .map(|_| {
+                    if is_wordy {
+                        Weather::FAIR
+                    } else {
+                        weather(&mut dice)
+                    }
+                })
+                .collect(),
             keepers_stay: dice.millis(5_000, 600_000),
         };
         let mut draw = Draw {
@@ -73,7 +88,8 @@ impl Draw<'_> {
     }
 
     fn step(&mut self) -> Step {
-        if self.shape.is_troubled && self.dice.percent(28) {
+        let faults = if self.shape.is_wordy { 8 } else { 28 };
+        if self.shape.is_troubled && self.dice.percent(faults) {
             Step::Fault(self.fault())
         } else {
             Step::Wish(self.wish())
@@ -119,6 +135,11 @@ impl Draw<'_> {
             (1, 9),
             (1, 10),
         ]);
+        let kind = if self.shape.is_wordy && self.dice.percent(60) {
+            0
+        } else {
+            kind
+        };
         let Some(tag) = self.tag().filter(|_| kind > 0) else {
             return self.start();
         };
@@ -178,7 +199,17 @@ impl Draw<'_> {
         } else {
             Finish::Signal(*self.dice.pick(&[6, 9, 11]))
         };
-        Script { tag, acts, finish }
+        let pad = if self.shape.is_wordy {
+            usize::try_from(self.dice.between(30_000, 60_000)).unwrap_or_default()
+        } else {
+            0
+        };
+        Script {
+            tag,
+            acts,
+            finish,
+            pad,
+        }
     }
 
     fn act(&mut self) -> Act {
@@ -217,7 +248,21 @@ impl Draw<'_> {
         let trouble = *self
             .dice
             .weighted(&[(3, Trouble::Full), (1, Trouble::Failing)]);
+        let rare = 1 + u32::try_from(self.dice.below(8)).unwrap_or(0);
+        if self.shape.is_wordy && self.dice.percent(50) {
+            return Fault::KillKeeperInRare(node, rare);
+        }
+        if self.shape.is_dark && self.dice.percent(50) {
+            return match self.dice.below(5) {
+                0 => Fault::Backup,
+                1 => Fault::Restore,
+                2 => Fault::PowerCutGateway,
+                _ => Fault::KillGatewayInRare(rare),
+            };
+        }
         match *self.dice.weighted(&[
+            (4, 26),
+            (4, 27),
             (8, 0),
             (10, 1),
             (6, 2),
@@ -274,6 +319,8 @@ impl Draw<'_> {
             20 => Fault::PowerCut(self.place()),
             21 => Fault::DiskOfKeeper(place, trouble, 1 + steps / 8),
             22 => Fault::DiskOfGateway(trouble, 1 + steps / 8),
+            26 => Fault::KillKeeperInRare(place, rare),
+            27 => Fault::KillGatewayInRare(rare),
             23 => {
                 let takes = self.dice.millis(1, 2_000);
                 Fault::SlowDisks(takes, self.dice.millis(500, 20_000))

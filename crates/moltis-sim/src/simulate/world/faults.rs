@@ -41,6 +41,11 @@ impl World {
                     machine.disk().kill_in(steps);
                 }
             }
+            Fault::KillKeeperInRare(place, steps) => {
+                if let Some(machine) = self.machine(place) {
+                    machine.disk().kill_in_rare(steps);
+                }
+            }
             Fault::LeaveKeeper(place) => {
                 if let Some(machine) = self.machine(place) {
                     machine.leave_keepers();
@@ -48,6 +53,7 @@ impl World {
             }
             Fault::KillGateway(sent) => self.kill_gateway(Death::Killed(sent)),
             Fault::KillGatewayIn(steps) => self.served.disk().kill_in(steps),
+            Fault::KillGatewayInRare(steps) => self.served.disk().kill_in_rare(steps),
             Fault::StopGateway => {
                 let served = self.served.clone();
                 spawn(async move { served.shut_down().await });

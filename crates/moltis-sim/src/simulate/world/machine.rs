@@ -163,7 +163,7 @@ impl Machine {
             trace: self.0.witness.trace.clone(),
             dies: Box::new({
                 let sockets = sockets.clone();
-                move || {
+                move |_step| {
                     sockets.cut();
                     here.befell(Trouble::KeeperDied(place));
                 }
