@@ -99,6 +99,9 @@ impl Estate {
             forgotten,
         } = found;
         self.forgotten.extend(forgotten);
+        // Nobody listens behind its socket, and whoever saw it beside a journal that is locked would
+        // take us for a keeper of that version.
+        fs::remove_file(journal.path().with_extension(SOCKET)).ok(); // it need not be there
         let processes = if then == boot_id {
             let running = runs.iter().filter(|(_, past)| past.ended.is_none());
             let names = running.map(|(id, _)| Name {
@@ -274,6 +277,25 @@ mod tests {
         };
         assert_eq!(found(&[]), [run_id]);
         assert!(found(&[living]).is_empty(), "its own it knows");
+    }
+
+    #[test]
+    fn a_dead_keepers_socket_does_not_speak_for_who_took_its_journal_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, boot_id) = (Disk::default(), BootId::from_bytes([1; 16]));
+        let id = JournalId::from_bytes([2; 16]);
+        let mut dead = Journal::create(&disk, dir.path(), id, boot_id, "1.2.3").unwrap();
+        let run_id = RunId::from_bytes([7; 16]);
+        dead.append(&Record::Forgotten { run_id }).unwrap();
+        fs::write(dead.path().with_extension(SOCKET), "").unwrap();
+        drop(dead);
+        let kernel = Kernel::System(System::default());
+        let look = || take_over_all(&kernel, &disk, dir.path(), boot_id, &[]).unwrap();
+        let older = look();
+        assert_eq!(older.journals.len(), 1);
+        let next = look();
+        assert_eq!(next.living.len(), 1);
+        assert!(!next.has_keeper_of("1.2.3"));
     }
 
     #[test]
