@@ -21,9 +21,9 @@ const PROFILE: &str = "sim";
 const BUILD: Duration = Duration::from_mins(30);
 
 /// Worlds of each change, all of which have to be played.
-const SHORT: u64 = 10_000;
+const SHORT: u64 = 2_000;
 /// How long they may take.
-const SHORT_TIME: Duration = Duration::from_mins(45);
+const SHORT_TIME: Duration = Duration::from_mins(30);
 
 /// Worlds of each night, if there is time.
 const LONG: u64 = 1_000_000;

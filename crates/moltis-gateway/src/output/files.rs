@@ -21,7 +21,7 @@ use moltis_proto::run::{GapReason, Stream};
 use moltis_proto::{BootId, RunId};
 use sha2::{Digest as _, Sha256};
 
-use super::memory::{Extent, OnDisk};
+use super::memory::{Extent, OnDisk, join_gaps};
 use super::{OutputError, stream_name};
 use crate::system::System;
 
@@ -247,6 +247,8 @@ fn extents(
             }),
         }
     }
+    // Each segment that was given up has a line of its own.
+    join_gaps(&mut whole);
     whole
 }
 
@@ -418,6 +420,22 @@ mod tests {
             [
                 (Stream::Stdout, 0, 5, GapReason::Limit),
                 (Stream::Stderr, 0, 9, GapReason::Freed)
+            ]
+        );
+    }
+
+    #[test]
+    fn gaps_beside_each_other_are_one_gap() {
+        let segments = BTreeMap::from([(0, 10), (40, 10)]);
+        let gap = |from| (from, from + 10, GapReason::Limit);
+        let found = extents(&segments, [gap(10), gap(20), gap(30)].into_iter());
+        let found: Vec<_> = found.iter().map(|e| (e.from, e.to, e.what)).collect();
+        assert_eq!(
+            found,
+            [
+                (0, 10, OnDisk::Segment),
+                (10, 40, OnDisk::Gap(GapReason::Limit)),
+                (40, 50, OnDisk::Segment)
             ]
         );
     }

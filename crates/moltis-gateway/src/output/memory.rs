@@ -352,13 +352,7 @@ impl Memory {
                 extent.what = OnDisk::Gap(GapReason::Limit);
             }
         }
-        self.extents.dedup_by(|next, before| {
-            let same = matches!(next.what, OnDisk::Gap(_)) && next.what == before.what;
-            if same {
-                before.to = next.to;
-            }
-            same
-        });
+        join_gaps(&mut self.extents);
     }
 
     /// Finds what lies at `offset`.
@@ -440,6 +434,17 @@ impl Memory {
             Some(_) => OutputRead::End,
         }
     }
+}
+
+/// Makes one gap of those that lie beside each other for the same reason.
+pub(super) fn join_gaps(extents: &mut Vec<Extent>) {
+    extents.dedup_by(|next, before| {
+        let same = matches!(next.what, OnDisk::Gap(_)) && next.what == before.what;
+        if same {
+            before.to = next.to;
+        }
+        same
+    });
 }
 
 fn part(bytes: &[u8], from: u64, offset: u64, max: usize) -> OutputRead {

@@ -27,7 +27,7 @@ pub(super) enum Edge {
 /// A boundary of a step, which is a place to die at.
 pub(super) type Boundary = (&'static str, Edge);
 
-/// Steps that are seldom taken. Somebody dies at them on purpose, or nobody would in ten thousand
+/// Steps that are seldom taken. Somebody dies at them on purpose, or nobody would in thousands of
 /// worlds.
 const RARE: [&str; 14] = [
     "journal.clear",

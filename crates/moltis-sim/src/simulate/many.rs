@@ -107,6 +107,8 @@ pub(super) fn tell(seed: u64, log: Option<&str>) -> anyhow::Result<Verdict> {
 struct Played {
     seed: u64,
     told: Told,
+    /// Where a second play of the same number went another way.
+    differs: Option<String>,
 }
 
 impl Played {
@@ -118,7 +120,7 @@ impl Played {
     }
 }
 
-/// Plays a world; one in some a second time, which has to come to the same.
+/// Plays a world; one in some a second time, which should come to the same.
 async fn play_or_twice(seed: u64, ground: &Path) -> anyhow::Result<Played> {
     let is_played_twice = seed.is_multiple_of(TWICE);
     let telling = if is_played_twice {
@@ -133,9 +135,9 @@ async fn play_or_twice(seed: u64, ground: &Path) -> anyhow::Result<Played> {
             let pairs = played.told.trace.iter().zip(&again.told.trace);
             let differs = pairs.enumerate().find(|(_, (one, other))| one != other);
             let words = differs.map(|(at, (one, other))| format!("line {at}:\n{one}\n{other}"));
-            let words = words.unwrap_or_else(|| "one of them goes on".to_owned());
-            let words = format!("determinism: it is not the same twice, from {words}");
-            played.told.violation.get_or_insert(words);
+            played.differs = Some(words.unwrap_or_else(|| "one of them goes on".to_owned()));
+            // What is wrong in either is wrong.
+            played.told.violation = played.told.violation.or(again.told.violation);
         }
     }
     Ok(played)
@@ -168,7 +170,11 @@ async fn play_one(
         return Ok(Played::wrong(seed, format!("{status}: {printed}")));
     };
     told.trace.extend(printed.lines().map(str::to_owned));
-    Ok(Played { seed, told })
+    Ok(Played {
+        seed,
+        told,
+        differs: None,
+    })
 }
 
 impl Played {
@@ -176,6 +182,7 @@ impl Played {
         Self {
             seed,
             told: Told::wrong(words),
+            differs: None,
         }
     }
 }
@@ -189,11 +196,23 @@ struct Sum {
     faults: BTreeMap<String, u64>,
     boundaries: BTreeMap<String, (u64, u64)>,
     wrong: Vec<(u64, String)>,
+    unsteady: u64,
 }
 
 impl Sum {
     fn add(&mut self, played: Played) -> io::Result<()> {
-        let Played { seed, told } = played;
+        let Played {
+            seed,
+            told,
+            differs,
+        } = played;
+        if let Some(differs) = differs {
+            self.unsteady += 1;
+            writeln!(
+                io::stdout(),
+                "seed {seed} is not the same twice, from {differs}"
+            )?;
+        }
         self.worlds += 1;
         self.lines += told.lines;
         self.starts += told.starts;
@@ -244,6 +263,9 @@ impl Sum {
         let missed = self.missed();
         if !missed.is_empty() {
             writeln!(out, "nobody has died at: {}", missed.join(", "))?;
+        }
+        if self.unsteady > 0 {
+            writeln!(out, "{} worlds were not the same twice", self.unsteady)?;
         }
         if self.wrong.is_empty() {
             return Ok(Verdict::Right);
