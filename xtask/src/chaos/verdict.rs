@@ -6,8 +6,8 @@ use super::caller::{Asked, Way};
 use super::script::End;
 use super::site::Kept;
 
-/// The code of a command line that has reached no gateway.
-const NOT_REACHED: i32 = 125;
+/// The code of `runs attach` where the gateway cannot be asked: the run may go on.
+const NOT_REACHED: i32 = 255;
 
 /// Who was killed while a command was asked for and ran.
 #[derive(Clone, Copy, Debug, Default)]
