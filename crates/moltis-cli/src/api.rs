@@ -112,6 +112,14 @@ impl Client {
         self
     }
 
+    /// Returns the home whose socket is asked; `None` for a gateway at an address.
+    pub(crate) fn home(&self) -> Option<&Home> {
+        match &self.address {
+            Address::Local { home } => Some(home),
+            Address::Remote { .. } => None,
+        }
+    }
+
     /// Returns whether the gateway is asked over the network, if only that of this machine.
     pub(crate) fn is_remote(&self) -> bool {
         matches!(self.address, Address::Remote { .. })

@@ -10,6 +10,7 @@ mod node;
 mod nodes;
 mod pages;
 mod pairing;
+mod patience;
 mod policy;
 mod runs;
 mod starter;

@@ -21,6 +21,7 @@ use moltis_gateway::api::runs::{Run, StartRun, Tty};
 use moltis_proto::limits::START_BYTES_MAX;
 use serde::Serialize;
 
+use super::patience::Patience;
 use super::{Context, on_one_thread};
 use crate::api::{ApiError, Client};
 use crate::args::node::{Exec, ExecHow, Shell};
@@ -83,10 +84,13 @@ async fn detach(
     request: &StartRun,
     json: bool,
 ) -> anyhow::Result<Exit> {
+    let patience = Some(Patience::new(context, client));
     // The answer comes when the run is on the gateway's disk.
-    let run: Run = once(async |key| client.send_once("runs", request, key).await)
-        .await
-        .map_err(NotDone::into_failure)?;
+    let run: Run = once(patience, async |key| {
+        client.send_once("runs", request, key).await
+    })
+    .await
+    .map_err(NotDone::into_failure)?;
     if json {
         context.output.json(&Detached {
             run_id: &run.id,
@@ -115,7 +119,8 @@ async fn start_and_follow(
     let mut stops = Stops::new()?;
     let mut stopped_by = None;
     let (run_id, pieces) = {
-        let starting = once(async |key| client.start_and_follow(request, key).await);
+        let start = async |key: &str| client.start_and_follow(request, key).await;
+        let starting = once(Some(Patience::new(context, &client)), start);
         let mut starting = std::pin::pin!(starting);
         loop {
             tokio::select! {
@@ -269,22 +274,37 @@ impl NotDone {
     }
 }
 
-/// Sends a request under a key of its own. When its fate is unknown it is sent again, and still
-/// nothing starts twice.
-async fn once<T>(mut send: impl AsyncFnMut(&str) -> Result<T, ApiError>) -> Result<T, NotDone> {
+/// Sends a request under a key of its own. With patience it waits, while nothing was sent yet,
+/// for a gateway that is about to come back. When its fate is unknown it is sent again, and still nothing starts twice.
+async fn once<T>(
+    mut patience: Option<Patience<'_>>,
+    mut send: impl AsyncFnMut(&str) -> Result<T, ApiError>,
+) -> Result<T, NotDone> {
     let key = uuid::Uuid::new_v4().simple().to_string();
-    for attempt in 1..=ATTEMPTS {
+    let mut attempts_behind = 0;
+    loop {
         let error = match send(&key).await {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        let fate_is_unknown = attempt > 1 || matches!(error, ApiError::Cut(_));
-        if !fate_is_unknown || !error.passes() {
+        let fate_is_unknown = attempts_behind > 0 || matches!(error, ApiError::Cut(_));
+        if !fate_is_unknown {
+            if let Some(patience) = &mut patience
+                && patience.waits_after(&error).await
+            {
+                continue;
+            }
             return Err(NotDone::Refused(error));
+        }
+        if !error.passes() {
+            return Err(NotDone::Refused(error));
+        }
+        attempts_behind += 1;
+        if attempts_behind == ATTEMPTS {
+            return Err(NotDone::Unknown);
         }
         tokio::time::sleep(ATTEMPT_PAUSE).await;
     }
-    Err(NotDone::Unknown)
 }
 
 #[cfg(test)]

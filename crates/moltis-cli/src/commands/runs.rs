@@ -8,6 +8,7 @@ use moltis_gateway::api::runs::{Cancel as CancelBody, Outcome, Run, State};
 
 use super::Context;
 use super::exec::{away::Away, follow, stops::Stops};
+use super::patience::ask;
 use crate::api::address::escape;
 use crate::api::{ApiError, Client};
 use crate::args::runs::{Attach, Cancel, Claim, List, Output, Runs, Show};
@@ -122,7 +123,7 @@ pub(super) fn command_of(run: &Run) -> String {
 
 async fn show(context: &Context, args: Show) -> anyhow::Result<Exit> {
     let client = context.client(&args.remote)?;
-    let run = get(&client, &args.run).await?;
+    let run = get(context, &client, &args.run).await?;
     print(context, &run, args.format.json)?;
     Ok(Exit::SUCCESS)
 }
@@ -183,24 +184,30 @@ fn whole_command(run: &Run) -> String {
     }
 }
 
-async fn get(client: &Client, run: &str) -> anyhow::Result<Run> {
+async fn get(context: &Context, client: &Client, run: &str) -> anyhow::Result<Run> {
+    let run = ask_for(context, client, run).await;
+    Ok(run.map_err(ApiError::into_failure)?)
+}
+
+/// The first question of a command: it waits for a gateway that is being restarted.
+async fn ask_for(context: &Context, client: &Client, run: &str) -> Result<Run, ApiError> {
     let path = format!("runs/{}", escape(run));
-    Ok(client.get(&path).await.map_err(ApiError::into_failure)?)
+    ask(context, client, async || client.get(&path).await).await
 }
 
 /// Returns the id of the run that is to be changed: the gateway takes no short beginning of one then.
-async fn whole(client: &Client, run: &str) -> anyhow::Result<String> {
+async fn whole(context: &Context, client: &Client, run: &str) -> anyhow::Result<String> {
     const DIGITS: usize = 32;
     if run.len() == DIGITS {
         return Ok(escape(run));
     }
-    Ok(get(client, run).await?.id)
+    Ok(get(context, client, run).await?.id)
 }
 
 async fn attach(context: &Context, args: Attach) -> anyhow::Result<Exit> {
     let client = context.client(&args.remote)?;
-    let path = format!("runs/{}", escape(&args.run));
-    let run: Run = client.get(&path).await.map_err(ApiError::not_heard_of)?;
+    let run = ask_for(context, &client, &args.run).await;
+    let run = run.map_err(ApiError::not_heard_of)?;
     let mode = follow::Mode {
         json: false,
         input: follow::Input::None,
@@ -216,7 +223,7 @@ async fn attach(context: &Context, args: Attach) -> anyhow::Result<Exit> {
 
 async fn cancel(context: &Context, args: Cancel) -> anyhow::Result<Exit> {
     let client = context.client(&args.remote)?;
-    let path = format!("runs/{}/cancel", whole(&client, &args.run).await?);
+    let path = format!("runs/{}/cancel", whole(context, &client, &args.run).await?);
     let cancelled = client
         .send(Method::POST, &path, &CancelBody::default())
         .await;
@@ -247,7 +254,7 @@ async fn output(context: &Context, args: Output) -> anyhow::Result<Exit> {
         StreamArg::Stdout => "stdout",
         StreamArg::Stderr => "stderr",
     };
-    let run = get(&client, &args.run).await?;
+    let run = get(context, &client, &args.run).await?;
     // A run that goes on printing would be read for ever; what comes later is for `--follow`.
     let end = match args.stream {
         _ if args.follow => u64::MAX,
@@ -324,7 +331,7 @@ async fn copy(
 
 async fn claim(context: &Context, args: Claim) -> anyhow::Result<Exit> {
     let client = context.client(&args.remote)?;
-    let path = format!("runs/{}/claim", whole(&client, &args.run).await?);
+    let path = format!("runs/{}/claim", whole(context, &client, &args.run).await?);
     let claimed = client.send(Method::POST, &path, &Empty {}).await;
     let run: Run = claimed.map_err(ApiError::into_failure)?;
     print(context, &run, args.format.json)?;

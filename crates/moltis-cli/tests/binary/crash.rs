@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use rustix::process::Signal;
 
@@ -46,6 +47,58 @@ fn exec_goes_on_by_itself_when_the_gateway_is_killed_and_started_again() {
         1,
         "said once: {done:?}"
     );
+}
+
+#[test]
+fn the_first_question_of_a_command_waits_for_a_gateway_that_is_started_again() {
+    let home = Home::new();
+    let mut gateway = home.gateway();
+    let command = ["node", "exec", "local", "--detach", "--", "echo", "here"];
+    let id = home.ok(command).trim().to_owned();
+    eventually("the run to be over", || {
+        let run = home.json(["runs", "show", &id, "--json"]);
+        (run["state"] == "ended").then_some(())
+    });
+    // It dies, and leaves its socket.
+    gateway.crash();
+    let asked = [
+        vec!["runs", "show", &id],
+        vec!["runs", "output", &id],
+        vec!["runs", "attach", &id],
+        vec!["node", "exec", "local", "--", "echo", "here"],
+        vec!["node", "exec", "--select", "all", "--dry-run"],
+    ];
+    let mut asking = asked.map(|words| home.start(words));
+    for one in &asking {
+        one.stderr.wait_for("waiting up to 15 s");
+    }
+    gateway.restart();
+    let done = asking.each_mut().map(Process::wait);
+    for done in &done[..4] {
+        assert_eq!(done.code, 0, "{done:?}");
+        assert!(done.stdout.contains("here"), "{done:?}");
+        assert_eq!(done.stderr.matches("waiting").count(), 1, "{done:?}");
+    }
+    // That nobody matches is the gateway's own answer.
+    assert!(!done[4].stderr.contains("no gateway runs"), "{:?}", done[4]);
+}
+
+#[test]
+fn where_there_never_was_a_gateway_nobody_waits() {
+    let home = Home::new();
+    let began = SystemTime::now();
+    for words in [
+        &["runs", "show", "00"][..],
+        &["node", "exec", "local", "--", "true"],
+    ] {
+        let done = home.run(words);
+        assert!(
+            done.stderr.contains("start one: moltis gateway"),
+            "{done:?}"
+        );
+        assert!(!done.stderr.contains("waiting"), "{done:?}");
+    }
+    assert!(began.elapsed().unwrap() < Duration::from_secs(10));
 }
 
 #[test]

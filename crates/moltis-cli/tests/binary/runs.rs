@@ -1,5 +1,7 @@
 //! `moltis runs …` and `moltis token …`.
 
+use std::time::SystemTime;
+
 use crate::harness::{Home, eventually, meddle};
 
 #[test]
@@ -105,17 +107,27 @@ fn what_is_not_there_is_told() {
 }
 
 #[test]
-fn who_attaches_while_the_gateway_is_away_is_told_that_nothing_is_known() {
+fn who_attaches_while_the_gateway_stays_away_is_told_that_nothing_is_known() {
     let home = Home::new();
     let mut gateway = home.gateway();
     let id = home.ok(["node", "exec", "local", "--detach", "--", "sleep", "600"]);
     gateway.crash();
-    let done = home.run(["runs", "attach", id.trim()]);
-    assert_eq!((done.code, done.stdout.as_str()), (255, ""), "{done:?}");
-    assert!(done.stderr.starts_with("error: "), "{done:?}");
-    // What was asked to begin and could not be has not begun.
-    let done = home.run(["node", "exec", "local", "--", "true"]);
-    assert_eq!(done.code, 125, "{done:?}");
+    let began = SystemTime::now();
+    let mut attach = home.start(["runs", "attach", id.trim()]);
+    let mut exec = home.start(["node", "exec", "local", "--", "true"]);
+    // It may come back: what was here a moment ago is waited for, and that is told.
+    for (done, code) in [
+        (attach.wait(), 255),
+        // What was asked to begin and could not be has not begun.
+        (exec.wait(), 125),
+    ] {
+        assert_eq!((done.code, done.stdout.as_str()), (code, ""), "{done:?}");
+        let said = &done.stderr;
+        assert!(said.contains("waiting up to 15 s"), "{done:?}");
+        assert!(said.contains("hint: start one: moltis gateway"), "{done:?}");
+    }
+    let took = began.elapsed().unwrap();
+    assert!((15..30).contains(&took.as_secs()), "{took:?}");
 }
 
 #[test]

@@ -29,6 +29,7 @@ use self::lines::{Lines, Look, Paint, prefix};
 use self::one::{OnFailure, Shared};
 use self::summary::{Outputs, Told};
 use self::watch::{End, Watch};
+use super::super::patience::{Patience, ask};
 use super::super::{Context, nodes};
 use super::collect::Collected;
 use super::stops::Stops;
@@ -76,7 +77,7 @@ pub(super) async fn dry_run(
     let Some(select) = many.select else {
         return Err(usage("--dry-run needs --select").into());
     };
-    let nodes = meant_by(client, &select).await?;
+    let nodes = meant_by(context, client, &select).await?;
     if json {
         context.output.json(&nodes)?;
     } else {
@@ -94,9 +95,12 @@ pub(super) async fn detach(
     json: bool,
 ) -> anyhow::Result<Exit> {
     request.select = Some(select.to_string());
-    let started: FleetRuns = once(async |key| client.send_once("runs", &request, key).await)
-        .await
-        .map_err(refused)?;
+    let patience = Some(Patience::new(context, client));
+    let started: FleetRuns = once(patience, async |key| {
+        client.send_once("runs", &request, key).await
+    })
+    .await
+    .map_err(refused)?;
     summary::detached(context, &started, json)
 }
 
@@ -132,7 +136,7 @@ pub(super) async fn run(
         return Err(usage("there is no --select").into());
     };
     let client = client.reading_ahead(READ_AHEAD_BYTES);
-    let nodes = meant_by(&client, select).await?;
+    let nodes = meant_by(context, &client, select).await?;
     // Until here a signal ends us, and nothing has begun.
     let stops = Stops::new()?;
     let at_once = at_once(context.output, &client, &many, nodes.len());
@@ -161,15 +165,23 @@ pub(super) async fn run(
 }
 
 /// Asks the gateway who is meant. Nobody is an error.
-async fn meant_by(client: &Client, select: &Selector) -> Result<Vec<Node>, Failure> {
+async fn meant_by(
+    context: &Context,
+    client: &Client,
+    select: &Selector,
+) -> Result<Vec<Node>, Failure> {
     let request = StartRun {
         select: Some(select.to_string()),
         dry_run: true,
         ..StartRun::default()
     };
     let not_told = |error| refused(NotDone::Refused(error));
-    let first = client.send::<List<Node>>(Method::POST, "runs", &request);
-    let first = first.await.map_err(not_told)?;
+    let who = async || {
+        client
+            .send::<List<Node>>(Method::POST, "runs", &request)
+            .await
+    };
+    let first = ask(context, client, who).await.map_err(not_told)?;
     let path = format!("nodes?select={}", escape(&select.to_string()));
     let nodes = client.list_on(&path, first, usize::MAX).await;
     nodes.map_err(not_told)

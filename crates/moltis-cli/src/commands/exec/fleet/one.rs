@@ -103,7 +103,8 @@ impl Shared {
             node: Some(format!("node:{node_id}")),
             ..self.request.clone()
         };
-        let started = once(async |key| self.client.start_and_follow(&request, key).await).await;
+        let start = async |key: &str| self.client.start_and_follow(&request, key).await;
+        let started = once(None, start).await; // the first question was another one
         drop(starting);
         let (run_id, pieces) = match started {
             Ok(started) => started,
