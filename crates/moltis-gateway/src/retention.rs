@@ -70,6 +70,14 @@ pub enum SweepError {
 pub(crate) async fn keep_up(shared: Arc<Shared>, keep: Keep) {
     let stop = shared.tasks.stop().clone();
     let mut over_limit = shared.outputs.over_limit();
+    match leftovers(&shared.store, &shared.outputs).await {
+        Ok(0) => {}
+        Ok(removed) => tracing::info!(removed, "deleted the rest of output that was let go"),
+        Err(error) => tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "the rest of output that was let go could not be deleted"
+        ),
+    }
     loop {
         tokio::select! {
             biased;
@@ -119,6 +127,8 @@ pub async fn sweep(
         after = *last;
         let old = at_rest(outputs, old);
         swept.runs += old.len();
+        // As below: a death in between leaves rows that say why their output is not there.
+        store.free_output(old.clone(), now).await?;
         remove(outputs, &old).await?;
         store.delete_runs(old).await?;
     }
@@ -165,6 +175,23 @@ async fn with_files(outputs: &Outputs, mut runs: Vec<RunId>) -> Vec<RunId> {
         runs
     });
     found.await.unwrap_or_default() // the runtime is shutting down
+}
+
+/// Deletes what a death in the middle of making room has left: files of runs whose rows say that they
+/// have none. No sweep looks at those rows again.
+async fn leftovers(store: &Store, outputs: &Outputs) -> Result<usize, SweepError> {
+    let below = outputs.clone();
+    let stored = outputs.system().blocking(move || below.stored_runs());
+    let stored = stored.await.unwrap_or(Ok(Vec::new()))?; // the runtime is shutting down
+    let mut removed = 0;
+    for run_id in stored {
+        let row = store.run(run_id).await?;
+        if row.is_some_and(|row| row.output_freed_at.is_some()) {
+            remove(outputs, &[run_id]).await?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 /// Deletes old files of runs that no row knows. Young ones stay: after a power cut the row may be
@@ -291,6 +318,21 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(again, Swept::default());
+    }
+
+    #[tokio::test]
+    async fn what_a_death_in_the_middle_of_making_room_has_left_is_deleted() {
+        let store = store().await;
+        let outputs = open(&store, u64::MAX);
+        for number in [1, 2] {
+            ended(&store, &outputs, number, 0).await;
+        }
+        // The row was written, and the files were not deleted.
+        store.free_output(vec![run(1).id], at(1)).await.unwrap();
+        assert_eq!(leftovers(&store, &outputs).await.unwrap(), 1);
+        assert_eq!(outputs.stored_runs().unwrap(), [run(2).id]);
+        assert_eq!(outputs.bytes(), BYTES as u64);
+        assert_eq!(leftovers(&store, &outputs).await.unwrap(), 0);
     }
 
     #[tokio::test]

@@ -87,9 +87,15 @@ impl RunOutput {
         ended: &EndedOutput,
     ) -> Result<Self, OutputError> {
         let dir = outputs.dir.join(run_id.to_string());
-        let found = files::recover(&outputs.system, &dir, outputs.boot_id)?;
+        // Of output that was deleted to make room nothing is shown, whatever a death in the middle of
+        // it has left: what is missing between would look like the work of a power cut.
+        let extents = if ended.freed {
+            Default::default()
+        } else {
+            files::recover(&outputs.system, &dir, outputs.boot_id)?.extents
+        };
         let disk = outputs.disk(dir);
-        let run = Self::new(outputs, run_id, disk, found.extents);
+        let run = Self::new(outputs, run_id, disk, extents);
         {
             let heads = [&ended.heads.stdout, &ended.heads.stderr];
             let mut memory = run.memory();
@@ -1067,6 +1073,33 @@ mod tests {
         trouble.wait_for(Option::is_none).await.unwrap();
         run.synced().await.unwrap();
         assert_eq!(run.stored(Stream::Stdout), run.end(Stream::Stdout));
+    }
+
+    #[tokio::test]
+    async fn a_death_in_the_middle_of_making_room_was_no_power_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        for _ in 0..8 {
+            append(&run, Stream::Stdout, 60 * KIB);
+            run.written().await;
+        }
+        finish(&run).await;
+        let totals = run.totals();
+        drop(run);
+        // Some of its files are gone, others are not.
+        let files = dir.path().join("outputs").join(id(1).to_string());
+        std::fs::remove_file(files::segment(&files, Stream::Stdout, 0)).unwrap();
+        let freed = EndedOutput {
+            totals,
+            freed: true,
+            ..EndedOutput::default()
+        };
+        let run = outputs.ended(id(1), &freed).unwrap();
+        assert_eq!(
+            read_all(&run, Stream::Stdout).await,
+            [(0, totals.stdout, Some(GapReason::Limit))]
+        );
     }
 
     #[tokio::test]

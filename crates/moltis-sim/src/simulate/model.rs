@@ -450,11 +450,7 @@ impl Model {
             GapReason::KeeperDied => {
                 excuses.keeper_died(place, known.asked) || excuses.rebooted(place, known.asked)
             }
-            // A gateway that dies while it deletes old output tells of it by this reason, too.
-            GapReason::PowerCut => {
-                excuses.gateway_lost_power(known.asked)
-                    || excuses.gateway_died_deleting(known.asked)
-            }
+            GapReason::PowerCut => excuses.gateway_lost_power(known.asked),
             GapReason::Freed => {
                 excuses.lost_rows(known.asked) || excuses.rebooted(place, known.asked)
             }

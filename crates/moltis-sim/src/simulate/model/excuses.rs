@@ -24,8 +24,6 @@ pub(in super::super) enum Trouble {
     DiskFailed(Place),
     /// The gateway's process ended, in whatever way.
     GatewayDied,
-    /// It ended while it deleted old output.
-    GatewayDiedDeleting,
     /// The gateway's machine lost its power.
     GatewayLostPower,
     /// The gateway's database was put back to an older state.
@@ -84,10 +82,6 @@ impl Excuses {
 
     pub(super) fn gateway_died(&self, since: Since) -> bool {
         self.came(Trouble::GatewayDied, since)
-    }
-
-    pub(super) fn gateway_died_deleting(&self, since: Since) -> bool {
-        self.came(Trouble::GatewayDiedDeleting, since)
     }
 
     pub(super) fn gateway_lost_power(&self, since: Since) -> bool {

@@ -259,10 +259,7 @@ impl Served {
     fn begin(&self) -> Life {
         let fate = Fate::default();
         let here = self.clone();
-        let dies = move |step: &'static str| {
-            if step == "output.remove" {
-                here.befell(Trouble::GatewayDiedDeleting);
-            }
+        let dies = move |_: &'static str| {
             let life = here.state().life.take();
             if let Some(life) = life {
                 let arrives = here.state().dice.percent(50);
