@@ -14,6 +14,7 @@ mod outgoing;
 mod pace;
 mod session;
 mod settings;
+mod share;
 mod socket;
 mod telemetry;
 

@@ -64,6 +64,25 @@ pub(crate) fn says_leaving(frame: &[u8]) -> bool {
 /// The first byte of a [`FromKeeper::Output`] in postcard.
 const OUTPUT: u8 = 4;
 
+/// Returns whether a frame of a keeper is output.
+pub(crate) fn is_output(frame: &[u8]) -> bool {
+    frame.first() == Some(&OUTPUT)
+}
+
+/// The first byte of a [`FromKeeper::Runs`] in postcard.
+const RUNS: u8 = 0;
+
+/// Returns the run that a frame of a keeper is about: all but the list of runs begin with its id.
+pub(crate) fn run_of(frame: &[u8]) -> Option<RunId> {
+    let (first, rest) = frame.split_first()?;
+    if *first == RUNS {
+        return None;
+    }
+    postcard::take_from_bytes(rest)
+        .ok()
+        .map(|(run_id, _)| run_id)
+}
+
 /// What stands in front of the bytes of an [`FromKeeper::Output`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OutputHead {

@@ -3,39 +3,62 @@
 //! A road swallows more than it carries: its buffers take megabytes, and a pong or an ending then
 //! waits behind all of them. So no more is sent than five seconds of what the road was seen to carry,
 //! which the acknowledgements tell. While the bound holds, that is exactly its own rate; were the road
-//! faster, acknowledgements would come sooner, and the bound would grow with them.
+//! faster, acknowledgements would come sooner, and the bound would grow with them. Before anything was
+//! seen the bound is small, and grows by all that arrives: on a fast road it doubles with each answer.
+//!
+//! The road keeps its order. Where a byte has arrived, all that was sent before it has, whether its run
+//! is acknowledged or waits for the gateway's disk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use moltis_proto::RunId;
 use moltis_proto::run::{Stream, Totals};
 
+use super::pace::SLOW_RATE;
+
 /// How long the last byte may be on its way.
 const ON_ITS_WAY: Duration = Duration::from_secs(5);
 
-/// So much may be, however slow the road: some frames.
-const FLOOR_BYTES: u64 = 64 * 1024;
+/// So much may be, however slow the road: two frames.
+const FLOOR_BYTES: u64 = 32 * 1024;
 
 /// How long acknowledgements are counted before a rate is believed.
 const MEASURED_OVER: Duration = Duration::from_millis(500);
 
-/// Output that was sent and is not acknowledged.
-#[derive(Debug, Default)]
+/// Output of one stream that is followed as one piece, however many frames it was.
+const PIECE_BYTES: u64 = 4 * 1024;
+
+/// Output that was sent and has not arrived, as far as is known.
+#[derive(Debug)]
 pub(super) struct Flight {
-    /// Of the runs that have any.
+    /// What is not acknowledged, of the runs that have any.
     runs: HashMap<RunId, [Lane; 2]>,
-    bytes: u64,
+    /// All bytes that were ever sent on this connection: the end of the road.
+    sent: u64,
+    /// How far on the road the bytes have come of which is known that they have arrived.
+    arrived: u64,
     /// What is being measured, while something is on its way.
     measure: Option<Measure>,
     /// Bytes a second.
     rate: Option<u64>,
+    /// How much may be on its way while no rate is known.
+    first: u64,
+    /// More than the bound that was let go, for nothing has arrived for long.
+    extra: u64,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
-struct Lane {
-    sent_to: u64,
-    bytes: u64,
+/// What was sent of one stream and is not acknowledged, in its order.
+type Lane = VecDeque<Piece>;
+
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    /// Where it begins in the stream.
+    from: u64,
+    /// Where it ends there: it has arrived when this is acknowledged.
+    to: u64,
+    /// Where it ends on the road.
+    at: u64,
 }
 
 #[derive(Debug)]
@@ -55,6 +78,20 @@ impl Measure {
     }
 }
 
+impl Default for Flight {
+    fn default() -> Self {
+        Self {
+            runs: HashMap::new(),
+            sent: 0,
+            arrived: 0,
+            measure: None,
+            rate: None,
+            first: FLOOR_BYTES,
+            extra: 0,
+        }
+    }
+}
+
 impl Flight {
     /// Output was sent.
     pub(super) fn handle_output(
@@ -63,10 +100,19 @@ impl Flight {
         (offset, length): (u64, u64),
         now: Instant,
     ) {
+        self.sent += length;
+        let (to, at) = (offset.saturating_add(length), self.sent);
         let lane = &mut self.runs.entry(run_id).or_default()[stream.index()];
-        lane.sent_to = offset.saturating_add(length);
-        lane.bytes += length;
-        self.bytes += length;
+        match lane.back_mut() {
+            Some(last) if to.saturating_sub(last.from) <= PIECE_BYTES => {
+                (last.to, last.at) = (to, at);
+            }
+            _ => lane.push_back(Piece {
+                from: offset,
+                to,
+                at,
+            }),
+        }
         self.measure.get_or_insert_with(|| Measure::new(now));
     }
 
@@ -75,62 +121,100 @@ impl Flight {
         let Some(lanes) = self.runs.get_mut(&run_id) else {
             return;
         };
-        let mut freed = 0;
+        let mut arrived = self.arrived;
         for stream in Stream::BOTH {
-            let lane = &mut lanes[stream.index()];
-            // What lies between may be a gap, which weighs nothing.
-            let left = lane
-                .sent_to
-                .saturating_sub(offsets.of(stream))
-                .min(lane.bytes);
-            freed += lane.bytes - left;
-            lane.bytes = left;
+            let acked = offsets.of(stream);
+            while let Some(piece) = lanes[stream.index()].pop_front_if(|piece| piece.to <= acked) {
+                arrived = arrived.max(piece.at);
+            }
         }
-        if lanes.iter().all(|lane| lane.bytes == 0) {
+        if lanes.iter().all(VecDeque::is_empty) {
             self.runs.remove(&run_id);
         }
-        self.bytes -= freed;
-        // A rate is measured from one arrival to another: in between nothing can be said.
-        if freed > 0 {
-            self.count(freed, now);
-        }
+        self.handle_arrived(arrived, now);
     }
 
-    /// What was sent of this run is of no more interest to anybody: it begins anew, or is forgotten.
-    pub(super) fn handle_gone(&mut self, run_id: RunId) {
+    /// The run is forgotten, so all of it has arrived.
+    pub(super) fn handle_forgotten(&mut self, run_id: RunId, now: Instant) {
         let lanes = self.runs.remove(&run_id).unwrap_or_default();
-        self.bytes -= lanes.iter().map(|lane| lane.bytes).sum::<u64>();
-        if self.bytes == 0 {
+        let ends = lanes.iter().filter_map(VecDeque::back);
+        let arrived = ends.map(|piece| piece.at).max().unwrap_or(0);
+        self.handle_arrived(arrived.max(self.arrived), now);
+    }
+
+    /// The run is told anew from some offset on: what was sent of it before will not be acknowledged.
+    pub(super) fn handle_resumed(&mut self, run_id: RunId) {
+        self.runs.remove(&run_id);
+        if self.runs.is_empty() {
+            self.arrived = self.sent; // nothing is left by which it could be told
             self.measure = None;
         }
     }
 
     /// Returns whether no more output shall be sent for now.
     pub(super) fn is_full(&mut self) -> bool {
-        let Some(rate) = self.rate else {
-            return false;
-        };
-        let is_full = self.bytes >= (rate * ON_ITS_WAY.as_secs()).max(FLOOR_BYTES);
+        let is_full = self.on_its_way() >= self.bound().saturating_add(self.extra);
         if let Some(measure) = &mut self.measure {
             measure.was_full |= is_full;
         }
         is_full
     }
 
-    fn count(&mut self, freed: u64, now: Instant) {
+    /// Returns whether frames should be short, for the road is slow or nothing is known of it.
+    pub(super) fn is_slow(&self) -> bool {
+        self.rate.is_none_or(|rate| rate < SLOW_RATE)
+    }
+
+    /// Nothing has arrived for long: a little more may go, by which may be told what has.
+    pub(super) fn handle_hold_over(&mut self) {
+        let allowed = self.on_its_way().saturating_add(FLOOR_BYTES);
+        self.extra = allowed.saturating_sub(self.bound());
+    }
+
+    fn bound(&self) -> u64 {
+        match self.rate {
+            Some(rate) => (rate.saturating_mul(ON_ITS_WAY.as_secs())).max(FLOOR_BYTES),
+            None => self.first,
+        }
+    }
+
+    fn on_its_way(&self) -> u64 {
+        self.sent - self.arrived
+    }
+
+    /// All that was sent up to here has arrived.
+    fn handle_arrived(&mut self, arrived: u64, now: Instant) {
+        let bytes = arrived - self.arrived;
+        self.arrived = arrived;
+        // A rate is measured from one arrival to another: in between nothing can be said.
+        if bytes > 0 {
+            self.extra = 0;
+            // What was never held back says nothing about the road.
+            if self
+                .measure
+                .as_ref()
+                .is_some_and(|measure| measure.was_full)
+            {
+                self.first = self.first.saturating_add(bytes);
+            }
+            self.count(bytes, now);
+        }
+    }
+
+    fn count(&mut self, arrived: u64, now: Instant) {
         let Some(measure) = &mut self.measure else {
             return;
         };
-        measure.acked += freed;
+        measure.acked += arrived;
         let took = now.saturating_duration_since(measure.since);
         // A command that prints little says nothing about the road.
-        let is_enough = measure.was_full || measure.acked >= FLOOR_BYTES;
+        let is_enough = measure.was_full || measure.acked >= 2 * FLOOR_BYTES;
         if took >= MEASURED_OVER && is_enough {
             let rate = u128::from(measure.acked) * 1000 / took.as_millis();
             self.rate = Some(u64::try_from(rate).unwrap_or(u64::MAX >> 3));
             self.measure = Some(Measure::new(now));
         }
-        if self.bytes == 0 {
+        if self.sent == self.arrived {
             self.measure = None;
         }
     }
@@ -248,18 +332,79 @@ mod tests {
     fn nothing_stays_of_runs_that_are_acknowledged_resumed_or_forgotten() {
         let mut road = Road::new();
         let other = RunId::from_bytes([2; 16]);
-        road.flight.handle_output(RUN, (0, 100), road.now);
-        // Behind a gap from 100 to 1,000.
-        road.flight.handle_output(RUN, (1_000, 50), road.now);
+        road.flight.handle_output(RUN, (0, 5_000), road.now);
+        // Behind a gap from 5,000 to 10,000.
+        road.flight.handle_output(RUN, (10_000, 50), road.now);
         road.flight
             .handle_output((other, Stream::Stderr), (7, 10), road.now);
         let acked = |stdout| Totals { stdout, stderr: 0 };
-        road.flight.handle_ack(RUN.0, acked(1_020), road.now);
-        assert_eq!(road.flight.bytes, 30 + 10);
-        road.flight.handle_ack(RUN.0, acked(1_050), road.now);
-        road.flight.handle_gone(other);
-        road.flight.handle_gone(other);
-        assert_eq!(road.flight.bytes, 0);
+        road.flight.handle_ack(RUN.0, acked(10_020), road.now);
+        assert_eq!(road.flight.on_its_way(), 50 + 10);
+        road.flight.handle_ack(RUN.0, acked(10_050), road.now);
+        assert_eq!(road.flight.on_its_way(), 10);
+        road.flight.handle_resumed(other);
+        road.flight.handle_resumed(other);
+        assert_eq!(road.flight.on_its_way(), 0);
         assert!(road.flight.runs.is_empty() && road.flight.measure.is_none());
+        road.flight.handle_output(RUN, (10_050, 70), road.now);
+        road.flight.handle_forgotten(RUN.0, road.now);
+        assert_eq!(road.flight.on_its_way(), 0);
+        assert!(road.flight.runs.is_empty() && road.flight.measure.is_none());
+    }
+
+    #[test]
+    fn what_arrives_behind_output_that_the_gateway_does_not_store_shows_that_it_has_come() {
+        let mut road = Road::new();
+        let other = RunId::from_bytes([2; 16]);
+        road.flight.handle_output(RUN, (0, FLOOR_BYTES), road.now);
+        assert!(road.flight.is_full());
+        // Nothing comes back: after a while a little may be tried.
+        road.flight.handle_hold_over();
+        assert!(!road.flight.is_full());
+        road.flight
+            .handle_output((other, Stream::Stdout), (0, 100), road.now);
+        let (stdout, stderr) = (100, 0);
+        road.flight
+            .handle_ack(other, Totals { stdout, stderr }, road.now);
+        assert_eq!(road.flight.on_its_way(), 0);
+        assert!(!road.flight.is_full());
+        // And never more than a little.
+        road.flight
+            .handle_output(RUN, (FLOOR_BYTES, 10 * FLOOR_BYTES), road.now);
+        assert!(road.flight.is_full());
+        for _ in 0..3 {
+            road.flight.handle_hold_over();
+        }
+        road.flight
+            .handle_output(RUN, (11 * FLOOR_BYTES, FLOOR_BYTES), road.now);
+        assert!(road.flight.is_full());
+    }
+
+    #[test]
+    fn an_unknown_road_is_given_little_and_a_fast_one_soon_all() {
+        let window = 8 * 1024 * 1024;
+        let mut road = Road::new();
+        road.rate = 8_000;
+        road.send(window, Duration::from_secs(1));
+        let on_its_way = road.sent - road.acked;
+        assert!(on_its_way <= FLOOR_BYTES + 2 * CHUNK, "{on_its_way}");
+        let mut road = Road::new();
+        road.rate = 100_000_000;
+        road.send(window, Duration::from_millis(150));
+        let on_its_way = road.flight.first;
+        assert!(on_its_way > 4_000_000, "{on_its_way}");
+    }
+
+    #[test]
+    fn many_short_frames_are_followed_as_few() {
+        let mut road = Road::new();
+        for offset in 0..100_000 {
+            road.flight.handle_output(RUN, (offset, 1), road.now);
+        }
+        assert!(road.flight.runs[&RUN.0][0].len() < 50);
+        let (stdout, stderr) = (100_000, 0);
+        road.flight
+            .handle_ack(RUN.0, Totals { stdout, stderr }, road.now);
+        assert_eq!(road.flight.on_its_way(), 0);
     }
 }

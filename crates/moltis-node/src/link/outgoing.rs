@@ -1,5 +1,6 @@
-//! What goes to the gateway: control first, then the keepers' frames in turn, and nothing is taken
-//! from a keeper before the socket can take it.
+//! What goes to the gateway: control first, then the words of the keepers, then output of all runs in
+//! turn. Nothing is taken from a keeper before the socket can take it, but where output is held back:
+//! then it waits in a [`Share`], and the words of other runs pass it.
 
 use std::collections::VecDeque;
 use std::future::{Future as _, poll_fn};
@@ -13,7 +14,7 @@ use futures_util::stream::SplitSink;
 use moltis_identity::noise::Sealer;
 use moltis_proto::run::Totals;
 use moltis_proto::telemetry::Sample;
-use moltis_proto::{Codec, FromKeeper, Payload, ToGateway, ToKeeper};
+use moltis_proto::{Codec, FromKeeper, ToGateway, ToKeeper};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -21,9 +22,10 @@ use super::attached::FromKeepers;
 use super::dial::Socket;
 use super::flight::Flight;
 use super::pace::Pace;
+use super::share::Share;
 use super::socket::broken;
 use crate::error::{LinkError, Step};
-use crate::keeper::wire::{decode, output_head, says_leaving};
+use crate::keeper::wire::{WireError, decode, output_head, says_leaving};
 
 /// The first byte of a [`ToGateway::Run`] in postcard: the bytes of a [`FromKeeper`] follow it as
 /// they are.
@@ -32,14 +34,14 @@ const RUN: u8 = 0;
 /// What sealing adds to a frame.
 const SEAL_BYTES: usize = 16;
 
-/// More than an [`FromKeeper::Output`] has beside its bytes.
-const OUTPUT_HEAD_BYTES: usize = 64;
-
 /// Frames that go out before the session looks at what came in.
 const FRAMES_PER_TURN: u32 = 16;
 
 /// A gateway that takes not one frame for this long is given up.
 const STALL_MAX: Duration = Duration::from_secs(45);
+
+/// Frames of keepers that are sorted before the session looks at what came in.
+const SORTED_PER_TURN: u32 = 64;
 
 /// How long output is held back without any acknowledgement. A run that the gateway does not store
 /// must not hold up the others.
@@ -61,8 +63,8 @@ pub(super) struct Outgoing {
     clock: bool,
     sample: Option<Box<Sample>>,
     plain: Vec<u8>,
-    /// Output that was too long for a slow road, cut.
-    pieces: VecDeque<FromKeeper>,
+    /// What the road does not take yet.
+    share: Share,
     pace: Pace,
     flight: Flight,
     /// Output is held back, up to this time.
@@ -89,7 +91,7 @@ impl Outgoing {
             clock: false,
             sample: None,
             plain: Vec::new(),
-            pieces: VecDeque::new(),
+            share: Share::default(),
             pace: Pace::default(),
             flight: Flight::default(),
             held: None,
@@ -138,8 +140,10 @@ impl Outgoing {
                     .handle_ack(*run_id, Totals { stdout, stderr }, now);
                 self.held = None;
             }
-            ToKeeper::Resume { run_id, .. } | ToKeeper::Forget { run_id } => {
-                self.flight.handle_gone(*run_id);
+            ToKeeper::Resume { run_id, .. } => self.flight.handle_resumed(*run_id),
+            ToKeeper::Forget { run_id } => {
+                let now = Instant::now().into_std();
+                self.flight.handle_forgotten(*run_id, now);
             }
             _ => {}
         }
@@ -158,7 +162,7 @@ impl Outgoing {
 
     /// Sends whatever is there to send; ends with an error only.
     ///
-    /// Cancel safe: a frame that was taken from a keeper has been handed to the socket.
+    /// Cancel safe: a frame that was taken from a keeper has been handed to the socket, or waits here.
     pub(super) async fn drive(&mut self, keepers: &mut FromKeepers) -> LinkError {
         poll_fn(|cx| self.poll_drive(keepers, cx)).await
     }
@@ -193,41 +197,85 @@ impl Outgoing {
         if let Some(control) = self.next_control() {
             return Poll::Ready(self.send(&control).map(|()| true));
         }
-        if let Some(piece) = self.pieces.pop_front() {
-            return Poll::Ready(self.send(&ToGateway::Run(piece)).map(|()| true));
+        let holds_back = self.holds_back(cx);
+        let is_slow = holds_back || self.flight.is_slow() || self.pace.is_slow();
+        if is_slow {
+            self.sort(keepers, cx)?;
         }
-        if self.holds_back(cx) {
+        let mut next = self.share.next_word();
+        if next.is_none() && !holds_back {
+            next = self.share.next_output();
+        }
+        match next {
+            Some(frame) => Poll::Ready(self.pass_on(&frame).map(|()| true)),
+            None if is_slow => self.poll_rest(holds_back, cx),
+            None => self.poll_pass(keepers, cx),
+        }
+    }
+
+    /// Sends the next frame of a keeper as it comes.
+    fn poll_pass(
+        &mut self,
+        keepers: &mut FromKeepers,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<bool, LinkError>> {
+        match keepers.poll_frame_behind(RUN, cx) {
+            Poll::Ready(frame) => {
+                let passed = frame.and_then(|frame| self.pass_on_or_leave(&frame));
+                Poll::Ready(passed.map(|()| true))
+            }
+            Poll::Pending => self.poll_rest(false, cx),
+        }
+    }
+
+    /// Takes what the keepers have to say, and sorts it by runs.
+    fn sort(&mut self, keepers: &mut FromKeepers, cx: &mut Context<'_>) -> Result<(), LinkError> {
+        for _ in 0..SORTED_PER_TURN {
+            if self.share.is_full() {
+                return Ok(()); // an acknowledgement has this looked at again
+            }
+            let Poll::Ready(frame) = keepers.poll_frame_behind(RUN, cx) else {
+                return Ok(());
+            };
+            let frame = frame?;
+            if says_leaving(&frame[1..]) {
+                return self.pass_on_or_leave(&frame);
+            }
+            self.share.push(&frame).map_err(not_understood)?;
+        }
+        cx.waker().wake_by_ref();
+        Ok(())
+    }
+
+    /// There is nothing to send for now: what was sent is flushed.
+    fn poll_rest(
+        &mut self,
+        holds_back: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<bool, LinkError>> {
+        if self.unflushed {
+            if !holds_back {
+                self.pace.handle_idle();
+            }
             ready!(self.sink.poll_flush_unpin(cx)).map_err(|error| broken(error, None))?;
             self.unflushed = false;
-            return Poll::Ready(Ok(false));
         }
-        match keepers.poll_frame_behind(RUN, cx) {
-            Poll::Ready(Ok(frame)) if says_leaving(&frame[1..]) => {
-                // The gateway hears it, and meets the next keeper on the next connection.
-                let passed = self.pass_on(&frame);
-                Poll::Ready(passed.and(Err(LinkError::KeeperLeaves)))
-            }
-            Poll::Ready(Ok(frame)) => Poll::Ready(self.pass_on(&frame).map(|()| true)),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending if self.unflushed => {
-                self.pace.handle_idle();
-                ready!(self.sink.poll_flush_unpin(cx)).map_err(|error| broken(error, None))?;
-                self.unflushed = false;
-                Poll::Ready(Ok(false))
-            }
-            Poll::Pending => Poll::Ready(Ok(false)),
-        }
+        Poll::Ready(Ok(false))
     }
 
     /// Returns whether the road has enough to carry. An acknowledgement has this asked again.
     fn holds_back(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.flight.is_full() {
+        while self.flight.is_full() {
+            self.pace.handle_held_up();
+            let hold = self.held.get_or_insert_with(|| Box::pin(sleep(HOLD_MAX)));
+            if hold.as_mut().poll(cx).is_pending() {
+                return true;
+            }
             self.held = None;
-            return false;
+            self.flight.handle_hold_over();
         }
-        self.pace.handle_held_up();
-        let hold = self.held.get_or_insert_with(|| Box::pin(sleep(HOLD_MAX)));
-        hold.as_mut().poll(cx).is_pending()
+        self.held = None;
+        false
     }
 
     fn next_control(&mut self) -> Option<ToGateway> {
@@ -255,22 +303,20 @@ impl Outgoing {
             self.flight
                 .handle_output(which, (head.offset, head.length), now);
         }
-        let too_long = self
-            .pace
-            .chunk_bytes_max()
-            .filter(|chunk| framed.len() > chunk + OUTPUT_HEAD_BYTES);
-        if self.codec == Codec::Postcard && too_long.is_none() {
+        if self.codec == Codec::Postcard {
             return self.seal_and_send(framed);
         }
-        let message: FromKeeper = decode(&framed[1..]).map_err(|error| LinkError::Keeper {
-            problem: "is not understood",
-            source: error.into(),
-        })?;
-        self.pieces = cut(message, too_long.unwrap_or(usize::MAX));
-        match self.pieces.pop_front() {
-            Some(piece) => self.send(&ToGateway::Run(piece)),
-            None => Ok(()),
+        let message: FromKeeper = decode(&framed[1..]).map_err(not_understood)?;
+        self.send(&ToGateway::Run(message))
+    }
+
+    fn pass_on_or_leave(&mut self, framed: &Bytes) -> Result<(), LinkError> {
+        self.pass_on(framed)?;
+        if says_leaving(&framed[1..]) {
+            // The gateway hears it, and meets the next keeper on the next connection.
+            return Err(LinkError::KeeperLeaves);
         }
+        Ok(())
     }
 
     fn send(&mut self, message: &ToGateway) -> Result<(), LinkError> {
@@ -313,36 +359,17 @@ fn unix_ms(now: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Cuts output into pieces of at most so many bytes; anything else is one piece.
-fn cut(message: FromKeeper, chunk: usize) -> VecDeque<FromKeeper> {
-    let FromKeeper::Output {
-        run_id,
-        stream,
-        mut offset,
-        bytes: Payload(mut rest),
-    } = message
-    else {
-        return VecDeque::from([message]);
-    };
-    let mut pieces = VecDeque::new();
-    while !rest.is_empty() {
-        let bytes = rest.split_to(rest.len().min(chunk));
-        let length = bytes.len() as u64;
-        pieces.push_back(FromKeeper::Output {
-            run_id,
-            stream,
-            offset,
-            bytes: Payload(bytes),
-        });
-        offset += length;
+fn not_understood(error: WireError) -> LinkError {
+    LinkError::Keeper {
+        problem: "is not understood",
+        source: error.into(),
     }
-    pieces
 }
 
 #[cfg(test)]
 mod tests {
-    use moltis_proto::RunId;
     use moltis_proto::run::Stream;
+    use moltis_proto::{Payload, RunId};
 
     use super::*;
 
@@ -360,33 +387,5 @@ mod tests {
             .unwrap();
         let whole = Codec::Postcard.encode(&ToGateway::Run(message)).unwrap();
         assert_eq!(whole, expected);
-    }
-
-    #[test]
-    fn output_that_is_cut_is_the_same_output() {
-        let bytes: Vec<u8> = (0..60_000u32)
-            .map(|number| number.to_le_bytes()[0])
-            .collect();
-        let message = FromKeeper::Output {
-            run_id: RunId::from_bytes([7; 16]),
-            stream: Stream::Stdout,
-            offset: 1000,
-            bytes: Payload(bytes.clone().into()),
-        };
-        let mut joined = Vec::new();
-        for piece in cut(message, 16 * 1024) {
-            let FromKeeper::Output { offset, bytes, .. } = piece else {
-                panic!("{piece:?}");
-            };
-            assert_eq!(offset, 1000 + joined.len() as u64);
-            assert!((1..=16 * 1024).contains(&bytes.0.len()));
-            joined.extend_from_slice(&bytes.0);
-        }
-        assert_eq!(joined, bytes);
-        let other = FromKeeper::Started {
-            run_id: RunId::from_bytes([7; 16]),
-            pid: 1,
-        };
-        assert_eq!(cut(other.clone(), 1), [other]);
     }
 }

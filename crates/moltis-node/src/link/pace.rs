@@ -7,10 +7,10 @@
 use std::time::{Duration, Instant};
 
 /// Below this many bytes a second a road is slow.
-const SLOW_RATE: u64 = 1_000_000;
+pub(super) const SLOW_RATE: u64 = 1_000_000;
 
 /// Bytes of output in one frame on a slow road.
-const SLOW_CHUNK_BYTES: usize = 16 * 1024;
+pub(super) const SLOW_CHUNK_BYTES: usize = 16 * 1024;
 
 /// How long the socket has to be busy before its rate is believed.
 const MEASURED_OVER: Duration = Duration::from_millis(500);
@@ -47,9 +47,9 @@ impl Pace {
         self.begin();
     }
 
-    /// Returns how many bytes of output one frame may carry; `None` is as many as it holds.
-    pub(super) fn chunk_bytes_max(&self) -> Option<usize> {
-        self.slow.then_some(SLOW_CHUNK_BYTES)
+    /// Returns whether output should go in short frames.
+    pub(super) fn is_slow(&self) -> bool {
+        self.slow
     }
 
     fn begin(&mut self) {
@@ -78,7 +78,7 @@ mod tests {
         }
 
         /// Sends for two seconds at this rate, held up each time or never.
-        fn send(&mut self, bytes_a_second: usize, held_up: bool) -> Option<usize> {
+        fn send(&mut self, bytes_a_second: usize, held_up: bool) -> bool {
             for _ in 0..20 {
                 if held_up {
                     self.pace.handle_held_up();
@@ -86,21 +86,17 @@ mod tests {
                 self.now += Duration::from_millis(100);
                 self.pace.handle_sent(bytes_a_second / 10, self.now);
             }
-            self.pace.chunk_bytes_max()
+            self.pace.is_slow()
         }
     }
 
     #[test]
     fn only_a_socket_that_holds_us_up_is_slow() {
         let mut road = Road::new();
-        assert_eq!(road.pace.chunk_bytes_max(), None, "nothing is known yet");
-        assert_eq!(
-            road.send(50_000, false),
-            None,
-            "a command that prints little"
-        );
-        assert_eq!(road.send(50_000, true), Some(SLOW_CHUNK_BYTES));
-        assert_eq!(road.send(5_000_000, true), None, "the road became faster");
+        assert!(!road.pace.is_slow(), "nothing is known yet");
+        assert!(!road.send(50_000, false), "a command that prints little");
+        assert!(road.send(50_000, true));
+        assert!(!road.send(5_000_000, true), "the road became faster");
     }
 
     #[test]
@@ -112,6 +108,6 @@ mod tests {
             road.pace.handle_idle();
             road.now += Duration::from_secs(1);
         }
-        assert_eq!(road.pace.chunk_bytes_max(), None);
+        assert!(!road.pace.is_slow());
     }
 }

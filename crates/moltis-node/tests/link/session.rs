@@ -52,11 +52,14 @@ async fn check_frames_pass(offer: Subprotocol) {
     );
     peer.say(ToNode::Run(start(1))).await;
     assert_eq!(keeper.hear().await, start(1));
-    keeper.say(output(1, 0, &CHUNK[..40_000])).await;
-    assert_eq!(
-        peer.hear().await,
-        ToGateway::Run(output(1, 0, &CHUNK[..40_000]))
-    );
+    // In short pieces, for nothing is known of the road yet.
+    keeper.say(output(1, 0, &CHUNK[..30_000])).await;
+    for piece in [
+        output(1, 0, &CHUNK[..16_384]),
+        output(1, 16_384, &CHUNK[16_384..30_000]),
+    ] {
+        assert_eq!(peer.hear().await, ToGateway::Run(piece));
+    }
     peer.say(ToNode::Ping { number: 42 }).await;
     assert_eq!(peer.hear().await, ToGateway::Pong { number: 42 });
     let (heard, ()) = tokio::join!(peer.hear(), node.stop());

@@ -1,7 +1,9 @@
 //! Whose turn it is: many runs share one connection, each a frame at a time, within its window.
 //!
 //! The driver sends control messages first, of its own accord, and asks here for everything else.
-//! A run that has much to say waits behind each other run that has something to say, never longer.
+//! A run that has much to say waits behind each other run that has something to say, never longer. One
+//! that had nothing to say has its first frame before those that go on, so that a short word does not
+//! wait behind long ones; before it may do so again it has its turn like all others.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::Hash;
@@ -42,6 +44,9 @@ impl<F> Offer<F> {
 /// The runs that have something to send, and the window of their connection.
 #[derive(Debug)]
 pub struct Turn<K> {
+    /// Runs that have had no frame since they came, in their order.
+    new: VecDeque<K>,
+    /// Runs that have had one. Some have nothing more, and keep their place until it is their turn.
     queue: VecDeque<K>,
     queued: HashSet<K>,
     window_bytes: u64,
@@ -52,6 +57,7 @@ impl<K: Copy + Eq + Hash> Turn<K> {
     /// A new connection, on which nothing is under way.
     pub fn new(window_bytes: u32) -> Self {
         Self {
+            new: VecDeque::new(),
             queue: VecDeque::new(),
             queued: HashSet::new(),
             window_bytes: u64::from(window_bytes),
@@ -59,16 +65,18 @@ impl<K: Copy + Eq + Hash> Turn<K> {
         }
     }
 
-    /// This run has something to send. It goes to the end, unless it has its place already.
+    /// This run has something to send. It goes behind the others that are new, unless it has its place
+    /// already.
     pub fn add(&mut self, key: K) {
         if self.queued.insert(key) {
-            self.queue.push_back(key);
+            self.new.push_back(key);
         }
     }
 
     /// This run is gone.
     pub fn remove(&mut self, key: K) {
         if self.queued.remove(&key) {
+            self.new.retain(|queued| *queued != key);
             self.queue.retain(|queued| *queued != key);
         }
     }
@@ -83,14 +91,30 @@ impl<K: Copy + Eq + Hash> Turn<K> {
         usize::try_from(self.window_bytes.saturating_sub(self.under_way)).unwrap_or(usize::MAX)
     }
 
-    /// Returns whether nobody has anything to send.
+    /// Returns whether nobody has anything to send. Behind a [`poll`](Self::poll) that gave nothing
+    /// this is certain; else somebody may have a place and no use for it.
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.queued.is_empty()
     }
 
     /// Asks the runs in turn, with the credit that is left, until one offers a frame; `None` when
     /// none does.
     pub fn poll<F>(&mut self, mut ask: impl FnMut(K, usize) -> Offer<F>) -> Option<F> {
+        for _ in 0..self.new.len() {
+            let key = self.new.pop_front()?;
+            match ask(key, self.credit()) {
+                Offer::Frame { frame, bytes, .. } => {
+                    self.under_way += bytes as u64;
+                    // Whether or not there is more: it is not new again before its turn has come.
+                    self.queue.push_back(key);
+                    return Some(frame);
+                }
+                Offer::WantsCredit => self.new.push_back(key),
+                Offer::Nothing => {
+                    self.queued.remove(&key);
+                }
+            }
+        }
         for _ in 0..self.queue.len() {
             let key = self.queue.pop_front()?;
             match ask(key, self.credit()) {
@@ -157,6 +181,28 @@ mod tests {
         assert_eq!(drain(&mut turn, &mut runs)[..6], [0, 1, 2, 0, 1, 0]);
         assert!(turn.is_empty());
         assert_eq!(turn.credit(), 1_000 - 130);
+    }
+
+    #[test]
+    fn a_short_word_goes_before_long_ones_and_then_has_its_turn() {
+        let mut runs = Runs(vec![100, 100, 0]);
+        let mut turn = Turn::new(1_000);
+        turn.add(0);
+        turn.add(1);
+        let next = |runs: &mut Runs, turn: &mut Turn<usize>| {
+            turn.poll(|run, credit| runs.ask(run, credit))
+                .map(|(run, _)| run)
+        };
+        let mut order = Vec::new();
+        for _ in 0..8 {
+            order.extend(next(&mut runs, &mut turn));
+            // It says a little as soon as it could say something.
+            if runs.0[2] == 0 {
+                runs.0[2] = 5;
+                turn.add(2);
+            }
+        }
+        assert_eq!(order, [0, 1, 2, 0, 1, 2, 2, 0]);
     }
 
     #[test]
