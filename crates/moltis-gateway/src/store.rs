@@ -60,6 +60,7 @@ pub use self::sync::Written;
 use self::sync::{Syncer, WalSync};
 pub use self::tokens::{NewTokenRecord, TokenCreation, TokenHash, TokenRecord};
 use self::writer::{BoxFuture, Commit, Done, Fold, Folded, Job, Tx, Waiting, Writer};
+use crate::audit::Head;
 use crate::metrics::StoreTimes;
 use crate::system::System;
 
@@ -128,19 +129,15 @@ impl Store {
             .connect()
             .await
             .map_err(fail("open the database"))?;
-        let migrate = open::migrate(&mut connection, &path);
-        let failed = |error| fail("bring the database up to date")(sqlx::Error::Io(error));
-        system
-            .step_of_sqlite("store.migrate", &path, failed, migrate)
-            .await?;
-        let wal_path = open::beside(&path, "-wal");
-        let count = settings::count_opening(&mut connection);
-        system
-            .step_of_sqlite("store.open", &wal_path, sqlx::Error::Io, count)
-            .await
-            .map_err(fail("write to the database"))?;
-        let head = audit::head(&mut connection, &path).await?;
-        let wal = Arc::new(files.wal(system)?);
+        let (head, wal) = match begin(&mut connection, &files, system).await {
+            Ok(begun) => begun,
+            Err(error) => {
+                // Before the lock goes: SQLite's thread would still be at work on the files.
+                sqlx::Connection::close(connection).await.ok(); // why it is of no use is known
+                return Err(error);
+            }
+        };
+        let (wal, wal_path) = (Arc::new(wal), open::beside(&path, "-wal"));
         let times = StoreTimes::default();
         let sync = WalSync {
             sync: sync(Arc::clone(&wal)),
@@ -353,6 +350,30 @@ impl Store {
     }
 }
 
+/// Checks an open database, brings it up to date, and counts the opening. Returns the end of its
+/// audit log, and its `-wal` file.
+async fn begin(
+    connection: &mut sqlx::SqliteConnection,
+    files: &Files,
+    system: &System,
+) -> Result<(Head, File), StoreError> {
+    let path = &files.path;
+    let fail = |doing| move |error| StoreError::from_sqlx(doing, path, error);
+    let migrate = open::migrate(connection, path);
+    let failed = |error| fail("bring the database up to date")(sqlx::Error::Io(error));
+    system
+        .step_of_sqlite("store.migrate", path, failed, migrate)
+        .await?;
+    let wal_path = open::beside(path, "-wal");
+    let count = settings::count_opening(connection);
+    system
+        .step_of_sqlite("store.open", &wal_path, sqlx::Error::Io, count)
+        .await
+        .map_err(fail("write to the database"))?;
+    let head = audit::head(connection, path).await?;
+    Ok((head, files.wal(system)?))
+}
+
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store")
@@ -497,6 +518,17 @@ mod tests {
             "{error}"
         );
         assert!(error.to_string().contains("newer Moltis"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_database_that_is_refused_is_closed_by_then() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).await.unwrap().close().await;
+        let newer = "INSERT INTO _sqlx_migrations VALUES (99, 'later', 0, 1, x'00', 0)";
+        meddle(dir.path(), newer).await;
+        refused(dir.path()).await;
+        // SQLite deletes it when it closes the last connection.
+        assert!(!dir.path().join("gateway.db-wal").exists());
     }
 
     #[tokio::test]

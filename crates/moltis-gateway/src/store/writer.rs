@@ -273,9 +273,9 @@ impl Writer {
         self.folds(later.folds, Wait::Asleep).await;
         self.checkpoints.close().await;
         let close = self.connection.close();
-        let closing = self
-            .system
-            .step_of_sqlite("store.close", &self.path, sqlx::Error::Io, close);
+        let closing =
+            self.system
+                .close_of_sqlite("store.close", &self.path, sqlx::Error::Io, close);
         if let Err(error) = closing.await {
             tracing::warn!(%error, "the database did not close cleanly; nothing is lost");
         }

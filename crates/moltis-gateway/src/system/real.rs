@@ -61,6 +61,17 @@ impl System {
         work.await
     }
 
+    /// As [`step_of_sqlite`](Self::step_of_sqlite), for closing a connection.
+    pub(crate) async fn close_of_sqlite<E>(
+        &self,
+        _what: &'static str,
+        _path: &Path,
+        _failed: impl FnOnce(io::Error) -> E,
+        close: impl Future<Output = Result<(), E>>,
+    ) -> Result<(), E> {
+        close.await
+    }
+
     /// Waits for as long as steps of this kind take.
     pub(crate) async fn wait_for(&self, _what: &'static str, _path: &Path) {}
 

@@ -92,6 +92,27 @@ impl System {
         Ok(done)
     }
 
+    /// As [`step_of_sqlite`](Self::step_of_sqlite), for closing a connection. Where the disk says
+    /// no it is closed all the same: dropped, SQLite's thread would do it some time later.
+    pub(crate) async fn close_of_sqlite<E>(
+        &self,
+        what: &'static str,
+        path: &Path,
+        failed: impl FnOnce(io::Error) -> E,
+        close: impl Future<Output = Result<(), E>>,
+    ) -> Result<(), E> {
+        let Some(incarnation) = &self.0 else {
+            return close.await;
+        };
+        let at = |edge| Step { what, path, edge };
+        let said = incarnation.step(at(Edge::Before)).map_err(failed);
+        let closed = close.await;
+        said?;
+        closed?;
+        incarnation.step(at(Edge::After)).ok(); // it is done
+        Ok(())
+    }
+
     /// Waits for as long as steps of this kind take.
     pub(crate) async fn wait_for(&self, what: &'static str, path: &Path) {
         if let Some(incarnation) = &self.0 {
