@@ -20,6 +20,7 @@ mod model;
 mod net;
 mod one;
 mod plan;
+mod processor;
 mod trace;
 mod witness;
 mod world;
@@ -68,6 +69,9 @@ pub(crate) struct Simulate {
     /// Play a world in this process, below this directory
     #[arg(long, hide = true, requires = "seed")]
     here: Option<PathBuf>,
+    /// With --here, use this processor alone
+    #[arg(long, hide = true, requires = "here")]
+    processor: Option<usize>,
 }
 
 /// Does it.
@@ -77,6 +81,9 @@ pub(crate) struct Simulate {
 pub(crate) fn run(args: &Simulate) -> anyhow::Result<Verdict> {
     match (args.seed, &args.here) {
         (Some(seed), Some(dir)) => {
+            if let Some(processor) = args.processor {
+                processor::stay_on(processor);
+            }
             let telling = if args.only_wrong {
                 one::Telling::OnlyWrong
             } else {

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::entropy::SEED_VARIABLE;
 use super::one::{Telling, Told};
 use super::plan::Fault;
+use super::processor::Processors;
 
 /// One world in so many is played twice.
 const TWICE: u64 = 50;
@@ -27,6 +28,14 @@ const TOLD_MAX: usize = 3;
 
 /// How long a world may take. One that takes longer has no end.
 const TIME_MAX: Duration = Duration::from_mins(3);
+
+/// How a world asks the system for memory (`mallopt(3)`, "Memory Allocation Tunables" of glibc): in
+/// large pieces, which it keeps. Another C library takes no notice.
+const MEMORY: (&str, &str) = (
+    "GLIBC_TUNABLES",
+    "glibc.malloc.hugetlb=1:glibc.malloc.top_pad=16777216:\
+     glibc.malloc.trim_threshold=268435456:glibc.malloc.mmap_threshold=268435456",
+);
 
 /// Numbers that were wrong once, each with its reason.
 const KNOWN: &str = include_str!("../../seeds.txt");
@@ -59,6 +68,10 @@ pub(super) fn play(wanted: &Wanted) -> anyhow::Result<Verdict> {
         let processors = std::thread::available_parallelism().map_or(2, Into::into);
         let jobs = wanted.jobs.unwrap_or(processors);
         let ground = ground()?;
+        let place = Place {
+            ground: ground.path(),
+            processors: &Processors::new(),
+        };
         let began = Instant::now();
         let is_late = || {
             wanted
@@ -69,7 +82,7 @@ pub(super) fn play(wanted: &Wanted) -> anyhow::Result<Verdict> {
         let numbers = numbers.chain(wanted.from..wanted.from.saturating_add(wanted.seeds));
         let mut playing = stream::iter(numbers)
             .take_while(|_| std::future::ready(!is_late()))
-            .map(|seed| play_or_twice(seed, ground.path()))
+            .map(|seed| play_or_twice(seed, place))
             .buffer_unordered(jobs);
         let mut sum = Sum::default();
         while let Some(played) = playing.next().await {
@@ -89,7 +102,11 @@ pub(super) fn play(wanted: &Wanted) -> anyhow::Result<Verdict> {
 pub(super) fn tell(seed: u64, log: Option<&str>) -> anyhow::Result<Verdict> {
     runtime()?.block_on(async {
         let ground = ground()?;
-        let played = play_one(seed, ground.path(), log, Telling::All).await?;
+        let place = Place {
+            ground: ground.path(),
+            processors: &Processors::new(),
+        };
+        let played = play_one(seed, place, log, Telling::All).await?;
         let mut out = io::stdout().lock();
         for line in &played.told.trace {
             writeln!(out, "{line}")?;
@@ -101,6 +118,13 @@ pub(super) fn tell(seed: u64, log: Option<&str>) -> anyhow::Result<Verdict> {
         }
         Ok(played.verdict())
     })
+}
+
+/// Where worlds are played.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    ground: &'a Path,
+    processors: &'a Processors,
 }
 
 /// A world that was played.
@@ -121,16 +145,16 @@ impl Played {
 }
 
 /// Plays a world; one in some a second time, which should come to the same.
-async fn play_or_twice(seed: u64, ground: &Path) -> anyhow::Result<Played> {
+async fn play_or_twice(seed: u64, place: Place<'_>) -> anyhow::Result<Played> {
     let is_played_twice = seed.is_multiple_of(TWICE);
     let telling = if is_played_twice {
         Telling::All
     } else {
         Telling::OnlyWrong
     };
-    let mut played = play_one(seed, ground, None, telling).await?;
+    let mut played = play_one(seed, place, None, telling).await?;
     if is_played_twice {
-        let again = play_one(seed, ground, None, telling).await?;
+        let again = play_one(seed, place, None, telling).await?;
         if again.told.digest != played.told.digest {
             let pairs = played.told.trace.iter().zip(&again.told.trace);
             let differs = pairs.enumerate().find(|(_, (one, other))| one != other);
@@ -145,15 +169,19 @@ async fn play_or_twice(seed: u64, ground: &Path) -> anyhow::Result<Played> {
 
 async fn play_one(
     seed: u64,
-    ground: &Path,
+    place: Place<'_>,
     log: Option<&str>,
     telling: Telling,
 ) -> anyhow::Result<Played> {
-    let dir = ground.join(seed.to_string());
+    let dir = place.ground.join(seed.to_string());
     std::fs::create_dir(&dir).with_context(|| format!("making `{}`", dir.display()))?;
     let mut process = Command::new(std::env::current_exe()?);
     process.args(["simulate", "--seed", &seed.to_string(), "--here"]);
     process.arg(&dir).env(SEED_VARIABLE, seed.to_string());
+    process.env(MEMORY.0, MEMORY.1);
+    let processor = place.processors.lend();
+    let number = processor.number();
+    process.args(number.map(|number| format!("--processor={number}")));
     process.args(log.map(|filter| format!("--log={filter}")));
     process.args((telling == Telling::OnlyWrong).then_some("--only-wrong"));
     process.stderr(Stdio::piped()).kill_on_drop(true);

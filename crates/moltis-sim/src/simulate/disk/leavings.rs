@@ -2,9 +2,9 @@
 //! what was synced and any part of the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::Edge;
@@ -84,12 +84,21 @@ impl Synced {
 
 const WAL: &str = "gateway.db-wal";
 
-/// Returns the salts of a `-wal` file, which name its generation, and its length.
+/// Returns the salts of a `-wal` file, which name its generation, and its length. It is asked for
+/// at each sync, so the rest of the file is not read.
 fn wal_of(path: &Path) -> (Vec<u8>, u64) {
-    let bytes = fs::read(path).unwrap_or_default();
-    let salts = bytes.get(16..24).unwrap_or_default().to_vec();
-    (salts, bytes.len() as u64)
+    let Ok(file) = File::open(path) else {
+        return (Vec::new(), 0);
+    };
+    let mut salts = vec![0; 8];
+    if file.read_exact_at(&mut salts, 16).is_err() {
+        salts.clear();
+    }
+    (salts, file.metadata().map_or(0, |it| it.len()))
 }
+
+/// Bytes of a file that are copied at once: few enough to stay in a processor's cache.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// Copies a directory as a killed process leaves it.
 ///
@@ -97,21 +106,19 @@ fn wal_of(path: &Path) -> (Vec<u8>, u64) {
 /// What the system says.
 pub(in super::super) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
+    let mut piece = vec![0; PIECE_BYTES];
     for file in files_below(from)? {
-        if let Some(bytes) = read(&from.join(&file))? {
-            put(&to.join(&file), &bytes)?;
+        let mut read = File::open(from.join(&file))?;
+        let mut written = make(&to.join(&file))?;
+        loop {
+            let bytes = read.read(&mut piece)?;
+            if bytes == 0 {
+                break;
+            }
+            written.write_all(&piece[..bytes])?;
         }
     }
     Ok(())
-}
-
-/// Reads a file. A store that could not be opened closes on a thread of its own, and a `-wal` file
-/// may go meanwhile; it is read before the database, which then holds all of it.
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        read => read.map(Some),
-    }
 }
 
 /// Copies a gateway's directory as a power cut leaves it.
@@ -126,9 +133,7 @@ pub(in super::super) fn copy_after_power_cut(
 ) -> io::Result<()> {
     fs::create_dir_all(to)?;
     for file in files_below(from)? {
-        let Some(mut bytes) = read(&from.join(&file))? else {
-            continue;
-        };
+        let mut bytes = fs::read(from.join(&file))?;
         if file == Path::new(WAL) {
             let (generation, length) = synced.wal.clone().unwrap_or_default();
             let is_same = bytes.get(16..24).unwrap_or_default() == generation;
@@ -149,7 +154,7 @@ pub(in super::super) fn copy_after_power_cut(
             let kept = synced.lengths.get(&file).copied().unwrap_or(0);
             spoil(&mut bytes, kept, dice);
         }
-        put(&to.join(&file), &bytes)?;
+        make(&to.join(&file))?.write_all(&bytes)?;
     }
     Ok(())
 }
@@ -205,17 +210,24 @@ fn files_below(root: &Path) -> io::Result<Vec<PathBuf>> {
             }
         }
     }
-    // The `-wal` file before its database, see `read`.
+    // Dice are thrown for each in turn.
     files.sort_by(|a, b| b.cmp(a));
     Ok(files)
 }
 
-fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir)?;
+/// Makes a file, and the directories that it is in.
+fn make(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if let Some(dir) = path.parent() {
+                fs::create_dir_all(dir)?;
+            }
+            options.open(path)
+        }
+        made => made,
     }
-    fs::write(path, bytes)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
 }
 
 #[cfg(test)]
