@@ -1,7 +1,9 @@
 //! Where the randomness of a world comes from: `entropy.c`, by one number in the environment.
 //!
 //! Nothing of the product knows: std's hash maps, the getrandom crate and tokio's choices ask the
-//! system as ever, and are answered out of that number.
+//! system as ever, and are answered out of that number. Only ring goes past it, with a system call of
+//! its own: it draws the keys of handshakes, which show in the code that people compare and nowhere
+//! else.
 
 /// The variable that names the number. Without it the system answers.
 pub(super) const SEED_VARIABLE: &str = "MOLTIS_SIM_SEED";
