@@ -189,11 +189,11 @@ fn an_older_copy_of_store_and_outputs_starts_nothing_and_tells_what_it_does_not_
     let outcome = again["outcome"].as_str().unwrap();
     assert!(["exited", "lost"].contains(&outcome), "{again}");
     // A start that an earlier process has sent is never sent again. Its node has the run, or was told
-    // to forget it.
+    // to forget it, and says so.
     let run = is_over(&home, &starting);
     let told = (run["exit_code"].as_i64(), run["outcome_reason"].as_str());
     assert!(
-        [(Some(5), None), (None, Some("not_started"))].contains(&told),
+        [(Some(5), None), (None, Some("node_forgot"))].contains(&told),
         "{run}"
     );
     for letter in ['a', 'b', 'c', 'd', 'e', 'f'] {

@@ -22,7 +22,7 @@ use moltis_proto::message::Windows;
 use moltis_proto::run::inbox::{Fresh, Inbox, InboxError};
 use moltis_proto::run::reconcile::{self, Action, NodeSide, Row};
 use moltis_proto::run::{
-    Ending, ExitStatus, GapReason, Outcome, RunSummary, Stream, Totals, TtySize,
+    Ending, ExitStatus, GapReason, Outcome, RunSpec, RunSummary, Stream, Totals, TtySize,
 };
 use moltis_proto::{BootId, FromKeeper, JournalId, Payload, RunId, ToKeeper};
 
@@ -97,6 +97,8 @@ struct Attached {
 enum Phase {
     /// `Start` is on its way; the answer is `Started`, `State` or `Refused`.
     AwaitStart,
+    /// It is asked for what it knows, by a `Start` that nothing can come of.
+    AwaitWord,
     /// Output and the ending come.
     Flowing,
     /// The ending has come.
@@ -396,7 +398,7 @@ impl Pump {
         let Some(attached) = self.attached.get_mut(&run.id) else {
             return; // what stays wished is looked at when the run is taken up
         };
-        if attached.phase == Phase::Over {
+        if matches!(attached.phase, Phase::Over | Phase::AwaitWord) {
             return;
         }
         let run_id = run.id;
@@ -446,7 +448,7 @@ impl Pump {
 impl Attached {
     fn refuse_before_start(&self, run_id: RunId) -> Result<(), Violation> {
         match self.phase {
-            Phase::AwaitStart => Err(Violation::OutOfTurn {
+            Phase::AwaitStart | Phase::AwaitWord => Err(Violation::OutOfTurn {
                 run_id,
                 what: "it has not started",
             }),

@@ -230,7 +230,21 @@ async fn a_running_run_that_is_not_listed_is_lost_for_a_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_was_cut_off_is_sent_again_and_after_a_restart_is_not() {
+async fn a_start_that_was_cut_off_is_sent_again_and_after_a_restart_is_asked_for() {
+    let not_started = (Outcome::FailedToStart, Some(Reason::NotStarted));
+    let lost = (Outcome::Lost, Some(Reason::NodeForgot));
+    for (answer, expected) in [
+        (RunRefusal::Invalid, not_started),
+        // An older database was put back: the run was over, and its node was told to forget it.
+        (RunRefusal::Forgotten, lost),
+    ] {
+        assert_eq!(asked_after_a_restart(answer).await, expected, "{answer:?}");
+    }
+}
+
+/// A start is cut off twice, and then its gateway is started anew: returns how the run ends whose node
+/// answers so.
+async fn asked_after_a_restart(answer: RunRefusal) -> (Outcome, Option<Reason>) {
     let gateway = TestGateway::start().await;
     let device = paired(&gateway).await;
     let mut node = device.ready(&gateway).await;
@@ -243,13 +257,18 @@ async fn a_start_that_was_cut_off_is_sent_again_and_after_a_restart_is_not() {
     let id = handle.id();
     drop(handle);
     let gateway = gateway.restart().await;
-    let _node = device.ready(&gateway).await;
+    let mut node = device.ready(&gateway).await;
+    let asked = node.hear_run().await;
+    let ToKeeper::Start { run_id, spec, .. } = asked else {
+        panic!("{asked:?}");
+    };
+    assert_eq!(run_id, id);
+    assert!(!spec.is_sound(), "nothing may come of it: {spec:?}");
+    let code = answer;
+    node.say(FromKeeper::Refused { run_id, code }).await;
     let record = gateway.gateway.runs().wait(id).await.unwrap();
     let ending = record.ending.clone().unwrap();
-    assert_eq!(
-        (ending.outcome, ending.reason),
-        (Outcome::FailedToStart, Some(Reason::NotStarted))
-    );
+    (ending.outcome, ending.reason)
 }
 
 #[tokio::test(flavor = "multi_thread")]

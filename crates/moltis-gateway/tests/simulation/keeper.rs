@@ -9,7 +9,7 @@ use moltis_proto::key::Digest;
 use moltis_proto::run::{
     Ending, ExitStatus, GapReason, Outcome, RunState, RunSummary, Stream, Totals,
 };
-use moltis_proto::{BootId, Codec, FromKeeper, JournalId, Payload, RunId, ToKeeper};
+use moltis_proto::{BootId, Codec, FromKeeper, JournalId, Payload, RunId, RunRefusal, ToKeeper};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 pub(crate) const BOOT: BootId = BootId::from_bytes([1; 16]);
@@ -34,6 +34,15 @@ impl Held {
             stream.read_exact(&mut frame).await?;
             match Codec::Postcard.decode(&frame).unwrap() {
                 ToKeeper::Attach { .. } => say(&mut stream, self.list()).await?,
+                ToKeeper::Start { run_id, spec, .. } if !spec.is_sound() => {
+                    let forgotten = self.forgotten.lock().unwrap().contains(&run_id);
+                    let code = if forgotten {
+                        RunRefusal::Forgotten
+                    } else {
+                        RunRefusal::Invalid
+                    };
+                    say(&mut stream, FromKeeper::Refused { run_id, code }).await?;
+                }
                 ToKeeper::Start { run_id, digest, .. } => {
                     self.runs.lock().unwrap().insert(run_id, digest);
                     say(&mut stream, FromKeeper::Started { run_id, pid: 7 }).await?;

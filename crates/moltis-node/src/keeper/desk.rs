@@ -119,6 +119,11 @@ impl Core {
         if let Some(code) = self.used.refusal(run_id) {
             return Some(FromKeeper::Refused { run_id, code });
         }
+        if !spec.is_sound() {
+            let code = self.used.refusal_of_unsound();
+            self.used.insert(run_id, code);
+            return Some(FromKeeper::Refused { run_id, code });
+        }
         if self.leaving {
             // Not remembered: the next keeper takes it.
             let code = RunRefusal::Leaving;

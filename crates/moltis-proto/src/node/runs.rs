@@ -304,7 +304,7 @@ impl Runs {
             return Err(code);
         }
         if !spec.is_sound() {
-            return Err(RunRefusal::Invalid);
+            return Err(self.used.refusal_of_unsound());
         }
         // The gateway has looked at them too; a node believes nobody.
         if env::check(&spec.env, &self.config.env_allow).is_err() {

@@ -24,6 +24,17 @@ impl UsedIds {
         self.refusals.get(&id).copied()
     }
 
+    /// Returns what to answer to a `Start` with nothing to run in it, whose id is not among them. A
+    /// gateway asks so whether a run has ever been here; where others may have had to give way, nobody
+    /// can tell.
+    pub fn refusal_of_unsound(&self) -> RunRefusal {
+        if self.order.len() < USED_MAX {
+            RunRefusal::Invalid
+        } else {
+            RunRefusal::Forgotten
+        }
+    }
+
     /// Remembers that this id is used up.
     pub fn insert(&mut self, id: RunId, refusal: RunRefusal) {
         if self.refusals.insert(id, refusal).is_none() {
@@ -49,6 +60,7 @@ mod tests {
             RunId::from_bytes(bytes)
         };
         let mut used = UsedIds::default();
+        assert_eq!(used.refusal_of_unsound(), RunRefusal::Invalid);
         for number in 0..USED_MAX + 10 {
             used.insert(id(number), RunRefusal::Forgotten);
             used.insert(id(number), RunRefusal::Forgotten);
@@ -56,5 +68,6 @@ mod tests {
         assert_eq!(used.refusal(id(9)), None);
         assert_eq!(used.refusal(id(10)), Some(RunRefusal::Forgotten));
         assert_eq!(used.refusals.len(), USED_MAX);
+        assert_eq!(used.refusal_of_unsound(), RunRefusal::Forgotten);
     }
 }

@@ -6,11 +6,12 @@
 //! which two devices list belongs to its row's device, is the driver's part: it hands in the rows
 //! of this device only, and a foreign row as [`Row::Elsewhere`].
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::limits::START_TIME_MAX;
-use crate::run::{Outcome, Reason, RunState, RunSummary};
-use crate::{BootId, JournalId};
+use crate::run::{Command, Outcome, Reason, RunSpec, RunState, RunSummary, StdinMode};
+use crate::{BootId, JournalId, RunRefusal};
 
 /// What the gateway knows of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +73,9 @@ pub enum Action {
     Drain,
     /// Send the `Start` again: the id makes it safe.
     StartAgain,
+    /// Ask the node whether it has ever had it, by a [`question`]: the row may be of a database that
+    /// was put back, and the node may have forgotten the run since.
+    Ask,
     /// It is over here and now.
     End {
         /// How.
@@ -117,7 +121,6 @@ fn decide_unlisted(row: OpenRow, node: NodeSide<'_>) -> Action {
         return lost(Reason::JournalWiped);
     }
     match row.progress {
-        Progress::Running => lost(Reason::NodeForgot),
         // It would go to the keeper of the first journal, which has to be the one that was asked: of
         // another one nobody could say that it was not asked before.
         Progress::Starting
@@ -127,11 +130,49 @@ fn decide_unlisted(row: OpenRow, node: NodeSide<'_>) -> Action {
         {
             Action::StartAgain
         }
-        // The journal that would hold it is here and does not: it provably never started.
-        Progress::Starting => Action::End {
+        // The journal that would hold it is here and does not, and whoever says that a run may be
+        // forgotten is this process, which has not: it provably never started.
+        Progress::Starting if row.same_incarnation => Action::End {
             outcome: Outcome::FailedToStart,
             reason: Reason::NotStarted,
         },
+        // An older state of the database may have been put back, behind which the run was over and
+        // forgotten. The keeper of the first journal alone is asked what is new to it.
+        Progress::Starting if node.journals.first() == Some(&row.journal_id) => Action::Ask,
+        Progress::Running | Progress::Starting => lost(Reason::NodeForgot),
+    }
+}
+
+/// Returns the spec of a `Start` that no node obeys, and that asks whether it knows the id: it has no
+/// word to run. A node that has had the run says [`RunRefusal::Forgotten`], and any other refusal uses
+/// the id up: the run has not started and never will.
+pub fn question() -> RunSpec {
+    RunSpec {
+        command: Command::Argv(Vec::new()),
+        cwd: None,
+        env: BTreeMap::new(),
+        timeout_ms: None,
+        grace_ms: 0,
+        stdin: StdinMode::Empty,
+        tty: None,
+    }
+}
+
+/// Returns how a run ends whose node has answered a [`question`] so; `None` where the answer is still
+/// to come, from the keeper after this one.
+pub fn answered(code: RunRefusal) -> Option<(Outcome, Reason)> {
+    match code {
+        RunRefusal::Leaving => None,
+        // With another command it is not this run that the node knows, and nobody knows this one.
+        RunRefusal::Forgotten | RunRefusal::DigestMismatch => {
+            Some((Outcome::Lost, Reason::NodeForgot))
+        }
+        RunRefusal::Policy
+        | RunRefusal::EnvNotAllowed
+        | RunRefusal::TimeoutTooLong { .. }
+        | RunRefusal::TooMany
+        | RunRefusal::Invalid
+        | RunRefusal::JournalFailed => Some((Outcome::FailedToStart, Reason::NotStarted)),
     }
 }
 
@@ -261,12 +302,35 @@ mod tests {
     }
 
     #[test]
-    fn another_process_of_the_gateway_never_sends_a_start_again() {
+    fn another_process_of_the_gateway_never_sends_a_start_again_and_asks() {
         let row = OpenRow {
             same_incarnation: false,
             ..STARTING
         };
-        assert_eq!(unlisted(row), NOT_STARTED);
+        assert_eq!(unlisted(row), Action::Ask);
+        // Nobody is asked what an older keeper has forgotten.
+        let in_older = OpenRow {
+            journal_id: OLDER_JOURNAL,
+            ..row
+        };
+        assert_eq!(unlisted(in_older), lost(Reason::NodeForgot));
+    }
+
+    #[test]
+    fn what_is_asked_is_nothing_to_start_and_only_a_node_that_never_knew_it_has_not_started() {
+        assert!(!question().is_sound());
+        let not_started = Some((Outcome::FailedToStart, Reason::NotStarted));
+        let lost = Some((Outcome::Lost, Reason::NodeForgot));
+        for (code, expected) in [
+            (RunRefusal::Invalid, not_started),
+            (RunRefusal::TooMany, not_started),
+            (RunRefusal::Policy, not_started),
+            (RunRefusal::Forgotten, lost),
+            (RunRefusal::DigestMismatch, lost),
+            (RunRefusal::Leaving, None),
+        ] {
+            assert_eq!(answered(code), expected, "{code:?}");
+        }
     }
 
     #[test]

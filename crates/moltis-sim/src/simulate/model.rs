@@ -118,6 +118,8 @@ struct Known {
     place: Place,
     key: Option<String>,
     asked: Since,
+    /// When it was asked for again, under its key.
+    asked_last: Since,
     /// When its place was connected last before it was asked for.
     connected: Since,
     ids: BTreeSet<String>,
@@ -196,6 +198,7 @@ impl Model {
             Happened::Missed { tag, gap } => self.missed(tag, gap),
             // Whatever it is told is told behind its list of runs, and so behind the sleep.
             Happened::KeeperBegan { place } => {
+                self.excuses.note(Trouble::KeeperBegan(place));
                 self.woken.remove(&place);
                 Ok(())
             }
@@ -268,10 +271,15 @@ impl Model {
     fn asked(&mut self, place: Place, tag: Tag, key: Option<String>) {
         let asked = self.excuses.now();
         let connected = self.connected.get(&place).copied().unwrap_or(asked);
-        self.runs.entry(tag).or_insert_with(|| Known {
+        let again = self
+            .runs
+            .entry(tag)
+            .and_modify(|run| run.asked_last = asked);
+        again.or_insert_with(|| Known {
             place,
             key,
             asked,
+            asked_last: asked,
             connected,
             ids: BTreeSet::new(),
             executed: None,
@@ -495,7 +503,9 @@ impl Known {
                 .then_some(("I8", "and nobody has asked for its end")),
             Outcome::TimedOut => None,
             Outcome::FailedToStart | Outcome::Refused => {
-                let knew = excuses.lost_rows(asked);
+                // The same key asked anew of a database that was put back and knows nothing of it.
+                let was_before = self.executed.is_some_and(|at| at < self.asked_last);
+                let knew = excuses.restored(asked) && was_before;
                 (self.executed.is_some() && !knew).then_some(("I10", "and it was executed"))
             }
             Outcome::Lost => {
@@ -512,7 +522,11 @@ impl Known {
                             || excuses.keeper_left(place, connected)
                             || excuses.keeper_died(place, connected)
                     }
-                    Some(OutcomeReason::NodeForgot) => excuses.restored(asked),
+                    // Of a start that was under way nobody can be asked when new runs are another
+                    // keeper's.
+                    Some(OutcomeReason::NodeForgot) => {
+                        excuses.restored(asked) || excuses.keeper_began(place, connected)
+                    }
                     Some(OutcomeReason::NodeRevoked) => excuses.was_revoked(place),
                     _ => false,
                 };

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use super::{
     Action, Attached, BootId, Event, Inbox, JOURNALS_MAX, JournalId, List, LiveRun, NodeSide,
-    Phase, Pump, Queue, RUNS_MAX, Ready, Row, RunId, RunRefusal, RunSummary, StdinSent, Stream,
-    TOO_LATE, Target, ToKeeper, Totals, Unknown, Violation, ending, reconcile,
+    Phase, Pump, Queue, RUNS_MAX, Ready, Row, RunId, RunRefusal, RunSpec, RunSummary, StdinSent,
+    Stream, TOO_LATE, Target, ToKeeper, Totals, Unknown, Violation, ending, reconcile,
 };
 
 impl Pump {
@@ -125,6 +125,7 @@ impl Pump {
         match (action, summary) {
             (Action::Resume | Action::Drain, Some(summary)) => self.resume(run, summary),
             (Action::StartAgain, _) => self.send_start(run),
+            (Action::Ask, _) => self.ask(run),
             (Action::End { outcome, reason }, _) => {
                 self.shared
                     .end(run, ending::found(outcome, reason), ending::Source::Known);
@@ -208,27 +209,40 @@ impl Pump {
     pub(super) fn send_start(&mut self, run: &Arc<LiveRun>) {
         let record = run.record();
         let Some(spec) = &record.spec else { return };
+        if !self.send(run, spec.clone(), Phase::AwaitStart) {
+            return;
+        }
+        self.look(run);
+    }
+
+    /// Asks the node whether it has had this run. What is wished of it waits for the answer.
+    fn ask(&mut self, run: &Arc<LiveRun>) {
+        self.send(run, reconcile::question(), Phase::AwaitWord);
+    }
+
+    /// Sends a `Start`; false where a newer connection has the run.
+    fn send(&mut self, run: &Arc<LiveRun>, spec: RunSpec, phase: Phase) -> bool {
         if !run.may_send(self.seat.sitter.epoch) {
-            return; // a newer connection has it
+            return false;
         }
         run.output.wake(Arc::clone(&self.stored));
         let attached = self.attached.entry(run.id).or_insert_with(|| Attached {
             run: Arc::clone(run),
             inbox: Inbox::new(&self.windows, 0, 0),
             stdin: StdinSent::default(),
-            phase: Phase::AwaitStart,
+            phase,
             cancel_sent: false,
             size_sent: None,
             queue: Queue::None,
             in_turn: false,
         });
-        attached.phase = Phase::AwaitStart;
+        attached.phase = phase;
         self.out.push_back(ToKeeper::Start {
             run_id: run.id,
-            digest: record.digest,
-            spec: Box::new(spec.clone()),
+            digest: run.record().digest,
+            spec: Box::new(spec),
         });
-        self.look(run);
+        true
     }
 
     pub(super) fn handle_started(&mut self, run_id: RunId, pid: u32) -> Result<(), Violation> {
@@ -248,7 +262,8 @@ impl Pump {
     pub(super) fn handle_state(&mut self, summary: &RunSummary) -> Result<(), Violation> {
         let run_id = summary.run_id;
         let attached = self.attached(run_id)?;
-        if attached.phase != Phase::AwaitStart || summary.digest != attached.run.record().digest {
+        let asked = matches!(attached.phase, Phase::AwaitStart | Phase::AwaitWord);
+        if !asked || summary.digest != attached.run.record().digest {
             return Err(Violation::OutOfTurn {
                 run_id,
                 what: "nobody asked where it stands",
@@ -267,7 +282,8 @@ impl Pump {
         now: Instant,
     ) -> Result<(), Violation> {
         let attached = self.attached(run_id)?;
-        if attached.phase != Phase::AwaitStart {
+        let phase = attached.phase;
+        if !matches!(phase, Phase::AwaitStart | Phase::AwaitWord) {
             return Err(Violation::OutOfTurn {
                 run_id,
                 what: "a run that has started cannot be refused",
@@ -275,6 +291,13 @@ impl Pump {
         }
         let run = Arc::clone(&attached.run);
         self.drop_attached(run_id);
+        if phase == Phase::AwaitWord {
+            if let Some((outcome, reason)) = reconcile::answered(code) {
+                self.shared
+                    .end(&run, ending::found(outcome, reason), ending::Source::Known);
+            }
+            return Ok(());
+        }
         if code == RunRefusal::Leaving {
             // The link finds the next keeper and connects anew: the table sends the run there.
             run.turn_away();

@@ -174,6 +174,13 @@ async fn a_start_whose_row_the_disk_has_not_taken_never_leaves() {
         tokio::task::yield_now().await;
     }
     let mut keeper = bench.keeper(Vec::new()).await;
+    // It is asked whether it knows it, by what nothing can come of.
+    match keeper.hear_word().await {
+        ToKeeper::Start { run_id, spec, .. } if run_id == id => {
+            assert!(!spec.is_sound(), "{spec:?}");
+        }
+        other => panic!("{other:?}"),
+    }
     let mark = bench.mark().await;
     assert_eq!(keeper.hear_forget().await, mark, "it was sent");
     bench.end().await;

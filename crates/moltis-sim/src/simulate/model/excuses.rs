@@ -14,6 +14,8 @@ pub(super) struct Since(usize);
 pub(in super::super) enum Trouble {
     /// A keeper of this place died.
     KeeperDied(Place),
+    /// A keeper of this place has begun, so that new runs are another one's.
+    KeeperBegan(Place),
     /// A keeper of this place was asked to leave, and ended its runs.
     KeeperLeft(Place),
     /// This machine was started anew.
@@ -60,6 +62,10 @@ impl Excuses {
 
     pub(super) fn keeper_died(&self, place: Place, since: Since) -> bool {
         self.came(Trouble::KeeperDied(place), since)
+    }
+
+    pub(super) fn keeper_began(&self, place: Place, since: Since) -> bool {
+        self.came(Trouble::KeeperBegan(place), since)
     }
 
     pub(super) fn keeper_left(&self, place: Place, since: Since) -> bool {
