@@ -79,7 +79,7 @@ pub struct RunsConfig {
     pub default_route: String,
     /// The time of a run on `local` that names none and has no terminal: 300 s. `None` is no limit.
     pub local_timeout: Option<Duration>,
-    /// Days that an ended run is kept: 30.
+    /// Days that an ended run is kept: 30. Those count on which the machine was on.
     pub keep_days: u32,
     /// How much output is kept.
     pub output: OutputLimits,

@@ -38,7 +38,7 @@ use crate::output::Outputs;
 use crate::pairing::PairingDesk;
 use crate::principal::Principal;
 use crate::records;
-use crate::retention::{self, Keep};
+use crate::retention::{self, Keep, Life};
 use crate::roster::Roster;
 use crate::socket::Door;
 use crate::store::{Store, StoreError};
@@ -165,6 +165,7 @@ impl GatewayBuilder {
         };
         let identity = Arc::new(identity);
         let tls = open_tls(&config, &hosts, clock.now())?;
+        let life = Life::begin(store.clone(), boot_id).await?;
         let outputs = Outputs::open_on(&system, &config.dir, boot_id, config.runs.output)?;
         let events = Events::default();
         let desk = PairingDesk::open(store.clone(), clock.clone(), events.clone(), &tasks).await?;
@@ -187,7 +188,7 @@ impl GatewayBuilder {
         };
         shared
             .tasks
-            .spawn(retention::keep_up(Arc::clone(&shared), keep));
+            .spawn(retention::keep_up(Arc::clone(&shared), keep, life));
         if let Some(tls) = &tls {
             let stop = shared.tasks.stop().clone();
             shared

@@ -373,22 +373,6 @@ impl Outputs {
         files::runs_below(&self.0.dir)
     }
 
-    /// Returns the runs whose directories were last changed before `before`, by the clock of the
-    /// file system. Looks at every directory: not for a task of the runtime.
-    ///
-    /// # Errors
-    /// Where a directory cannot be read.
-    pub fn written_before(&self, before: jiff::Timestamp) -> Result<Vec<RunId>, OutputError> {
-        let mut old = Vec::new();
-        for run_id in self.stored_runs()? {
-            let changed = files::changed_at(&self.0.dir.join(run_id.to_string()))?;
-            if changed.is_some_and(|changed| changed < before) {
-                old.push(run_id);
-            }
-        }
-        Ok(old)
-    }
-
     /// Returns what its files lie on.
     pub(crate) fn system(&self) -> &System {
         &self.0.system

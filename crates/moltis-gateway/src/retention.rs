@@ -1,15 +1,23 @@
 //! Letting old things go: ended runs after their days, output past its total, old telemetry.
 //!
 //! One sweep is bounded work in slices, so that it holds up no run. [`keep_up`] sweeps every hour, and
-//! when [`Outputs::over_limit`] says so. A run whose output is still to be written or synced stays
-//! whole; a later sweep finds it.
+//! makes room when [`Outputs::over_limit`] says so. A run whose output is still to be written or synced
+//! stays whole; a later sweep finds it.
+//!
+//! Age is time that the machine has demonstrably lived ([`life`], ADR 72): a wall clock that jumps lets
+//! nothing go.
+
+mod life;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use moltis_proto::RunId;
+use tokio::time::Instant;
 
+use self::life::COUNT_EVERY;
+pub(crate) use self::life::Life;
 use crate::exec::Shared;
 use crate::output::{OutputError, Outputs};
 use crate::store::{Store, StoreError};
@@ -21,6 +29,9 @@ const SLICE: u32 = 64;
 /// Time between two sweeps that nothing else asked for.
 const SWEEP_EVERY: Duration = Duration::from_hours(1);
 
+/// Runs with files of which one transaction looks whether they have rows: 256 × about 5 µs.
+const LOOK_SLICE: usize = 256;
+
 /// A sweep rests this long: where only runs that are not over hold output, there is nothing to do
 /// until one of them ends.
 const REST: Duration = Duration::from_secs(10);
@@ -31,7 +42,7 @@ const REST_WHILE_OVER: Duration = Duration::from_secs(1);
 /// What is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
-    /// How long the rows of ended runs, with their output, are kept.
+    /// How long the rows of ended runs, with their output, are kept: as much of the machine's life.
     pub runs: Duration,
 }
 
@@ -66,8 +77,8 @@ pub enum SweepError {
     Output(#[from] OutputError),
 }
 
-/// Sweeps every hour, and when there is too much output, until the gateway stops.
-pub(crate) async fn keep_up(shared: Arc<Shared>, keep: Keep) {
+/// Sweeps every hour, and makes room when there is too much output, until the gateway stops.
+pub(crate) async fn keep_up(shared: Arc<Shared>, keep: Keep, mut life: Life) {
     let stop = shared.tasks.stop().clone();
     let mut over_limit = shared.outputs.over_limit();
     match leftovers(&shared.store, &shared.outputs).await {
@@ -78,14 +89,30 @@ pub(crate) async fn keep_up(shared: Arc<Shared>, keep: Keep) {
             "the rest of output that was let go could not be deleted"
         ),
     }
+    let mut due = Instant::now() + SWEEP_EVERY;
     loop {
-        tokio::select! {
+        let over = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
-            _ = over_limit.wait_for(|over| *over) => {}
-            () = tokio::time::sleep(SWEEP_EVERY) => {}
-        }
-        let swept = sweep(&shared.store, &shared.outputs, keep, shared.clock.now()).await;
+            () = stop.cancelled() => break,
+            _ = over_limit.wait_for(|over| *over) => true,
+            () = tokio::time::sleep(COUNT_EVERY) => false,
+        };
+        life.go_on()
+            .await
+            .unwrap_or_else(|error| life::note_failure(&error));
+        let (store, outputs, now) = (&shared.store, &shared.outputs, shared.clock.now());
+        let swept = if Instant::now() >= due {
+            due = Instant::now() + SWEEP_EVERY;
+            sweep(store, outputs, keep, now).await
+        } else if over {
+            let freed = make_room(store, outputs, now).await;
+            freed.map(|outputs| Swept {
+                outputs,
+                ..Swept::default()
+            })
+        } else {
+            continue;
+        };
         match swept {
             Ok(swept) if swept == Swept::default() => {}
             Ok(swept) => tracing::info!(?swept, "let old runs and output go"),
@@ -101,13 +128,17 @@ pub(crate) async fn keep_up(shared: Arc<Shared>, keep: Keep) {
         };
         tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             () = tokio::time::sleep(rest) => {}
         }
     }
+    life.count()
+        .await
+        .unwrap_or_else(|error| life::note_failure(&error));
 }
 
-/// Deletes what is older than it shall be kept, then the oldest output while there is too much.
+/// Deletes what is older than it shall be kept, then the oldest output while there is too much. `now`
+/// is what is shown as the time at which output went.
 ///
 /// # Errors
 /// Where rows or files cannot be deleted. What was deleted before that is gone.
@@ -118,26 +149,41 @@ pub async fn sweep(
     now: Timestamp,
 ) -> Result<Swept, SweepError> {
     let mut swept = Swept::default();
-    let age = jiff::SignedDuration::try_from(keep.runs).unwrap_or(jiff::SignedDuration::MAX);
-    let before = now.saturating_sub(age).unwrap_or(Timestamp::MIN);
-    let mut after = 0;
+    let lived = store.lived().await?.total;
+    // What is stamped with a count may have come up to one step behind it.
+    let until = |age: Duration| lived.checked_sub(age.saturating_add(COUNT_EVERY));
+    if let Some(until) = until(keep.runs) {
+        swept.runs = let_go(store, outputs, until, now).await?;
+        store.expire_fleets(until).await?;
+    }
+    swept.orphans = orphans(store, outputs, until(keep.runs)).await?;
+    swept.outputs = make_room(store, outputs, now).await?;
+    if let Some(until) = until(HOURS_KEPT) {
+        store.expire_telemetry(until).await?;
+    }
+    Ok(swept)
+}
+
+/// Deletes the runs that ended when the machine had lived for `until` or less.
+async fn let_go(
+    store: &Store,
+    outputs: &Outputs,
+    until: Duration,
+    now: Timestamp,
+) -> Result<usize, SweepError> {
+    let (mut gone, mut after) = (0, 0);
     loop {
-        let old = store.oldest_ended(Some(before), after, SLICE).await?;
+        let old = store.oldest_ended(Some(until), after, SLICE).await?;
         let Some((last, _)) = old.last() else { break };
         after = *last;
         let old = at_rest(outputs, old);
-        swept.runs += old.len();
+        gone += old.len();
         // As below: a death in between leaves rows that say why their output is not there.
         store.free_output(old.clone(), now).await?;
         remove(outputs, &old).await?;
         store.delete_runs(old).await?;
     }
-    store.expire_fleets(before).await?;
-    swept.orphans = orphans(store, outputs, before).await?;
-    swept.outputs = make_room(store, outputs, now).await?;
-    let hour = now.as_millisecond().div_euclid(3_600_000);
-    store.expire_telemetry(hour - HOURS_KEPT).await?;
-    Ok(swept)
+    Ok(gone)
 }
 
 /// Deletes the files of ended runs, oldest first, until there is not too much on the disk, or what
@@ -194,17 +240,26 @@ async fn leftovers(store: &Store, outputs: &Outputs) -> Result<usize, SweepError
     Ok(removed)
 }
 
-/// Deletes old files of runs that no row knows. Young ones stay: after a power cut the row may be
-/// lost while the node still brings the run back, and then these bytes are its output.
-async fn orphans(store: &Store, outputs: &Outputs, before: Timestamp) -> Result<usize, SweepError> {
+/// Looks for files of runs that no row knows, and deletes those of which that has been known since
+/// `until` or longer. Others stay: after a power cut the row may be lost while the node still brings
+/// the run back, and then these bytes are its output.
+async fn orphans(
+    store: &Store,
+    outputs: &Outputs,
+    until: Option<Duration>,
+) -> Result<usize, SweepError> {
     let below = outputs.clone();
-    let look = move || below.written_before(before);
-    let old = outputs.system().blocking(look);
-    let old = old.await.unwrap_or(Ok(Vec::new()))?; // the runtime is shutting down
+    let stored = outputs.system().blocking(move || below.stored_runs());
+    let stored = stored.await.unwrap_or(Ok(Vec::new()))?; // the runtime is shutting down
+    for slice in stored.chunks(LOOK_SLICE) {
+        store.note_orphans(slice).await?;
+    }
+    let Some(until) = until else { return Ok(0) };
     let mut removed = 0;
-    for run_id in old {
+    for run_id in store.orphans(until).await? {
         if store.run(run_id).await?.is_none() && !outputs.is_at_work(run_id) {
             remove(outputs, &[run_id]).await?;
+            store.forget_orphan(run_id).await?;
             removed += 1;
         }
     }
@@ -226,12 +281,14 @@ mod tests {
 
     use super::*;
     use crate::output::{OutputLimits, RunOutput};
-    use crate::store::testing::{TestStore, at, ending, operator, run, store};
+    use crate::store::testing::{TestStore, at, ending, live, operator, run, store};
     use crate::store::{Ended, Heads};
 
     const BYTES: usize = 100_000;
 
-    async fn ended(store: &TestStore, outputs: &Outputs, number: u8, seconds: i64) {
+    /// A run that ends when the machine has lived for so many seconds.
+    async fn ended(store: &TestStore, outputs: &Outputs, number: u8, seconds: u64) {
+        live(store, seconds).await;
         store.create_run(run(number), &operator()).await.unwrap();
         let output = outputs.run(run(number).id).unwrap();
         output
@@ -247,7 +304,7 @@ mod tests {
             },
             heads: Heads::default(),
             started: None,
-            at: at(seconds),
+            at: at(0),
         };
         store.end_run(run(number).id, end).await.unwrap().unwrap();
     }
@@ -278,14 +335,19 @@ mod tests {
         let store = store().await;
         let outputs = open(&store, u64::MAX);
         for number in 0..5 {
-            ended(&store, &outputs, number, i64::from(number) * 100).await;
+            ended(&store, &outputs, number, u64::from(number) * 100).await;
         }
         store.create_run(run(9), &operator()).await.unwrap();
         let keep = Keep {
             runs: Duration::from_secs(1000),
         };
-        let swept = sweep(&store, &outputs, keep, at(1250)).await.unwrap();
-        assert_eq!((swept.runs, swept.outputs), (3, 0));
+        // Whatever the time of day is said to be.
+        let now = at(10 * 365 * 24 * 3600);
+        for (seconds, gone) in [(0, 0), (1250, 3), (1250, 0)] {
+            live(&store, seconds + COUNT_EVERY.as_secs()).await;
+            let swept = sweep(&store, &outputs, keep, now).await.unwrap();
+            assert_eq!((swept.runs, swept.outputs), (gone, 0), "{seconds}");
+        }
         assert!(store.run(run(2).id).await.unwrap().is_none());
         assert!(store.run(run(3).id).await.unwrap().is_some());
         assert!(
@@ -345,17 +407,20 @@ mod tests {
         orphan.append(Stream::Stderr, 0, bytes).unwrap();
         orphan.written().await;
         finish(&orphan).await;
-        let today = Timestamp::now();
-        let tomorrow = today + Duration::from_hours(24);
-        // The row of run 1 is young enough as long as it counts from the end that it names.
-        let keep = Keep {
-            runs: Duration::from_hours(20 * 365 * 24),
+        let until = async |seconds| {
+            let until = Some(Duration::from_secs(seconds));
+            orphans(&store, &outputs, until).await.unwrap()
         };
-        let swept = sweep(&store, &outputs, keep, today).await.unwrap();
-        assert_eq!(swept.orphans, 0);
-        let removed = orphans(&store, &outputs, tomorrow).await.unwrap();
-        assert_eq!(removed, 1);
+        // It is as old as the first look at it, whatever its files and the time of day say.
+        live(&store, 50).await;
+        assert_eq!(until(49).await, 0);
+        live(&store, 100).await;
+        let far = Timestamp::MAX;
+        let swept = sweep(&store, &outputs, Keep::default(), far).await;
+        assert_eq!(swept.unwrap(), Swept::default());
+        assert_eq!(until(50).await, 1);
         assert_eq!(outputs.stored_runs().unwrap(), [run(1).id]);
+        assert_eq!(until(100).await, 0);
     }
 
     #[tokio::test]
@@ -374,6 +439,7 @@ mod tests {
         let far = Keep {
             runs: Duration::ZERO,
         };
+        live(&store, COUNT_EVERY.as_secs()).await;
         for keep in [Keep::default(), far] {
             sweep(&store, &outputs, keep, at(1000)).await.unwrap();
             assert!(outputs.has_files(run(1).id));

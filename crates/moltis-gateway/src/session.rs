@@ -9,7 +9,7 @@
 
 pub(crate) mod bucket;
 mod comeback;
-mod moment;
+pub(crate) mod moment;
 pub(crate) mod seat;
 pub(crate) mod wire;
 

@@ -5,6 +5,7 @@
 //! all it says, is held by the session and never stored.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use moltis_proto::DeviceId;
@@ -19,8 +20,8 @@ const SAMPLE_BYTES: usize = 8;
 /// Samples of one hour, at most: one each 30 seconds.
 const SAMPLES_MAX: usize = 120;
 
-/// Hours that are kept, the current one aside.
-pub const HOURS_KEPT: i64 = 24;
+/// How long an hour is kept behind its last sample.
+pub const HOURS_KEPT: Duration = Duration::from_hours(24);
 
 /// Minutes between two writes of one node's hour.
 const WRITE_MINUTES: i64 = 10;

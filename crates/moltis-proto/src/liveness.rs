@@ -23,6 +23,14 @@ pub struct Moment {
     pub boottime: Duration,
 }
 
+impl Moment {
+    /// Returns the time that has passed since `earlier`, a suspend included.
+    pub fn since(self, earlier: Self) -> Duration {
+        let awake = self.monotonic.saturating_duration_since(earlier.monotonic);
+        awake.max(self.boottime.saturating_sub(earlier.boottime))
+    }
+}
+
 /// Why a connection has to be given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Lifeless {

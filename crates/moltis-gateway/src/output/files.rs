@@ -108,15 +108,6 @@ pub(super) fn runs_below(dir: &Path) -> Result<Vec<RunId>, OutputError> {
     Ok(ids.collect())
 }
 
-/// Returns when a run's directory was last changed; `None` where the clock of the file system shows
-/// what no calendar holds.
-pub(super) fn changed_at(run: &Path) -> Result<Option<jiff::Timestamp>, OutputError> {
-    let changed = std::fs::metadata(run).and_then(|metadata| metadata.modified());
-    changed
-        .map(|changed| changed.try_into().ok())
-        .map_err(|error| OutputError::file("look at", run, error))
-}
-
 /// Deletes a run's files; returns how many bytes that frees.
 pub(super) fn remove(system: &System, run: &Path) -> Result<u64, OutputError> {
     if !run.exists() {

@@ -3,6 +3,8 @@
 //! The runs themselves are rows of [`super::runs`]. What stands here only keeps a repeated request
 //! from meaning other nodes than the first, and goes when the rows of its time go.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use moltis_proto::key::Digest;
 use moltis_proto::{DeviceId, NodeId, NodeName, RunId};
@@ -91,8 +93,8 @@ impl Store {
         let fold = Fold {
             doing: "write down for which nodes a request is",
             text: fold_text!(
-                "INSERT INTO fleets (id, digest, principal, key, members, created_at) \
-                 SELECT ?, ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM runs WHERE id = ?) \
+                "INSERT INTO fleets (id, digest, principal, key, members, created_at, created_lived_s) \
+                 SELECT ?, ?, ?, ?, ?, ?, (SELECT seconds FROM lived) WHERE NOT EXISTS (SELECT 1 FROM runs WHERE id = ?) \
                  ON CONFLICT DO NOTHING"
             ),
             values: vec![
@@ -142,15 +144,15 @@ impl Store {
         }))
     }
 
-    /// Forgets for which nodes requests were that came before `before`.
+    /// Forgets for which nodes requests were that came when the machine had lived for `until` or less.
     ///
     /// # Errors
     /// Where nothing can be written.
-    pub async fn expire_fleets(&self, before: Timestamp) -> Result<((), Written), StoreError> {
+    pub async fn expire_fleets(&self, until: Duration) -> Result<((), Written), StoreError> {
         self.transact(move |tx| {
             Box::pin(async move {
-                sqlx::query("DELETE FROM fleets WHERE created_at < ?")
-                    .bind(before.as_millisecond())
+                sqlx::query("DELETE FROM fleets WHERE created_lived_s <= ?")
+                    .bind(row::integer(until.as_secs()))
                     .execute(&mut *tx.connection)
                     .await
                     .map(drop)
@@ -164,7 +166,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::testing::{at, operator, run, store};
+    use crate::store::testing::{at, live, operator, run, store};
     use crate::store::{NewRun, RunCreation};
 
     fn key(text: &str) -> RunKey {
@@ -230,10 +232,11 @@ mod tests {
     #[tokio::test]
     async fn a_request_is_forgotten_when_its_time_has_passed() {
         let store = store().await;
+        live(&store, 5).await;
         store.create_fleet(fleet("k", 1)).await.unwrap();
-        store.expire_fleets(at(0)).await.unwrap();
+        store.expire_fleets(Duration::from_secs(4)).await.unwrap();
         assert!(store.fleet(key("k").run_id()).await.unwrap().is_some());
-        store.expire_fleets(at(1)).await.unwrap();
+        store.expire_fleets(Duration::from_secs(5)).await.unwrap();
         assert!(store.fleet(key("k").run_id()).await.unwrap().is_none());
     }
 

@@ -40,6 +40,7 @@ const CHECKED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const MIGRATIONS: &[(&str, &str)] = &[
     ("initial", include_str!("../../migrations/0001_initial.sql")),
     ("fleets", include_str!("../../migrations/0002_fleets.sql")),
+    ("lived", include_str!("../../migrations/0003_lived.sql")),
 ];
 
 /// The files of a store, made and locked.

@@ -484,7 +484,8 @@ fn end(id: RunId, ended: Ended) -> Fold {
         return Fold {
             doing,
             text: fold_text!(
-                "UPDATE runs SET state = 'ended', ended_at = ?, outcome = ?, reason = ?, \
+                "UPDATE runs SET state = 'ended', ended_at = ?, \
+             ended_lived_s = (SELECT seconds FROM lived), outcome = ?, reason = ?, \
                  exit_code = ?, signal = ?, detail = ?, duration_ms = ?, survivors = ?, \
                  stdout_bytes = ?, stderr_bytes = ?, started_at = coalesce(started_at, ?), \
              pid = coalesce(pid, ?) WHERE id = ? AND state <> 'ended'",
@@ -498,7 +499,8 @@ fn end(id: RunId, ended: Ended) -> Fold {
     Fold {
         doing,
         text: fold_text!(
-            "UPDATE runs SET state = 'ended', ended_at = ?, outcome = ?, reason = ?, \
+            "UPDATE runs SET state = 'ended', ended_at = ?, \
+             ended_lived_s = (SELECT seconds FROM lived), outcome = ?, reason = ?, \
              exit_code = ?, signal = ?, detail = ?, duration_ms = ?, survivors = ?, \
              stdout_bytes = ?, stderr_bytes = ?, started_at = coalesce(started_at, ?), \
              pid = coalesce(pid, ?) WHERE id = ? AND state <> 'ended'",
@@ -546,7 +548,7 @@ mod tests {
 
     use super::*;
     use crate::store::pairings::tests::pin;
-    use crate::store::testing::{TestStore, at, ending, node, operator, run, store};
+    use crate::store::testing::{TestStore, at, ending, live, node, operator, run, store};
 
     fn ended(stdout: &'static [u8]) -> Ended {
         Ended {
@@ -940,6 +942,7 @@ mod tests {
                 at: at(i64::from(number)),
                 ..ended(b"hello")
             };
+            live(&store, u64::from(number)).await;
             if number != 1 {
                 store.end_run(run(number).id, end).await.unwrap();
             }
@@ -950,7 +953,7 @@ mod tests {
             found.into_iter().map(|(_, id)| id).collect::<Vec<_>>()
         };
         assert_eq!(oldest(None, 0).await, [id(0), id(2)]);
-        assert_eq!(oldest(Some(at(3)), 0).await, [id(0), id(2)]);
+        assert_eq!(oldest(Some(Duration::from_secs(1)), 0).await, [id(0)]);
         assert_eq!(oldest(None, 1).await, [id(2), id(3)]);
         store.free_output(vec![id(0)], at(50)).await.unwrap();
         assert_eq!(oldest(None, 0).await, [id(2), id(3)]);

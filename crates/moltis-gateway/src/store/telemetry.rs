@@ -1,10 +1,12 @@
 //! Rows of telemetry history: one for a node and hour, its samples as a blob of eight bytes each.
 //! What the bytes mean is in [`crate::telemetry`].
 
+use std::time::Duration;
+
 use futures_util::TryStreamExt as _;
 use moltis_proto::DeviceId;
 
-use super::row::Columns;
+use super::row::{Columns, integer};
 use super::writer::{Fold, fold_text};
 use super::{Store, StoreError, Written};
 use crate::telemetry::HourRow;
@@ -24,9 +26,10 @@ impl Store {
         let fold = Fold {
             doing: "write telemetry",
             text: fold_text!(
-                "INSERT INTO telemetry_hours (device_id, hour, samples) \
-                 SELECT device_id, ?, ? FROM nodes WHERE device_id = ? \
-                 ON CONFLICT (device_id, hour) DO UPDATE SET samples = excluded.samples"
+                "INSERT INTO telemetry_hours (device_id, hour, samples, lived_s) \
+                 SELECT device_id, ?, ?, (SELECT seconds FROM lived) FROM nodes WHERE device_id = ? \
+                 ON CONFLICT (device_id, hour) DO UPDATE \
+                 SET samples = excluded.samples, lived_s = excluded.lived_s"
             ),
             values: vec![hour.into(), samples.into(), device_id.as_bytes().into()],
             audit: None,
@@ -86,15 +89,16 @@ impl Store {
         rows.try_collect().await
     }
 
-    /// Deletes all hours before `before`. Returns how many.
+    /// Deletes all hours that were last written when the machine had lived for `until` or less. Returns
+    /// how many.
     ///
     /// # Errors
     /// Where nothing can be written.
-    pub async fn expire_telemetry(&self, before: i64) -> Result<(u64, Written), StoreError> {
+    pub async fn expire_telemetry(&self, until: Duration) -> Result<(u64, Written), StoreError> {
         self.transact(move |tx| {
             Box::pin(async move {
-                sqlx::query("DELETE FROM telemetry_hours WHERE hour < ?")
-                    .bind(before)
+                sqlx::query("DELETE FROM telemetry_hours WHERE lived_s <= ?")
+                    .bind(integer(until.as_secs()))
                     .execute(&mut *tx.connection)
                     .await
                     .map(|done| done.rows_affected())
@@ -107,8 +111,10 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use crate::store::pairings::tests::pin;
-    use crate::store::testing::{node, store};
+    use crate::store::testing::{live, node, store};
 
     #[tokio::test]
     async fn an_hour_is_written_over_and_read_in_order() {
@@ -137,9 +143,17 @@ mod tests {
         pin(&store, node(1)).await;
         let id = node(1).device_id;
         for hour in 0..10 {
+            live(&store, u64::try_from(hour).unwrap()).await;
             store.put_telemetry_hour(id, hour, vec![1]).await.unwrap();
         }
-        assert_eq!(store.expire_telemetry(7).await.unwrap().0, 7);
+        assert_eq!(
+            store
+                .expire_telemetry(Duration::from_secs(6))
+                .await
+                .unwrap()
+                .0,
+            7
+        );
         assert_eq!(store.telemetry_hours(id, 0).await.unwrap().len(), 3);
     }
 }

@@ -1,6 +1,7 @@
 //! What tests of rows share: a store in a temporary folder, and rows to put into it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use moltis_proto::handshake::{Introduction, PolicyMode};
@@ -9,7 +10,7 @@ use moltis_proto::run::{Command, Ending, ExitStatus, Outcome, RunSpec, StdinMode
 use moltis_proto::telemetry::Platform;
 use moltis_proto::{BootId, DeviceId, JournalId, Labels, NodeId, NodeName, PublicKey, RunId};
 
-use super::{Claims, NewRun, NodeRecord, RunStage, Store, Target};
+use super::{Claims, Lived, NewRun, NodeRecord, RunStage, Store, Target};
 use crate::audit::{Action, Actor, Entry};
 use crate::clock::from_millis;
 
@@ -31,6 +32,16 @@ pub(crate) async fn store() -> TestStore {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).await.unwrap();
     TestStore { dir, store }
+}
+
+/// Has the machine have lived for so many seconds.
+pub(crate) async fn live(store: &Store, seconds: u64) {
+    let lived = Lived {
+        total: Duration::from_secs(seconds),
+        boot_id: None,
+        boottime: Duration::ZERO,
+    };
+    store.set_lived(lived).await.unwrap();
 }
 
 /// Fills the disk, as far as the store can tell: the next page is one too many.

@@ -1,32 +1,35 @@
 //! Statements that let old runs go: their output first, then their rows.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use moltis_proto::RunId;
 
-use crate::store::row::Columns;
+use crate::store::row::{Columns, integer};
 use crate::store::{Store, StoreError, Written};
 
 impl Store {
     /// Returns ended runs behind the row `after`, oldest first, each with its row: those that ended
-    /// before `before` or, where that is `None`, any whose output is still there.
+    /// when the machine had lived for `until` or less or, where that is `None`, any whose output is still
+    /// there.
     ///
     /// # Errors
     /// Where the database cannot be read.
     pub async fn oldest_ended(
         &self,
-        before: Option<Timestamp>,
+        until: Option<Duration>,
         after: u64,
         limit: u32,
     ) -> Result<Vec<(u64, RunId)>, StoreError> {
         let mut reader = self.reader().await?;
         let after = i64::try_from(after).unwrap_or(i64::MAX);
-        let query = match before {
-            Some(before) => sqlx::query(
-                "SELECT seq, id FROM runs WHERE state = 'ended' AND seq > ? AND ended_at < ? \
-                 ORDER BY seq LIMIT ?",
+        let query = match until {
+            Some(until) => sqlx::query(
+                "SELECT seq, id FROM runs WHERE state = 'ended' AND seq > ? \
+                 AND ended_lived_s <= ? ORDER BY seq LIMIT ?",
             )
             .bind(after)
-            .bind(before.as_millisecond()),
+            .bind(integer(until.as_secs())),
             None => sqlx::query(
                 "SELECT seq, id FROM runs WHERE state = 'ended' AND seq > ? \
                  AND output_freed_at IS NULL ORDER BY seq LIMIT ?",
