@@ -17,6 +17,7 @@ use super::{
     Actor, Command, LiveRun, NewRun, ReadError, RunCreation, RunHandle, RunRecord, RunStage,
     Shared, StartError, StdinSource, device_of, handle,
 };
+use crate::session::moment;
 use crate::store::{Target, Written};
 
 /// A request that has passed all checks.
@@ -59,7 +60,7 @@ impl Shared {
                 let record = record_of(order.new);
                 self.counts().created.one();
                 // A slow disk does not make it younger.
-                let born = Instant::now().into_std();
+                let born = moment::now();
                 self.safe_to_send(&record, Some(written)).await?;
                 let run = LiveRun::new(record, true, output, born).asked_at(order.asked.into_std());
                 let run = self.send(place, run, order.stdin).await;
@@ -207,7 +208,7 @@ fn is_on_this_machine(target: &Target, boot_id: Option<BootId>, here: Option<Boo
 }
 
 /// Returns the record of a run as its row will be.
-fn record_of(new: NewRun) -> RunRecord {
+pub(super) fn record_of(new: NewRun) -> RunRecord {
     RunRecord {
         seq: 0,
         id: new.id,

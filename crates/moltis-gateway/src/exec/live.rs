@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use moltis_proto::RunId;
 use moltis_proto::handshake::Epoch;
 use moltis_proto::limits::STDIN_WINDOW_BYTES;
+use moltis_proto::liveness::Moment;
 use moltis_proto::run::reconcile::{OpenRow, Progress, Row};
 use moltis_proto::run::{RunState, RunSummary, TtySize};
 use tokio::sync::{Notify, watch};
@@ -36,7 +37,7 @@ pub(crate) struct Wishes {
 pub(crate) struct LiveRun {
     pub(crate) id: RunId,
     /// When this process made or found it.
-    pub(crate) born: Instant,
+    pub(crate) born: Moment,
     /// When this process was asked for it; `None` where it found it.
     asked: Option<Instant>,
     /// Whether this process wrote the row.
@@ -60,7 +61,7 @@ pub(crate) struct LiveRun {
 }
 
 impl LiveRun {
-    pub(crate) fn new(record: RunRecord, ours: bool, output: Arc<RunOutput>, now: Instant) -> Self {
+    pub(crate) fn new(record: RunRecord, ours: bool, output: Arc<RunOutput>, now: Moment) -> Self {
         // A run that this process has just written has taken no stdin. Of any other its node knows.
         let stdin = if ours && record.stage == RunStage::Starting {
             StdinQueue::new(STDIN_WINDOW_BYTES.into())
@@ -204,8 +205,9 @@ impl LiveRun {
         self.owner.load(Ordering::SeqCst) == epoch.counter
     }
 
-    /// Returns the row as the table of reconciliation sees it.
-    pub(crate) fn row(&self, now: Instant) -> Row {
+    /// Returns the row as the table of reconciliation sees it. A sleep of this machine makes it older:
+    /// what was asked for before is not started behind it.
+    pub(crate) fn row(&self, now: Moment) -> Row {
         let record = self.record.borrow();
         let progress = match record.stage {
             RunStage::WaitingApproval => return Row::WaitingApproval,
@@ -225,7 +227,38 @@ impl LiveRun {
             boot_id,
             journal_id,
             same_incarnation: self.ours,
-            age: now.saturating_duration_since(self.born),
+            age: now.since(self.born),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::create::record_of;
+    use crate::output::{OutputLimits, Outputs};
+    use crate::store::testing::run;
+
+    #[tokio::test]
+    async fn a_sleep_of_the_gateways_machine_makes_a_start_older() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), None, OutputLimits::default()).unwrap();
+        let (record, output) = (record_of(run(1)), outputs.run(run(1).id).unwrap());
+        let born = Moment {
+            monotonic: tokio::time::Instant::now().into_std(),
+            boottime: Duration::from_hours(1),
+        };
+        let run = LiveRun::new(record, true, output, born);
+        let [second, night] = [Duration::from_secs(1), Duration::from_hours(8)];
+        for (ran, passed, age) in [(second, second, second), (second, night, night)] {
+            let now = Moment {
+                monotonic: born.monotonic + ran,
+                boottime: born.boottime + passed,
+            };
+            let Row::Open(row) = run.row(now) else {
+                panic!("it is not over");
+            };
+            assert_eq!(row.age, age);
+        }
     }
 }

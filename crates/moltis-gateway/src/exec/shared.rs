@@ -22,6 +22,7 @@ use crate::metrics::{Count, RunCounts};
 use crate::output::{EndedOutput, Outputs};
 use crate::pairing::PairingDesk;
 use crate::roster::Roster;
+use crate::session::moment;
 use crate::session::seat::{Command, Seat};
 use crate::store::{RunRecord, RunStage, Store, StoreError, Target};
 use crate::tasks::Tasks;
@@ -163,7 +164,7 @@ impl Shared {
         let output = self.outputs.run(row.id)?;
         // Where the disk fails nothing is started, and least of all what may not outlast a power cut.
         let ours = row.incarnation == self.roster.incarnation() && self.store.failure().is_none();
-        Ok(LiveRun::new(row, ours, output, Instant::now().into_std()))
+        Ok(LiveRun::new(row, ours, output, moment::now()))
     }
 
     /// Returns what an asker holds of a run.

@@ -411,6 +411,37 @@ async fn a_start_that_never_left_goes_to_the_next_boot_of_the_machine() {
 }
 
 #[tokio::test]
+async fn a_start_that_never_left_begins_within_30_seconds_or_not_at_all() {
+    for (seconds, begins) in [(29, true), (31, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::in_dir(dir.path()).await;
+        let order = create::Order {
+            new: row_of(&bench, &keyed()),
+            stdin: StdinSource::Empty,
+            detach: false,
+            by: Actor::operator(),
+            asked: tokio::time::Instant::now(),
+        };
+        let mut handle = bench.shared.create(order).await.unwrap();
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        tokio::time::resume();
+        let mut keeper = bench.keeper_of(OTHER_BOOT, Vec::new()).await;
+        if begins {
+            assert_eq!(keeper.hear_start().await, handle.id());
+        } else {
+            let record = tokio::time::timeout(PATIENCE, handle.wait()).await.unwrap();
+            let ending = record.ending.as_ref().unwrap();
+            assert_eq!(ending.outcome, Outcome::FailedToStart);
+            assert_eq!(ending.reason, Some(Reason::NotStarted));
+            let mark = bench.mark().await;
+            assert_eq!(keeper.hear_forget().await, mark, "nothing was started");
+        }
+        bench.end().await;
+    }
+}
+
+#[tokio::test]
 async fn a_start_that_left_is_lost_with_the_boot_that_may_have_obeyed_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::in_dir(dir.path()).await;

@@ -15,9 +15,14 @@ const THROUGH_SLEEP: ClockId = ClockId::Monotonic;
 
 /// Reads both.
 pub(crate) fn now() -> Moment {
+    at(Instant::now().into_std())
+}
+
+/// Returns the moment of now, whose monotonic clock was just read.
+pub(crate) fn at(monotonic: std::time::Instant) -> Moment {
     let boot = clock_gettime(THROUGH_SLEEP);
     Moment {
-        monotonic: Instant::now().into_std(),
+        monotonic,
         boottime: Duration::new(
             u64::try_from(boot.tv_sec).unwrap_or_default(),
             u32::try_from(boot.tv_nsec).unwrap_or_default(),

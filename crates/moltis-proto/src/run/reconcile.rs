@@ -39,7 +39,8 @@ pub struct OpenRow {
     pub journal_id: JournalId,
     /// Whether this very process of the gateway wrote the row.
     pub same_incarnation: bool,
-    /// Time since the row became `starting`, by the monotonic clock of the process that wrote it.
+    /// Time since the row became `starting`, by a clock of the process that wrote it that counts the
+    /// sleep of its machine.
     pub age: Duration,
 }
 

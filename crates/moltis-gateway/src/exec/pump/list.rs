@@ -9,6 +9,7 @@ use super::{
     Phase, Pump, Queue, RUNS_MAX, Ready, Row, RunId, RunRefusal, RunSpec, RunSummary, StdinSent,
     Stream, TOO_LATE, Target, ToKeeper, Totals, Unknown, Violation, ending, reconcile,
 };
+use crate::session::moment;
 
 impl Pump {
     pub(super) fn handle_runs(
@@ -90,7 +91,7 @@ impl Pump {
                 boot_id,
                 journals: &journals,
             };
-            let action = reconcile::decide(run.row(now), summary, node);
+            let action = reconcile::decide(run.row(moment::at(now)), summary, node);
             self.reconcile(&run, summary, action);
         }
         self.list = List::Complete { boot_id, journals };
@@ -197,7 +198,7 @@ impl Pump {
             boot_id: *boot_id,
             journals,
         };
-        match run.row(now) {
+        match run.row(moment::at(now)) {
             row @ Row::Open(_) => {
                 let action = reconcile::decide(row, None, node);
                 self.reconcile(run, None, action);
@@ -301,7 +302,8 @@ impl Pump {
         if code == RunRefusal::Leaving {
             // The link finds the next keeper and connects anew: the table sends the run there.
             run.turn_away();
-            self.turned_away.push_back((run.born + TOO_LATE, run));
+            self.turned_away
+                .push_back((run.born.monotonic + TOO_LATE, run));
             return Ok(());
         }
         if code == RunRefusal::DigestMismatch {
@@ -309,7 +311,7 @@ impl Pump {
         }
         self.shared.end(
             &run,
-            ending::refused(code, run.born, now),
+            ending::refused(code, run.born.monotonic, now),
             ending::Source::Known,
         );
         Ok(())
