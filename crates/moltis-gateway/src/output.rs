@@ -189,6 +189,9 @@ pub(super) struct Inner {
     limits: OutputLimits,
     boot_id: Option<BootId>,
     live: Mutex<HashMap<RunId, Weak<RunOutput>>>,
+    /// Each for the files of some runs: held by who cuts off what a power cut may have spoiled, or
+    /// deletes them.
+    files: [Mutex<()>; FILES_LOCKS],
     writing: Arc<Writing>,
     syncing: Arc<Syncing>,
     space: Arc<Space>,
@@ -199,6 +202,9 @@ pub(super) struct Inner {
 /// Counts the runs in memory, so that they share what is kept of written bytes.
 #[derive(Debug, Default)]
 pub(super) struct LiveCount(Arc<AtomicUsize>);
+
+/// Locks for the files of all runs, so that the sync of one holds up few others.
+const FILES_LOCKS: usize = 16;
 
 /// Bytes of written output in memory, of all runs together and for each stream.
 const RECENT_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -267,6 +273,7 @@ impl Outputs {
             limits,
             boot_id,
             live: Mutex::default(),
+            files: Default::default(),
             writing,
             syncing,
             space,
@@ -300,13 +307,51 @@ impl Outputs {
     ///
     /// # Errors
     /// Where its files cannot be read.
-    pub fn ended(&self, run_id: RunId, ended: &EndedOutput) -> Result<Arc<RunOutput>, OutputError> {
+    pub async fn ended(
+        &self,
+        run_id: RunId,
+        ended: &EndedOutput,
+    ) -> Result<Arc<RunOutput>, OutputError> {
         let held = self.held(run_id);
         // A repeated request may have opened it anew before it learnt that the run is over.
         if let Some(run) = held.filter(|run| run.subscribe().borrow().finished) {
             return Ok(run);
         }
-        RunOutput::of_ended(&self.0, run_id, ended).map(Arc::new)
+        let ended = ended.clone();
+        let open = move |inner: &Inner| RunOutput::of_ended(inner, run_id, &ended);
+        self.aside(open).await.map(Arc::new)
+    }
+
+    /// Returns whether its files and its row still hold what an ended run wrote: all but the gaps that
+    /// are known, and what was deleted to make room.
+    ///
+    /// # Errors
+    /// Where its files cannot be read.
+    pub(crate) async fn is_whole(
+        &self,
+        run_id: RunId,
+        ended: &EndedOutput,
+    ) -> Result<bool, OutputError> {
+        if ended.freed {
+            return Ok(true);
+        }
+        let found = self.aside(move |inner: &Inner| RunOutput::recover(inner, run_id));
+        let found = found.await?.totals();
+        let reaches = |stream| {
+            let head = ended.heads.of(stream).len() as u64;
+            found.of(stream).max(head) >= ended.totals.of(stream)
+        };
+        Ok(Stream::BOTH.into_iter().all(reaches))
+    }
+
+    /// Does what looks at files and may sync some of them.
+    async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, OutputError> + Send + 'static,
+    ) -> Result<T, OutputError> {
+        let inner = Arc::clone(&self.0);
+        let done = self.0.system.blocking(move || work(&inner)).await;
+        done.map_err(|error| OutputError::file("read", &self.0.dir, std::io::Error::other(error)))?
     }
 
     /// Waits until what the files of an ended run hold survives a power cut, whichever process
@@ -319,13 +364,8 @@ impl Outputs {
         if let Some(run) = self.held(run_id) {
             return run.synced().await;
         }
-        let inner = Arc::clone(&self.0);
-        let recover = move || RunOutput::recover(&inner, run_id);
-        let recovered = self.0.system.blocking(recover);
-        let run = recovered.await.map_err(|error| {
-            OutputError::file("read", &self.0.dir, std::io::Error::other(error))
-        })??;
-        Arc::new(run).synced().await
+        let run = self.aside(move |inner: &Inner| RunOutput::recover(inner, run_id));
+        Arc::new(run.await?).synced().await
     }
 
     /// Deletes the files of a run. Those of one that [is at work](Self::is_at_work) stay.
@@ -336,6 +376,7 @@ impl Outputs {
         if self.is_at_work(run_id) {
             return Ok(());
         }
+        let _alone = self.0.files_of(run_id);
         let freed = files::remove(&self.0.system, &self.0.dir.join(run_id.to_string()))?;
         self.0.space.less(freed);
         Ok(())
@@ -447,6 +488,18 @@ impl Space {
 }
 
 impl Inner {
+    /// Returns what lies on the disk of a run. Of two who ask the second finds what the first has left.
+    fn recovered(&self, run_id: RunId) -> Result<files::Recovered, OutputError> {
+        let _alone = self.files_of(run_id);
+        let dir = self.dir.join(run_id.to_string());
+        files::recover(&self.system, &dir, self.boot_id)
+    }
+
+    fn files_of(&self, run_id: RunId) -> std::sync::MutexGuard<'_, ()> {
+        let lock = &self.files[usize::from(run_id.as_bytes()[0]) % FILES_LOCKS];
+        lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Returns the files of one run, none of them open.
     fn disk(&self, run: PathBuf) -> disk::Disk {
         let Self {

@@ -138,6 +138,8 @@ impl Shared {
     }
 
     async fn finish(&self, run: &Arc<LiveRun>, ending: Ending, source: Source) {
+        // Then all that was left to do was to take what a power cut had taken of its output.
+        let was_over = run.is_over();
         let here = run.output.totals();
         let totals = match source {
             // What has come here and waits for the disk may be more than its node has left.
@@ -164,6 +166,9 @@ impl Shared {
             at,
         };
         let tell = || {
+            if was_over {
+                return;
+            }
             self.tell_ended(run, &ending, totals, at);
             tracing::info!(run.id = %run.id, outcome = ?ending.outcome, duration_ms = ending.duration_ms, "a run has ended");
         };

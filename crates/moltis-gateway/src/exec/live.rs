@@ -211,9 +211,9 @@ impl LiveRun {
         let record = self.record.borrow();
         let progress = match record.stage {
             RunStage::WaitingApproval => return Row::WaitingApproval,
-            RunStage::Ended => return Row::Ended,
             RunStage::Starting => Progress::Starting,
-            RunStage::Running => Progress::Running,
+            // One that is over, and whose output comes again, is drained like one that runs.
+            RunStage::Running | RunStage::Ended => Progress::Running,
         };
         if self.is_ending() {
             return Row::Ended;

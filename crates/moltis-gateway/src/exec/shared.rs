@@ -177,13 +177,18 @@ impl Shared {
 
     /// Returns what an asker holds of an ended run.
     pub(super) async fn ended(&self, row: RunRecord) -> Result<RunHandle, ReadError> {
-        let ended = EndedOutput {
+        let ended = self.ended_output(&row).await?;
+        let output = self.outputs.ended(row.id, &ended).await?;
+        Ok(RunHandle::of_ended(row, output))
+    }
+
+    /// Returns what the row of an ended run says of its output.
+    pub(super) async fn ended_output(&self, row: &RunRecord) -> Result<EndedOutput, ReadError> {
+        Ok(EndedOutput {
             totals: row.totals,
             heads: self.store.run_heads(row.id).await?,
             freed: row.output_freed_at.is_some(),
-        };
-        let output = self.outputs.ended(row.id, &ended)?;
-        Ok(RunHandle::of_ended(row, output))
+        })
     }
 
     /// Returns the connection of a place.

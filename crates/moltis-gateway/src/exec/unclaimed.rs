@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use moltis_proto::run::{Outcome, Reason, RunSummary};
+use moltis_proto::run::{Outcome, Reason, RunState, RunSummary};
 use moltis_proto::{BootId, RunId};
 
 use super::Shared;
@@ -98,10 +98,15 @@ impl Shared {
             return Ok(Settled::Done);
         }
         if row.stage == RunStage::Ended {
-            self.store.synced_so_far().await?;
-            self.outputs.synced(id).await?;
-            seat.send(Command::Forget(id)).await.ok(); // it will list it again
-            return Ok(Settled::Done);
+            let is_over_there = summary.state == RunState::Ended;
+            let ended = self.ended_output(&row).await?;
+            if !is_over_there || self.outputs.is_whole(id, &ended).await? {
+                self.store.synced_so_far().await?;
+                self.outputs.synced(id).await?;
+                seat.send(Command::Forget(id)).await.ok(); // it will list it again
+                return Ok(Settled::Done);
+            }
+            tracing::info!(run.id = %id, "a power cut took output of a run that is over; its node is asked for it");
         }
         let run = place.fill(self.live_of(row)?);
         self.listed(seat, &run, summary).await;

@@ -63,8 +63,7 @@ pub struct RunOutput {
 impl RunOutput {
     pub(super) fn recover(outputs: &Inner, run_id: RunId) -> Result<Self, OutputError> {
         let dir = outputs.dir.join(run_id.to_string());
-        let files::Recovered { extents, synced } =
-            files::recover(&outputs.system, &dir, outputs.boot_id)?;
+        let files::Recovered { extents, synced } = outputs.recovered(run_id)?;
         let mut disk = outputs.disk(dir);
         for stream in Stream::BOTH {
             let (extents, synced) = (&extents[stream.index()], synced[stream.index()]);
@@ -92,7 +91,7 @@ impl RunOutput {
         let extents = if ended.freed {
             Default::default()
         } else {
-            files::recover(&outputs.system, &dir, outputs.boot_id)?.extents
+            outputs.recovered(run_id)?.extents
         };
         let disk = outputs.disk(dir);
         let run = Self::new(outputs, run_id, disk, extents);
@@ -670,7 +669,7 @@ mod tests {
             heads,
             freed: false,
         };
-        let ended = outputs.ended(id(1), &ended).unwrap();
+        let ended = outputs.ended(id(1), &ended).await.unwrap();
         let whole = (0, 64 * KIB as u64, None);
         assert_eq!(read_all(&ended, Stream::Stdout).await, [whole]);
         assert_eq!(
@@ -822,7 +821,7 @@ mod tests {
             totals,
             ..EndedOutput::default()
         };
-        let ended = reborn.ended(id(1), &ended).unwrap();
+        let ended = reborn.ended(id(1), &ended).await.unwrap();
         assert_eq!(
             read_all(&ended, Stream::Stdout).await,
             [
@@ -830,6 +829,33 @@ mod tests {
                 (synced, synced + 77, Some(GapReason::PowerCut))
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn many_who_read_one_run_behind_a_power_cut_at_once_all_find_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        append(&run, Stream::Stdout, 100 * KIB);
+        run.synced().await.unwrap();
+        let stdout = run.stored(Stream::Stdout);
+        // What has to be deleted first, and by one of them.
+        let below = dir.path().join("outputs").join(id(1).to_string());
+        for number in 1..200 {
+            let from = stdout + number;
+            std::fs::write(files::segment(&below, Stream::Stdout, from), [0; 10]).unwrap();
+        }
+        let reborn = Outputs::open(dir.path(), Some(boot(2)), limits()).unwrap();
+        let ended = EndedOutput {
+            totals: Totals { stdout, stderr: 0 },
+            ..EndedOutput::default()
+        };
+        let readers = (0..16).map(|_| reborn.ended(id(1), &ended));
+        for read in futures_util::future::join_all(readers).await {
+            let run = read.expect("another reader was in its way");
+            assert_eq!(read_all(&run, Stream::Stdout).await, [(0, stdout, None)]);
+        }
+        assert!(reborn.is_whole(id(1), &ended).await.unwrap());
     }
 
     #[tokio::test]
@@ -1095,7 +1121,7 @@ mod tests {
             freed: true,
             ..EndedOutput::default()
         };
-        let run = outputs.ended(id(1), &freed).unwrap();
+        let run = outputs.ended(id(1), &freed).await.unwrap();
         assert_eq!(
             read_all(&run, Stream::Stdout).await,
             [(0, totals.stdout, Some(GapReason::Limit))]
@@ -1114,7 +1140,7 @@ mod tests {
             freed: true,
             ..EndedOutput::default()
         };
-        let run = outputs.ended(id(1), &freed).unwrap();
+        let run = outputs.ended(id(1), &freed).await.unwrap();
         let gap = (0, 99, Some(GapReason::Limit));
         assert_eq!(read_all(&run, Stream::Stdout).await, [gap]);
         assert_eq!(read_all(&run, Stream::Stderr).await, []);

@@ -85,3 +85,84 @@ async fn a_run_here_that_a_gateway_has_no_time_for_any_more_says_so() {
     drop(dialled);
     bench.end().await;
 }
+
+#[tokio::test]
+async fn output_of_an_ended_run_that_a_power_cut_took_comes_again_before_its_node_may_forget_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let (first, rest) = (
+        vec![7; HEAD_BYTES_MAX / 4 * 3],
+        vec![8; HEAD_BYTES_MAX / 4 * 3],
+    );
+    let behind = first.len() as u64;
+    let written = first.len() + rest.len();
+    // The row was synced for somebody else, and the power went before the output was.
+    let new = row_of(&bench, &keyed());
+    let (id, digest) = (new.id, new.digest);
+    let by = Actor::operator();
+    bench.shared.store.create_run(new, &by).await.unwrap();
+    let end = crate::store::Ended {
+        ending: crate::store::testing::ending(),
+        totals: totals(written),
+        heads: crate::store::Heads::default(),
+        started: None,
+        at: bench.shared.clock.now(),
+    };
+    bench.shared.store.end_run(id, end).await.unwrap().unwrap();
+    let row = bench.shared.store.run(id).await.unwrap().unwrap();
+    let mut events = bench.shared.events.subscribe();
+    let listed = RunSummary {
+        run_id: id,
+        digest,
+        journal_id: JOURNAL,
+        state: RunState::Ended,
+        totals: totals(written),
+        stdin: 0,
+    };
+    let mut keeper = bench.keeper(vec![listed.clone()]).await;
+    for cut in [true, false] {
+        let word = keeper.hear_word().await;
+        let resumed = matches!(word, ToKeeper::Resume { run_id, stdout: 0, .. } if run_id == id);
+        assert!(resumed, "{word:?}");
+        if cut {
+            // Over a cut it is asked for anew.
+            drop(keeper);
+            let gone = tokio::time::timeout(PATIENCE, async {
+                while bench.shared.seat_of(&Target::Local).is_some() {
+                    tokio::task::yield_now().await;
+                }
+            });
+            gone.await.unwrap();
+            keeper = bench.keeper(vec![listed.clone()]).await;
+        }
+    }
+    keeper.say_output(id, &Bytes::from(first)).await;
+    keeper
+        .say(FromKeeper::Output {
+            run_id: id,
+            stream: Stream::Stdout,
+            offset: behind,
+            bytes: Payload(Bytes::from(rest)),
+        })
+        .await;
+    keeper.say_ended(id, written).await;
+    assert_eq!(keeper.hear_forget().await, id);
+    // It is over as it was, its output is whole, and nobody is told a second time.
+    assert_eq!(bench.shared.store.run(id).await.unwrap().unwrap(), row);
+    let ended = bench.shared.ended_output(&row).await.unwrap();
+    assert!(bench.shared.outputs.is_whole(id, &ended).await.unwrap());
+    while let Ok(Some(event)) = events.try_recv() {
+        assert!(
+            !matches!(event, crate::events::Event::RunEnded(_)),
+            "{event:?}"
+        );
+    }
+    // A node that lists it once more hears at once that it may forget it.
+    drop(keeper);
+    while bench.shared.seat_of(&Target::Local).is_some() {
+        tokio::task::yield_now().await;
+    }
+    let mut keeper = bench.keeper(vec![listed]).await;
+    assert_eq!(keeper.hear_forget().await, id);
+    bench.end().await;
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use moltis_proto::key::Digest;
-use moltis_proto::run::{Ending, ExitStatus, Outcome, Reason, RunSpec, Totals, TtySize};
+use moltis_proto::run::{Ending, ExitStatus, Outcome, Reason, RunSpec, Stream, Totals, TtySize};
 use moltis_proto::{BootId, DeviceId, JournalId, RunId};
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
@@ -151,6 +151,16 @@ pub struct Heads {
     pub stdout: Bytes,
     /// Of stderr.
     pub stderr: Bytes,
+}
+
+impl Heads {
+    /// Returns those of one stream.
+    pub fn of(&self, stream: Stream) -> &Bytes {
+        match stream {
+            Stream::Stdout => &self.stdout,
+            Stream::Stderr => &self.stderr,
+        }
+    }
 }
 
 /// A run's end, as it is written.
