@@ -12,7 +12,7 @@ use moltis_proto::RunId;
 use moltis_proto::run::{GapReason, Stream};
 use tokio::sync::watch;
 
-use crate::output::{OutputRead, Progress, RunOutput};
+use crate::output::{OutputError, OutputRead, Progress, RunOutput};
 use crate::session::chain;
 use crate::store::{RunRecord, RunStage};
 
@@ -138,8 +138,10 @@ pub struct Follow {
 }
 
 impl Follow {
-    /// Returns the next event; `None` behind [`RunEvent::Ended`], and where nobody is left who could
-    /// bring more: the gateway has let go of the run.
+    /// Returns the next event; `None` behind [`RunEvent::Ended`], and before it where output that is
+    /// there cannot be read just now, its ending cannot be written, or nobody is left who could bring
+    /// more. Whoever gets no [`RunEvent::Ended`] has not heard all, and follows anew from where it
+    /// stands.
     ///
     /// # Cancel safety
     /// Cancel safe: nothing is lost when it is dropped.
@@ -151,8 +153,15 @@ impl Follow {
             // What changes from here on is not missed.
             self.changes.borrow_and_update();
             self.record.borrow_and_update();
-            if let Some(event) = self.read().await {
-                return Some(event);
+            match self.read().await {
+                Ok(Some(event)) => return Some(event),
+                Ok(None) => {}
+                Err(error) => {
+                    let id = self.output.run_id();
+                    tracing::warn!(run.id = %id, error = %chain(&error), "output of a run cannot be read; who follows it is cut off");
+                    self.over = true;
+                    return None;
+                }
             }
             if self.complete == [true, true] {
                 let record = Arc::clone(&self.record.borrow());
@@ -189,8 +198,9 @@ impl Follow {
         })
     }
 
-    /// Reads what is there of both streams, in turn, so that none hides the other.
-    async fn read(&mut self) -> Option<RunEvent> {
+    /// Reads what is there of both streams, in turn, so that none hides the other. An error is no
+    /// gap: what cannot be read now may be read the next time.
+    async fn read(&mut self) -> Result<Option<RunEvent>, OutputError> {
         for _ in Stream::BOTH {
             let stream = Stream::BOTH[self.turn];
             self.turn = 1 - self.turn;
@@ -199,39 +209,77 @@ impl Follow {
                 continue;
             }
             let offset = self.offsets[at];
-            let read = self.output.read(stream, offset, EVENT_BYTES_MAX).await;
-            let read = read.unwrap_or_else(|error| {
-                let id = self.output.run_id();
-                tracing::warn!(run.id = %id, error = %chain(&error), "output of a run cannot be read");
-                let reach = offset + EVENT_BYTES_MAX as u64;
-                OutputRead::Gap {
-                    from: offset,
-                    to: reach.min(self.output.end(stream)).max(offset + 1),
-                    reason: GapReason::DiskFailed,
-                }
-            });
-            match read {
+            match self.output.read(stream, offset, EVENT_BYTES_MAX).await? {
                 OutputRead::Bytes(bytes) => {
                     self.offsets[at] += bytes.len() as u64;
-                    return Some(RunEvent::Output {
+                    return Ok(Some(RunEvent::Output {
                         stream,
                         offset,
                         bytes,
-                    });
+                    }));
                 }
                 OutputRead::Gap { to, reason, .. } => {
                     self.offsets[at] = to;
-                    return Some(RunEvent::Gap {
+                    return Ok(Some(RunEvent::Gap {
                         stream,
                         from: offset,
                         to,
                         reason,
-                    });
+                    }));
                 }
                 OutputRead::End => self.complete[at] = true,
                 OutputRead::Wait => {}
             }
         }
-        None
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moltis_proto::run::Totals;
+
+    use super::*;
+    use crate::exec::create::record_of;
+    use crate::output::{EndedOutput, OutputLimits, Outputs};
+    use crate::store::testing::run;
+
+    #[tokio::test]
+    async fn output_that_cannot_be_read_just_now_cuts_its_follower_off_and_is_no_gap() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = || Outputs::open(dir.path(), None, OutputLimits::default()).unwrap();
+        let (id, bytes) = (run(1).id, Bytes::from(vec![7; 100_000]));
+        let totals = Totals {
+            stdout: bytes.len() as u64,
+            stderr: 0,
+        };
+        let written = outputs().run(id).unwrap();
+        written.append(Stream::Stdout, 0, bytes.clone()).unwrap();
+        written.finish(totals);
+        written.synced().await.unwrap();
+        let ended = EndedOutput {
+            totals,
+            ..EndedOutput::default()
+        };
+        let mut record = record_of(run(1));
+        (record.stage, record.totals) = (RunStage::Ended, totals);
+        let output = outputs().ended(id, &ended).await.unwrap();
+        let handle = RunHandle::of_ended(record, output);
+        // A directory in the place of the file can be opened, and not be read.
+        let segment = dir.path().join(format!("outputs/{id}/out-{:016x}", 0));
+        let aside = dir.path().join("aside");
+        std::fs::rename(&segment, &aside).unwrap();
+        std::fs::create_dir(&segment).unwrap();
+        let mut follow = handle.follow(0, 0);
+        assert_eq!(follow.next().await, None);
+        assert_eq!(follow.next().await, None);
+        std::fs::remove_dir(&segment).unwrap();
+        std::fs::rename(&aside, &segment).unwrap();
+        let expected = RunEvent::Output {
+            stream: Stream::Stdout,
+            offset: 0,
+            bytes,
+        };
+        assert_eq!(handle.follow(0, 0).next().await, Some(expected));
     }
 }

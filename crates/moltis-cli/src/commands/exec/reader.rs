@@ -73,6 +73,7 @@ pub(super) async fn read(
         run_id,
         pieces,
         offsets: [0; 2],
+        heard: false,
         room,
         tell,
     };
@@ -84,6 +85,8 @@ struct Reader<T> {
     run_id: String,
     pieces: Option<Pieces>,
     offsets: [u64; 2],
+    /// The connection of now has brought something.
+    heard: bool,
     room: Rc<Semaphore>,
     tell: T,
 }
@@ -98,13 +101,22 @@ enum End {
 impl<T: AsyncFn(Event) -> bool> Reader<T> {
     async fn run(mut self) {
         let mut away = Away::new();
+        // A gateway that is there and cannot read its disk brings nothing each time.
+        let mut barren: Option<Away> = None;
         loop {
             let before = self.offsets;
+            self.heard = false;
             let error = match self.one_connection(&mut away).await {
                 End::Done => return,
                 End::Error(error) => error,
             };
-            if !error.passes() || away.is_too_long() {
+            if self.heard {
+                barren = None;
+            } else {
+                barren.get_or_insert_with(Away::new).begins();
+            }
+            let is_barren = barren.as_ref().is_some_and(Away::is_too_long);
+            if !error.passes() || away.is_too_long() || is_barren {
                 self.tell(Event::Failed(error)).await;
                 return;
             }
@@ -184,6 +196,7 @@ impl<T: AsyncFn(Event) -> bool> Reader<T> {
 
     /// Passes a frame on; bytes that came before are skipped. Returns whether anybody listens.
     async fn pass_on(&mut self, frame: Frame) -> bool {
+        self.heard = true;
         let event = match frame {
             Frame::Output {
                 stream,
