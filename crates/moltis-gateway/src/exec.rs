@@ -288,22 +288,31 @@ impl Runs {
     /// Waits until a run is over.
     ///
     /// # Errors
-    /// As [`Runs::handle`].
+    /// As [`Runs::handle`], and where its ending cannot be written.
     pub async fn wait(&self, id: RunId) -> Result<Arc<RunRecord>, RunError> {
-        Ok(self.handle(id).await?.wait().await)
+        let mut run = self.handle(id).await?;
+        let record = run.wait().await;
+        match run.failure() {
+            Some(error) => Err(error.clone().into()),
+            None => Ok(record),
+        }
     }
 
     /// Returns a run's output from these offsets on, and its end.
     ///
     /// # Errors
-    /// As [`Runs::handle`].
+    /// As [`Runs::wait`].
     pub async fn follow(
         &self,
         id: RunId,
         stdout_from: u64,
         stderr_from: u64,
     ) -> Result<Follow, RunError> {
-        Ok(self.handle(id).await?.follow(stdout_from, stderr_from))
+        let run = self.handle(id).await?;
+        match run.failure() {
+            Some(error) => Err(error.clone().into()),
+            None => Ok(run.follow(stdout_from, stderr_from)),
+        }
     }
 
     /// Asks for the end of a run: SIGTERM to its group, SIGKILL after the grace. Kept with the run,
@@ -480,6 +489,7 @@ fn handle(run: &Arc<LiveRun>, existed: bool) -> RunHandle {
         record: run.watch(),
         output: Arc::clone(&run.output),
         existed,
+        unwritten: run.unwritten(),
     }
 }
 

@@ -184,7 +184,16 @@ impl Shared {
         let written = match written {
             Ok(written) => written,
             Err(error) => {
-                tracing::error!(run.id = %run.id, %error, "the ending of a run cannot be written; its node keeps it");
+                match source {
+                    Source::Node(_) => {
+                        tracing::error!(run.id = %run.id, %error, "the ending of a run cannot be written; its node keeps it");
+                    }
+                    // The next process concludes it anew, and perhaps otherwise: it is told to nobody.
+                    Source::Known => {
+                        tracing::error!(run.id = %run.id, %error, "the ending of a run cannot be written; whoever waits for it is told so");
+                        run.fail(error);
+                    }
+                }
                 return;
             }
         };

@@ -3,7 +3,7 @@
 //! Dropping any of these lets go of the output, never of the run. A follower is fed from memory
 //! while it keeps up and reads the store when it lags; it slows nobody but itself.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::output::{OutputError, OutputRead, Progress, RunOutput};
 use crate::session::chain;
-use crate::store::{RunRecord, RunStage};
+use crate::store::{RunRecord, RunStage, StoreError};
 
 /// A follower that hears nothing for this long is given a sign of life.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -57,6 +57,7 @@ pub struct RunHandle {
     pub(super) record: watch::Receiver<Arc<RunRecord>>,
     pub(super) output: Arc<RunOutput>,
     pub(super) existed: bool,
+    pub(super) unwritten: Arc<OnceLock<StoreError>>,
 }
 
 impl RunHandle {
@@ -66,6 +67,7 @@ impl RunHandle {
             record: watch::channel(Arc::new(record)).1,
             output,
             existed: true,
+            unwritten: Arc::default(),
         }
     }
 
@@ -89,12 +91,21 @@ impl RunHandle {
         self.existed
     }
 
-    /// Waits until it is over, and returns the record with its ending.
+    /// Returns why nobody will hear how it ended: it is known here alone, and the store does not take
+    /// it.
+    pub fn failure(&self) -> Option<&StoreError> {
+        self.unwritten.get()
+    }
+
+    /// Waits until it is over, and returns the record with its ending; without one where there is a
+    /// [`failure`](Self::failure).
     ///
     /// # Cancel safety
     /// Dropping it lets go of the waiting only.
     pub async fn wait(&mut self) -> Arc<RunRecord> {
-        let ended = |record: &Arc<RunRecord>| record.stage == RunStage::Ended;
+        let unwritten = &self.unwritten;
+        let ended =
+            |record: &Arc<RunRecord>| record.stage == RunStage::Ended || unwritten.get().is_some();
         // An error means that nobody changes it any more: it is what it is.
         self.record.wait_for(ended).await.map(drop).ok();
         self.record()
@@ -117,6 +128,7 @@ impl RunHandle {
             changes: self.output.subscribe(),
             record: self.record.clone(),
             output: Arc::clone(&self.output),
+            unwritten: Arc::clone(&self.unwritten),
             offsets: [stdout_from, stderr_from],
             complete: [false, false],
             turn: 0,
@@ -131,6 +143,7 @@ pub struct Follow {
     record: watch::Receiver<Arc<RunRecord>>,
     output: Arc<RunOutput>,
     changes: watch::Receiver<Progress>,
+    unwritten: Arc<OnceLock<StoreError>>,
     offsets: [u64; 2],
     complete: [bool; 2],
     turn: usize,
@@ -169,6 +182,10 @@ impl Follow {
                     self.over = true;
                     return Some(RunEvent::Ended(record));
                 }
+            }
+            if self.unwritten.get().is_some() {
+                self.over = true;
+                return None;
             }
             let (changes, record) = (&mut self.changes, &mut self.record);
             let changed = async {

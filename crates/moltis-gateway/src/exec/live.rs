@@ -5,7 +5,7 @@
 //! under a lock that nobody holds across an await, until the connection's task looks at it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use moltis_proto::RunId;
@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 
 use super::stdin::StdinQueue;
 use crate::output::RunOutput;
-use crate::store::{RunRecord, RunStage, Target};
+use crate::store::{RunRecord, RunStage, StoreError, Target};
 
 /// Signals that wait for one run, at most.
 pub(crate) const SIGNALS_MAX: usize = 16;
@@ -51,6 +51,8 @@ pub(crate) struct LiveRun {
     looked_for: AtomicBool,
     /// Somebody has taken it upon them to end the run: there is one ending.
     ending: AtomicBool,
+    /// Why its ending, which is known here alone, cannot be written: nobody hears of it then.
+    unwritten: Arc<OnceLock<StoreError>>,
     /// The connection whose word counts: the counter of its epoch.
     owner: AtomicU32,
     /// Its `Start` has gone to nobody, or to a keeper that was leaving and refused it: it has
@@ -85,6 +87,7 @@ impl LiveRun {
             wishes: Mutex::new(wishes),
             looked_for: AtomicBool::new(false),
             ending: AtomicBool::new(false),
+            unwritten: Arc::default(),
             owner: AtomicU32::new(0),
             unsent: AtomicBool::new(false),
             listed: Mutex::new(None),
@@ -174,6 +177,17 @@ impl LiveRun {
     /// Returns whether an ending is on its way, or written.
     pub(crate) fn is_ending(&self) -> bool {
         self.ending.load(Ordering::Acquire)
+    }
+
+    /// Its ending cannot be written: whoever waits for it waits no longer.
+    pub(crate) fn fail(&self, error: StoreError) {
+        self.unwritten.set(error).ok(); // there is one ending
+        self.record.send_modify(|_| {});
+    }
+
+    /// Returns where it stands why the ending cannot be written.
+    pub(super) fn unwritten(&self) -> Arc<OnceLock<StoreError>> {
+        Arc::clone(&self.unwritten)
     }
 
     /// Hands the run to a connection: no older one is listened to any more, whatever it still does.

@@ -22,6 +22,9 @@ pub(super) async fn wait(desk: &ApiState, mut run: RunHandle, part: u64) -> ApiR
         record = run.wait() => record,
         () = desk.stop().cancelled() => return Err(stopped(&run)),
     };
+    if let Some(error) = run.failure() {
+        return Err(error.clone().into());
+    }
     let totals = record.totals;
     let stdout = gather(run.output(), Stream::Stdout, totals.stdout, part).await?;
     let stderr = gather(run.output(), Stream::Stderr, totals.stderr, part).await?;

@@ -3,6 +3,8 @@
 
 use std::sync::mpsc as std_mpsc;
 
+use crate::store::StoreError;
+
 use super::*;
 
 const OTHER_JOURNAL: JournalId = JournalId::from_bytes([4; 16]);
@@ -183,5 +185,33 @@ async fn a_start_whose_row_the_disk_has_not_taken_never_leaves() {
     }
     let mark = bench.mark().await;
     assert_eq!(keeper.hear_forget().await, mark, "it was sent");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn who_waits_for_an_ending_that_cannot_be_written_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, disk) = Disk::store(dir.path()).await;
+    let mut bench = Bench::on(store, dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let started = bench.start(request());
+    let id = keeper.hear_start().await;
+    let mut handle = started.await.unwrap();
+    let mut follow = handle.follow(0, 0);
+    drop(disk);
+    assert!(bench.shared.store.synced_so_far().await.is_err());
+    // The gateway concludes this ending by itself, and no node brings it again.
+    let code = moltis_proto::code::RunRefusal::Policy;
+    keeper.say(FromKeeper::Refused { run_id: id, code }).await;
+    let record = tokio::time::timeout(PATIENCE, handle.wait()).await;
+    let record = record.expect("it is told to nobody");
+    assert_eq!((record.stage, &record.ending), (RunStage::Starting, &None));
+    let read_only = |error: &StoreError| matches!(error, StoreError::ReadOnly { .. });
+    assert!(handle.failure().is_some_and(read_only));
+    // Who follows it is cut off, and who comes later hears why.
+    let next = tokio::time::timeout(PATIENCE, follow.next()).await.unwrap();
+    assert_eq!(next, None);
+    let refused = bench.runs.follow(id, 0, 0).await;
+    assert!(matches!(refused, Err(RunError::Store(error)) if read_only(&error)));
     bench.end().await;
 }
