@@ -95,6 +95,11 @@ pub(crate) fn try_post(home: &Home, path: &str, headers: &[&str], body: &Value) 
     text
 }
 
+/// Asks over TCP with this bearer token, and returns the status of the answer.
+pub(crate) fn status_with(gateway: &Gateway<'_>, line: &str, token: &str) -> u16 {
+    over_tcp(gateway, line, &["host: localhost", &bearer(token)]).status
+}
+
 fn bearer(token: &str) -> String {
     format!("authorization: Bearer {}", token.trim())
 }

@@ -32,6 +32,7 @@ mod leaving;
 mod metrics;
 mod networks;
 mod node;
+mod operator;
 mod pages;
 mod pairing;
 mod pipes;
