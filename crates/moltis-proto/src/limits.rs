@@ -93,6 +93,9 @@ pub const SPOOL_AFTER: Duration = Duration::from_millis(250);
 /// refused as [`RunRefusal::TooMany`](crate::RunRefusal::TooMany).
 pub const RUNS_MAX: usize = 4096;
 
+/// Journals in the list of runs: that of the keeper itself, and those of dead ones in which runs stand.
+pub const JOURNALS_MAX: usize = 256;
+
 /// A side that has received nothing for this long sends a ping.
 pub const PING_AFTER: Duration = Duration::from_secs(15);
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
 use moltis_proto::code::RunRefusal;
-use moltis_proto::limits::{RUNS_MAX, RUNS_TIME_MAX, START_TIME_MAX};
+use moltis_proto::limits::{JOURNALS_MAX, RUNS_MAX, RUNS_TIME_MAX, START_TIME_MAX};
 use moltis_proto::message::Windows;
 use moltis_proto::run::inbox::{Fresh, Inbox, InboxError};
 use moltis_proto::run::reconcile::{self, Action, NodeSide, Row};
@@ -40,9 +40,6 @@ use tokio::sync::Notify;
 
 /// Messages that wait for the socket before the mailbox is left alone.
 const OUT_MAX: usize = 256;
-
-/// Journals that one machine may name: one for each keeper that still holds runs.
-const JOURNALS_MAX: usize = 256;
 
 /// Just behind the time in which a `Start` may be sent again.
 const TOO_LATE: Duration = START_TIME_MAX.saturating_add(Duration::from_millis(1));

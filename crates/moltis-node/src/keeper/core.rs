@@ -7,6 +7,7 @@
 
 mod attach;
 mod leave;
+mod papers;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
@@ -14,18 +15,19 @@ use std::time::{Duration, Instant};
 
 use moltis_proto::limits;
 use moltis_proto::node::UsedIds;
+use moltis_proto::run::Outcome;
 use moltis_proto::run::turn::Offer;
-use moltis_proto::run::{Outcome, Totals};
 use moltis_proto::{BootId, FromKeeper, RunId, RunRefusal};
 use rustix::process::Pid;
 use tokio_util::sync::CancellationToken;
 
+use self::papers::Unwritten;
 use super::client::{Client, Io};
 use super::config::{KeeperConfig, RulesSource};
 use super::disk::Disk;
 use super::door::Door;
 use super::ending::Due;
-use super::journal::{Journal, Record};
+use super::journal::Journal;
 use super::kernel::Kernel;
 use super::machine::Machine;
 use super::ops::{Event, Ops};
@@ -54,6 +56,10 @@ pub(super) struct Core {
     pub(super) disk: Disk,
     /// Our own journal, then those of dead keepers.
     pub(super) journals: Vec<Journal>,
+    /// So many of the journals were in the list that the client was told.
+    told_journals: usize,
+    /// Runs whose ending the disk has not taken yet.
+    unwritten: Unwritten,
     pub(super) runs: HashMap<RunId, Run>,
     pub(super) used: UsedIds,
     pub(super) ops: Ops,
@@ -115,6 +121,8 @@ impl Core {
             ops: Ops::new(machine.disk.clone()),
             disk: machine.disk,
             journals: vec![journal],
+            told_journals: 0,
+            unwritten: Unwritten::default(),
             runs: HashMap::new(),
             used: UsedIds::default(),
             client: None,
@@ -170,8 +178,10 @@ impl Core {
                 Wake::Time => self.handle_time(),
             }
         }
+        self.write_again();
         for journal in self.journals.drain(..) {
-            if journal.is_empty() {
+            // One that tells what is forgotten is the next keeper's.
+            if journal.is_blank() {
                 journal.delete();
             }
         }
@@ -227,7 +237,8 @@ impl Core {
             if let Some(ending) = life.poll_ending(now, &adopted) {
                 self.leaders.remove(&leader);
                 let totals = run.outbox.totals();
-                note_ending(&mut self.journals, run, &ending, totals);
+                let is_written = papers::note_ending(&mut self.journals, run, &ending, totals);
+                self.unwritten.note(id, is_written, now);
                 run.finish(ending);
             }
         }
@@ -317,7 +328,13 @@ impl Core {
             Going::No => None,
             Going::Telling(by) | Going::Spilling(by) => Some(by),
         };
-        let times = [timer, idle, leave_by, self.sweep_at];
+        let times = [
+            timer,
+            idle,
+            leave_by,
+            self.sweep_at,
+            self.unwritten.again_at,
+        ];
         times.into_iter().flatten().min()
     }
 
@@ -419,6 +436,9 @@ impl Core {
             let again = !orphans.is_empty() || !self.leaders.is_empty();
             self.sweep_at = again.then_some(now + SWEEP_EVERY);
         }
+        if self.unwritten.again_at.is_some_and(|at| at <= now) {
+            self.write_again();
+        }
         let idles = self.runs.is_empty() && self.client.is_none();
         if idles && now >= self.idle_since + self.leave_after {
             self.leaving = true;
@@ -476,25 +496,6 @@ impl Core {
 fn mark_dirty(run: &mut Run, dirty: &mut Vec<RunId>) {
     if !std::mem::replace(&mut run.is_dirty, true) {
         dirty.push(run.id);
-    }
-}
-
-fn note_ending(
-    journals: &mut [Journal],
-    run: &Run,
-    ending: &moltis_proto::run::Ending,
-    totals: Totals,
-) {
-    let record = Record::Ended {
-        run_id: run.id,
-        ending: std::borrow::Cow::Borrowed(ending),
-        totals,
-    };
-    let journal = journals
-        .iter_mut()
-        .find(|journal| journal.id() == run.journal);
-    if let Some(Err(error)) = journal.map(|journal| journal.append(&record)) {
-        tracing::error!(run.id = %run.id, error = %error, "an ending is kept in memory only");
     }
 }
 

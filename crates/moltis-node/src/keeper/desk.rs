@@ -49,6 +49,10 @@ impl Core {
     }
 
     fn handle_message(&mut self, message: ToKeeper) -> Result<(), String> {
+        if !matches!(message, ToKeeper::Attach { .. } | ToKeeper::Leave) {
+            // Only a gateway says so, and it has read the list first.
+            self.let_spent_journals_go();
+        }
         match message {
             ToKeeper::Attach { .. } => return Err("it attaches twice".to_owned()),
             ToKeeper::Start {
@@ -217,14 +221,6 @@ impl Core {
     fn fail(&mut self, ids: (RunId, Digest, moltis_proto::JournalId), failure: StartFailure) {
         let StartFailure { reason, detail } = failure;
         let ending = Ending::without_status(Outcome::FailedToStart, reason, detail);
-        let ended = Record::Ended {
-            run_id: ids.0,
-            ending: Cow::Borrowed(&ending),
-            totals: Totals::default(),
-        };
-        if let Err(error) = self.journals[0].append(&ended) {
-            tracing::error!(run.id = %ids.0, error = %error, "an ending is kept in memory only");
-        }
         let mut outbox = Outbox::new(OutboxLimits::default());
         if let Some(client) = &self.client {
             outbox.follow(&client.windows, now());
@@ -232,6 +228,7 @@ impl Core {
         outbox.finish(ending);
         let spools = self.spools(ids.0);
         self.insert(Run::over(ids, outbox, spools));
+        self.write_ending(ids.0);
     }
 
     fn spools(&self, run_id: RunId) -> [Spool; 2] {

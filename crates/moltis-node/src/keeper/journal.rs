@@ -242,8 +242,26 @@ impl Journal {
 
     /// Appends one record with one write(2). What a failed write left behind is cut off again.
     pub(super) fn append(&mut self, record: &Record<'_>) -> Result<(), JournalError> {
-        let mut bytes = Vec::with_capacity(256);
-        encode_into(record, &mut bytes).map_err(|source| wrong(&self.path, "written", source))?;
+        self.append_all(std::slice::from_ref(record))
+    }
+
+    /// Remembers what the journal of a dead keeper has forgotten.
+    pub(super) fn adopt_forgotten(&mut self, of: &Self) -> Result<(), JournalError> {
+        let ids = of.index.forgotten.iter();
+        let records: Vec<_> = ids
+            .map(|run_id| Record::Forgotten { run_id: *run_id })
+            .collect();
+        self.append_all(&records)
+    }
+
+    /// Appends these records with one write(2): after a crash the first so many of them are there.
+    fn append_all(&mut self, records: &[Record<'_>]) -> Result<(), JournalError> {
+        let (mut bytes, mut ends) = (Vec::with_capacity(256), Vec::with_capacity(records.len()));
+        for record in records {
+            encode_into(record, &mut bytes)
+                .map_err(|source| wrong(&self.path, "written", source))?;
+            ends.push(bytes.len());
+        }
         let Self {
             disk, path, file, ..
         } = &*self;
@@ -256,7 +274,12 @@ impl Journal {
             undone.ok();
             return Err(wrong(path, "written", source));
         }
-        self.index.note(record, self.length, bytes.len());
+        let mut start = 0;
+        for (record, end) in records.iter().zip(ends) {
+            self.index
+                .note(record, self.length + start as u64, end - start);
+            start = end;
+        }
         self.length += bytes.len() as u64;
         if self.length > self.compact_above && self.length > 2 * self.live_bytes() {
             // The record stands, whatever becomes of this.

@@ -106,6 +106,13 @@ impl Client {
     }
 
     pub(crate) async fn attach_with(stream: KeeperStream, windows: Windows) -> (Self, Listed) {
+        let mut client = Self::knock(stream, windows).await;
+        let listed = client.listed().await;
+        (client, listed)
+    }
+
+    /// Asks to be attached; whether it is, is still to be heard.
+    pub(crate) async fn knock(stream: KeeperStream, windows: Windows) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         let mut client = Self {
             reader: FrameReader::new(reader),
@@ -115,6 +122,10 @@ impl Client {
             keeps: true,
         };
         client.say(ToKeeper::Attach { windows }).await;
+        client
+    }
+
+    async fn listed(&mut self) -> Listed {
         let mut all = Vec::new();
         loop {
             let FromKeeper::Runs {
@@ -122,20 +133,17 @@ impl Client {
                 journals,
                 runs,
                 last,
-            } = client.next().await
+            } = self.next().await
             else {
                 panic!("the list of runs comes first");
             };
             all.extend(runs);
             if last {
-                return (
-                    client,
-                    Listed {
-                        boot_id,
-                        journals,
-                        runs: all,
-                    },
-                );
+                return Listed {
+                    boot_id,
+                    journals,
+                    runs: all,
+                };
             }
         }
     }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use moltis_proto::ToKeeper;
 use moltis_proto::run::{ExitStatus, Outcome, RunSpec, StdinMode, Tty, TtySize};
+use moltis_proto::{RunRefusal, ToKeeper};
 use tempfile::TempDir;
 
-use crate::client::{Client, argv, id};
+use crate::client::{Client, Listed, WINDOWS, argv, id};
 use crate::machine::Machine;
 use crate::story::Stage;
 
@@ -87,4 +87,99 @@ async fn an_older_keeper_is_found_beside_the_new_one_until_its_runs_are_forgotte
     assert_eq!(stage.connect("1.0.0").await.len(), 2);
     tokio::time::sleep(Duration::from_mins(11)).await;
     assert_eq!(stage.connect("1.0.0").await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_while_a_leaving_keeper_writes_down_what_is_left_finds_all_of_it_in_the_next() {
+    let (_dir, stage) = stage();
+    let (mut client, _) = stage.client().await;
+    client.acknowledges = false;
+    client
+        .start(id(1), argv(&["/sim/print", "1", "300000", "0"]))
+        .await;
+    client.until(id(1), |run| run.next[0] == 300_000).await;
+    stage.machine.disk.slow_down(Duration::from_secs(2));
+    client.say(ToKeeper::Leave).await;
+    while client.poll().await.is_some() {}
+
+    // Its time for clients is over, and its disk has begun.
+    let mut found = stage.connect("1.0.0").await;
+    assert_eq!(found.len(), 2);
+    let mut late = Client::knock(found.pop().unwrap(), WINDOWS).await;
+    late.acknowledges = false;
+    late.resume(id(1), 0, 0).await;
+    while late.poll().await.is_some() {}
+
+    while stage.connect("1.0.0").await.len() > 1 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let (mut client, _) = stage.client().await;
+    client.resume(id(1), 0, 0).await;
+    let run = client.finish(id(1)).await;
+    assert_eq!(run.gaps, []);
+    assert_eq!(run.next[0], 300_000);
+}
+
+/// Attaches to the keeper that takes new runs.
+async fn attach(stage: &Stage) -> (Client, Listed) {
+    Client::attach(stage.connect("1.0.0").await.swap_remove(0)).await
+}
+
+/// Runs a command and has it forgotten.
+async fn run_and_forget(client: &mut Client, number: u8) {
+    let words = ["/sim/print", &number.to_string(), "1", "0"];
+    let run = client.run(id(number), argv(&words)).await;
+    assert_eq!(run.ending().outcome, Outcome::Exited);
+    let run_id = id(number);
+    client.say(ToKeeper::Forget { run_id }).await;
+    refuses(client, number).await;
+}
+
+/// Sees that a forgotten run cannot be started again.
+async fn refuses(client: &mut Client, number: u8) {
+    let known = client.run(id(number), argv(&["/sim/wait", "1", "1"])).await;
+    assert_eq!(known.refused, Some(RunRefusal::Forgotten), "{number}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_journals_of_dead_keepers_do_not_gather_and_what_they_forgot_stays_refused() {
+    let (_dir, stage) = stage();
+    for number in 1..=9 {
+        let (mut client, listed) = attach(&stage).await;
+        assert!(listed.journals.len() <= 2, "{:?}", listed.journals);
+        run_and_forget(&mut client, number).await;
+        stage.kill().await;
+    }
+    let (mut client, _) = attach(&stage).await;
+    for number in 1..=9 {
+        refuses(&mut client, number).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_keeper_that_left_has_forgotten_is_refused_by_the_next() {
+    let (_dir, stage) = stage();
+    let (mut client, _) = attach(&stage).await;
+    run_and_forget(&mut client, 1).await;
+    client.say(ToKeeper::Leave).await;
+    while client.poll().await.is_some() {}
+    let (mut client, _) = attach(&stage).await;
+    refuses(&mut client, 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ending_that_the_disk_did_not_take_is_written_once_there_is_room() {
+    let (_dir, stage) = stage();
+    let (mut client, _) = attach(&stage).await;
+    client.start(id(1), argv(&["/sim/wait", "1", "60"])).await;
+    client.until(id(1), |run| run.pid.is_some()).await;
+    drop(client);
+    stage.machine.disk.fail("journal.append");
+    tokio::time::sleep(Duration::from_secs(60 + 6)).await;
+    stage.kill().await;
+
+    let (mut client, _) = attach(&stage).await;
+    client.resume(id(1), 0, 0).await;
+    let ending = client.finish(id(1)).await.ending();
+    assert_eq!(ending.outcome, Outcome::Exited);
 }

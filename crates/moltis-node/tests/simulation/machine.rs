@@ -75,6 +75,8 @@ pub(crate) struct Disk {
     dies_at: Option<Boundary>,
     /// Steps that fail, each once.
     fails: Mutex<BTreeSet<&'static str>>,
+    /// How long it works at what it is given, where that is longer than a moment.
+    works_for: Mutex<Duration>,
     sockets: Sockets,
     /// The directory as it was in the moment of death.
     pub(crate) left: Mutex<Option<TempDir>>,
@@ -110,6 +112,11 @@ impl Disk {
     /// Has the next step of this kind fail.
     pub(crate) fn fail(&self, what: &'static str) {
         self.fails.lock().unwrap().insert(what);
+    }
+
+    /// Has whatever it is given from here on take this long.
+    pub(crate) fn slow_down(&self, to: Duration) {
+        *self.works_for.lock().unwrap() = to;
     }
 
     pub(crate) fn has_seen(&self, what: &'static str) -> bool {
@@ -150,7 +157,7 @@ impl simulation::Disk for Disk {
     }
 
     fn work_time(&self) -> Duration {
-        Duration::from_millis(3)
+        Duration::from_millis(3).max(*self.works_for.lock().unwrap())
     }
 }
 

@@ -264,6 +264,11 @@ impl Outbox {
         self.ending = Some(ending);
     }
 
+    /// Returns how the run has ended; `None` while it has not.
+    pub fn ending(&self) -> Option<&Ending> {
+        self.ending.as_ref()
+    }
+
     /// Returns how many bytes the driver may read from this stream of the child now; `None` means
     /// that the child has to wait.
     pub fn may_read(&self, stream: Stream) -> Option<u64> {

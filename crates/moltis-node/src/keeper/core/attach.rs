@@ -1,17 +1,24 @@
 //! Who is attached: a client comes, is told what is here, and goes.
 
-use moltis_proto::{Codec, FromKeeper};
+use moltis_proto::run::RunSummary;
+use moltis_proto::{Codec, FromKeeper, limits};
 
 use super::super::client::{self, Client};
 use super::super::journal::Journal;
 use super::super::ops::Attached;
 use super::super::recover;
 use super::super::run::Run;
-use super::{Core, mark_dirty, now};
+use super::{Core, Going, mark_dirty, now};
 
 impl Core {
     /// Makes this the client; an older one is let go.
     pub(super) fn attach(&mut self, attached: Attached) {
+        if matches!(self.going, Going::Spilling(_)) {
+            // What it would be sent and not acknowledge has no time any more to get to the disk. The
+            // next keeper tells it everything.
+            tracing::debug!("a client comes too late: this keeper is about to go");
+            return;
+        }
         if !client::are_sound(&attached.windows) {
             tracing::warn!("a client asks for windows that cannot work");
             return;
@@ -24,6 +31,7 @@ impl Core {
         }
         self.list_runs(&mut client);
         self.client = Some(client);
+        self.told_journals = self.journals.len();
     }
 
     /// A keeper may have died while this one lived: what it had is ours now.
@@ -44,8 +52,14 @@ impl Core {
 
     /// Tells a client everything that is here, page by page.
     fn list_runs(&self, client: &mut Client) {
-        let journals: Vec<_> = self.journals.iter().map(Journal::id).collect();
-        let summaries: Vec<_> = self.runs.values().map(Run::summary).collect();
+        let journals = self.journals.iter().map(Journal::id);
+        let journals: Vec<_> = journals.take(limits::JOURNALS_MAX).collect();
+        if journals.len() < self.journals.len() {
+            tracing::error!("too many keepers died with runs that no gateway has fetched");
+        }
+        let summaries = self.runs.values().map(Run::summary);
+        let is_told = |summary: &RunSummary| journals.contains(&summary.journal_id);
+        let summaries: Vec<_> = summaries.filter(is_told).collect();
         for page in FromKeeper::list(self.boot_id, &journals, &summaries, Codec::Postcard) {
             client.tell(page);
         }
