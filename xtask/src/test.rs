@@ -170,7 +170,7 @@ const PARTS: &[Part] = &[
     Part {
         name: "crashes",
         about: "gateway, link and keeper killed before their writes, a part of all of them",
-        run: || Crashes::PART.run(),
+        run: || Crashes::ALL.run(),
     },
     Part {
         name: "simulate",

@@ -172,7 +172,13 @@ fn printed(asked: &Asked, came: Came, facts: &Facts) -> Result<(), String> {
         ));
     }
     if facts.killed.keeper {
-        return Ok(());
+        // What is missing was missing for everybody, and everything else came.
+        let kept = &facts.outputs[0];
+        let got = &printed.outputs[0];
+        return (*got == kept.whole()).then_some(()).ok_or_else(|| {
+            let (kept, got) = (kept.bytes(), got.len());
+            format!("its follower got {got} bytes of the {kept} that are kept, or others")
+        });
     }
     if printed.has_gap {
         return Err("its follower met a gap, and no keeper died".to_owned());
