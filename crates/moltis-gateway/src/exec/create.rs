@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use moltis_proto::BootId;
+use moltis_proto::run::Totals;
 use tokio::time::Instant;
 
 use super::table::{Place, Spot};
@@ -17,6 +18,7 @@ use super::{
     Actor, Command, LiveRun, NewRun, ReadError, RunCreation, RunHandle, RunRecord, RunStage,
     Shared, StartError, StdinSource, device_of, handle,
 };
+use crate::output::{OutputError, RunOutput};
 use crate::session::moment;
 use crate::store::{Target, Written};
 
@@ -62,6 +64,7 @@ impl Shared {
                 // A slow disk does not make it younger.
                 let born = moment::now();
                 self.safe_to_send(&record, Some(written)).await?;
+                let output = self.unused(output)?;
                 let run = LiveRun::new(record, true, output, born).asked_at(order.asked.into_std());
                 let run = self.send(place, run, order.stdin).await;
                 self.settled(order.detach, Some(written)).await?;
@@ -75,6 +78,19 @@ impl Shared {
             RunCreation::NodeGone => Err(StartError::NodeGone),
             RunCreation::KeyOfFleet => Err(StartError::KeyOfFleet),
         }
+    }
+
+    /// Returns the output of a run that is new. What lies in its place came from an earlier one with
+    /// its key, whose row is gone: an older database was put back, and no node knows of it any more.
+    fn unused(&self, output: Arc<RunOutput>) -> Result<Arc<RunOutput>, OutputError> {
+        if output.totals() == Totals::default() {
+            return Ok(output);
+        }
+        let id = output.run_id();
+        drop(output);
+        tracing::warn!(run.id = %id, "output of an earlier run with this id is deleted");
+        self.outputs.remove(id)?;
+        self.outputs.run(id)
     }
 
     /// Puts a run whose row is written into the table and into its node's mailbox.
@@ -231,7 +247,7 @@ pub(super) fn record_of(new: NewRun) -> RunRecord {
         unclaimed: false,
         ended_at: None,
         ending: None,
-        totals: moltis_proto::run::Totals::default(),
+        totals: Totals::default(),
         output_freed_at: None,
     }
 }

@@ -166,3 +166,30 @@ async fn output_of_an_ended_run_that_a_power_cut_took_comes_again_before_its_nod
     assert_eq!(keeper.hear_forget().await, id);
     bench.end().await;
 }
+
+#[tokio::test]
+async fn output_that_lies_where_that_of_a_new_run_belongs_is_not_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let new = row_of(&bench, &keyed());
+    // An older database was put back behind it.
+    let earlier = bench.shared.outputs.run(new.id).unwrap();
+    let bytes = Bytes::from(vec![7; 2 * HEAD_BYTES_MAX]);
+    earlier.append(Stream::Stdout, 0, bytes).unwrap();
+    earlier.synced().await.unwrap();
+    drop(earlier);
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let started = bench.start(keyed());
+    assert_eq!(keeper.hear_start().await, new.id);
+    keeper.say_started(new.id).await;
+    keeper
+        .say_output(new.id, &Bytes::from_static(b"ours"))
+        .await;
+    keeper.say_ended(new.id, 4).await;
+    let record = started.await.unwrap().wait().await;
+    assert_eq!(record.totals, totals(4));
+    let told = bench.shared.outputs.run(new.id).unwrap();
+    let read = told.read(Stream::Stdout, 0, 100).await.unwrap();
+    assert!(format!("{read:?}").contains("ours"), "{read:?}");
+    bench.end().await;
+}
