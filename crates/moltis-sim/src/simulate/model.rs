@@ -142,6 +142,15 @@ struct Told {
     signal: Option<i32>,
 }
 
+impl Told {
+    /// Returns whether this one says that nothing was started, and the later one that nobody knows. A
+    /// gateway whose row was not synced concludes it anew, and the journal may be another one by then.
+    fn is_nothing_and(&self, later: &Self) -> bool {
+        self.reason == Some(OutcomeReason::NotStarted)
+            && later.reason == Some(OutcomeReason::NodeForgot)
+    }
+}
+
 type Checked = Result<(), Violation>;
 
 impl Model {
@@ -409,6 +418,7 @@ impl Model {
         };
         if let Some((before, since)) = &known.told
             && *before != told
+            && !(before.is_nothing_and(&told) && excuses.gateway_lost_power(*since))
             && !excuses.restored(*since)
             && !excuses.forgot_ending(known.place, known.asked, *since)
         {
@@ -455,8 +465,11 @@ impl Model {
         let is_excused = match gap.reason {
             GapReason::Limit => true,
             GapReason::DiskFull | GapReason::DiskFailed => excuses.disk_had_trouble(place),
+            // One that leaves as its disk fails takes with it what it had in memory.
             GapReason::KeeperDied => {
-                excuses.keeper_died(place, known.asked) || excuses.rebooted(place, known.asked)
+                excuses.keeper_died(place, known.asked)
+                    || excuses.rebooted(place, known.asked)
+                    || (excuses.keeper_left(place, known.asked) && excuses.disk_had_trouble(place))
             }
             GapReason::PowerCut => excuses.gateway_lost_power(known.asked),
             GapReason::Freed => {
