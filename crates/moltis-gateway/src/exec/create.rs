@@ -9,8 +9,8 @@
 
 use std::sync::Arc;
 
-use moltis_proto::BootId;
 use moltis_proto::run::Totals;
+use moltis_proto::{BootId, RunId};
 use tokio::time::Instant;
 
 use super::table::{Place, Spot};
@@ -18,7 +18,7 @@ use super::{
     Actor, Command, LiveRun, NewRun, ReadError, RunCreation, RunHandle, RunRecord, RunStage,
     Shared, StartError, StdinSource, device_of, handle,
 };
-use crate::output::{OutputError, RunOutput};
+use crate::output::RunOutput;
 use crate::session::moment;
 use crate::store::{Target, Written};
 
@@ -56,7 +56,7 @@ impl Shared {
             Spot::Live(run) => return self.attach(&run, order).await,
             Spot::Free(place) => place,
         };
-        let output = self.outputs.run(order.new.id)?;
+        let output = self.output_of(order.new.id).await?;
         match self.store.create_run(order.new.clone(), &order.by).await? {
             RunCreation::Created(written) => {
                 let record = record_of(order.new);
@@ -64,7 +64,6 @@ impl Shared {
                 // A slow disk does not make it younger.
                 let born = moment::now();
                 self.safe_to_send(&record, Some(written)).await?;
-                let output = self.unused(output)?;
                 let run = LiveRun::new(record, true, output, born).asked_at(order.asked.into_std());
                 let run = self.send(place, run, order.stdin).await;
                 self.settled(order.detach, Some(written)).await?;
@@ -80,17 +79,18 @@ impl Shared {
         }
     }
 
-    /// Returns the output of a run that is new. What lies in its place came from an earlier one with
-    /// its key, whose row is gone: an older database was put back, and no node knows of it any more.
-    fn unused(&self, output: Arc<RunOutput>) -> Result<Arc<RunOutput>, OutputError> {
-        if output.totals() == Totals::default() {
+    /// Returns the output of a run that may be new. Where there is no row yet, whatever lies in its
+    /// place came from an earlier run with its key, whose row is gone: an older database was put back,
+    /// and no node knows of it any more.
+    async fn output_of(&self, id: RunId) -> Result<Arc<RunOutput>, StartError> {
+        let output = self.outputs.run(id)?;
+        if output.totals() == Totals::default() || self.store.run(id).await?.is_some() {
             return Ok(output);
         }
-        let id = output.run_id();
         drop(output);
         tracing::warn!(run.id = %id, "output of an earlier run with this id is deleted");
         self.outputs.remove(id)?;
-        self.outputs.run(id)
+        Ok(self.outputs.run(id)?)
     }
 
     /// Puts a run whose row is written into the table and into its node's mailbox.
