@@ -98,9 +98,10 @@ impl Shared {
             return Ok(Settled::Done);
         }
         if row.stage == RunStage::Ended {
-            let is_over_there = summary.state == RunState::Ended;
+            // One that was concluded to be lost is as long as it was then, whatever its node has.
+            let may_have_more = summary.state == RunState::Ended && summary.totals == row.totals;
             let ended = self.ended_output(&row).await?;
-            if !is_over_there || self.outputs.is_whole(id, &ended).await? {
+            if !may_have_more || self.outputs.is_whole(id, &ended).await? {
                 self.store.synced_so_far().await?;
                 self.outputs.synced(id).await?;
                 seat.send(Command::Forget(id)).await.ok(); // it will list it again

@@ -193,3 +193,33 @@ async fn output_that_lies_where_that_of_a_new_run_belongs_is_not_its_own() {
     assert!(format!("{read:?}").contains("ours"), "{read:?}");
     bench.end().await;
 }
+
+#[tokio::test]
+async fn a_run_that_ended_stays_as_long_as_it_was_then_whatever_its_node_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let new = row_of(&bench, &keyed());
+    let (id, digest) = (new.id, new.digest);
+    let by = Actor::operator();
+    bench.shared.store.create_run(new, &by).await.unwrap();
+    // What had come of it is gone with the power, and so its output is not whole.
+    let end = crate::store::Ended {
+        ending: crate::store::testing::ending(),
+        totals: totals(2 * HEAD_BYTES_MAX),
+        heads: crate::store::Heads::default(),
+        started: None,
+        at: bench.shared.clock.now(),
+    };
+    bench.shared.store.end_run(id, end).await.unwrap().unwrap();
+    let listed = RunSummary {
+        run_id: id,
+        digest,
+        journal_id: JOURNAL,
+        state: RunState::Ended,
+        totals: totals(3 * HEAD_BYTES_MAX),
+        stdin: 0,
+    };
+    let mut keeper = bench.keeper(vec![listed]).await;
+    assert_eq!(keeper.hear_forget().await, id);
+    bench.end().await;
+}
