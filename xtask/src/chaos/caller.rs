@@ -300,8 +300,8 @@ impl Caller<'_> {
         let [stdout, stderr] = files.map(|file| fs::read(file).unwrap_or_default());
         Ok(Printed {
             code: status.code(),
+            has_gap: String::from_utf8_lossy(&stderr).contains(" are gone"),
             outputs: [stdout, stderr],
-            has_gap: false,
         })
     }
 

@@ -54,12 +54,6 @@ impl Kept {
         None
     }
 
-    /// Returns all of it without what is missing.
-    pub(crate) fn whole(&self) -> Vec<u8> {
-        let pieces = self.pieces.iter();
-        pieces.flat_map(|(_, bytes)| bytes).copied().collect()
-    }
-
     /// Returns how many bytes there are.
     pub(crate) fn bytes(&self) -> u64 {
         let pieces = self.pieces.iter();
