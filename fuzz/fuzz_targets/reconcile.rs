@@ -41,13 +41,16 @@ fn expected(row: Row, listed: Option<&RunSummary>, node: NodeSide<'_>) -> Action
         (true, true, Progress::Running) => lost(Reason::NodeForgot),
         (true, true, Progress::Starting) => {
             let asked_there = node.journals[0] == open.journal_id;
-            if open.same_incarnation && asked_there && open.age <= START_TIME {
-                Action::StartAgain
-            } else {
-                Action::End {
+            let is_young = open.age <= START_TIME;
+            match (open.same_incarnation, asked_there) {
+                (true, true) if is_young => Action::StartAgain,
+                (true, _) => Action::End {
                     outcome: Outcome::FailedToStart,
                     reason: Reason::NotStarted,
-                }
+                },
+                // The row of another process may be of a database that was put back.
+                (false, true) => Action::Ask,
+                (false, false) => lost(Reason::NodeForgot),
             }
         }
     }
@@ -110,7 +113,7 @@ fuzz_target!(|bytes: &[u8]| {
         // What must hold whatever the model says: no ending and no second start against the node's
         // word, and a start only where it was asked before, if anybody was.
         match action {
-            Action::End { .. } | Action::StartAgain => assert_eq!(listed, None),
+            Action::End { .. } | Action::StartAgain | Action::Ask => assert_eq!(listed, None),
             Action::Forget => assert_eq!(row, Row::Ended),
             Action::Resume | Action::Drain => assert!(matches!(row, Row::Open(_))),
             Action::Leave | Action::KeepUnclaimed | Action::Alert => {
