@@ -841,7 +841,7 @@ mod tests {
         let stdout = run.stored(Stream::Stdout);
         // What has to be deleted first, and by one of them.
         let below = dir.path().join("outputs").join(id(1).to_string());
-        for number in 1..200 {
+        for number in 1..5_000 {
             let from = stdout + number;
             std::fs::write(files::segment(&below, Stream::Stdout, from), [0; 10]).unwrap();
         }

@@ -31,8 +31,15 @@ impl Life {
     /// # Errors
     /// Where the store cannot be read. One that takes no writes now keeps no gateway from beginning.
     pub(crate) async fn begin(store: Store, boot_id: Option<BootId>) -> Result<Self, StoreError> {
+        Self::begin_at(moment::now(), store, boot_id).await
+    }
+
+    async fn begin_at(
+        at: Moment,
+        store: Store,
+        boot_id: Option<BootId>,
+    ) -> Result<Self, StoreError> {
         let before = store.lived().await?;
-        let at = moment::now();
         let between = match boot_id {
             Some(_) if boot_id == before.boot_id => at.boottime.saturating_sub(before.boottime),
             _ => Duration::ZERO,
@@ -55,10 +62,14 @@ impl Life {
     /// # Errors
     /// Where it cannot be written: it is counted the next time.
     pub(super) async fn go_on(&mut self) -> Result<(), StoreError> {
-        if moment::now().since(self.at) < COUNT_EVERY {
+        self.go_on_at(moment::now()).await
+    }
+
+    async fn go_on_at(&mut self, now: Moment) -> Result<(), StoreError> {
+        if now.since(self.at) < COUNT_EVERY {
             return Ok(());
         }
-        self.count().await
+        self.count_to(now).await
     }
 
     /// Counts what has passed.
@@ -66,7 +77,10 @@ impl Life {
     /// # Errors
     /// As [`go_on`](Self::go_on).
     pub(super) async fn count(&mut self) -> Result<(), StoreError> {
-        let now = moment::now();
+        self.count_to(moment::now()).await
+    }
+
+    async fn count_to(&mut self, now: Moment) -> Result<(), StoreError> {
         let counted = Lived {
             total: self.counted.total + now.since(self.at),
             boottime: now.boottime,
@@ -85,6 +99,8 @@ pub(super) fn note_failure(error: &StoreError) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::store::testing::store;
 
@@ -92,15 +108,13 @@ mod tests {
     const OTHER: Option<BootId> = Some(BootId::from_bytes([2; 16]));
     const HOUR: Duration = Duration::from_hours(1);
 
-    /// A gateway that was last seen an hour ago, by the clock of this boot, when the machine had
-    /// lived for ten hours.
-    async fn an_hour_ago(store: &Store, boot_id: Option<BootId>) {
-        let lived = Lived {
-            total: 10 * HOUR,
-            boot_id,
-            boottime: moment::now().boottime.saturating_sub(HOUR),
-        };
-        store.set_lived(lived).await.unwrap();
+    /// A moment at which a machine has been on for so long, whatever this one has.
+    fn up_for(boottime: Duration) -> Moment {
+        let monotonic = Instant::now() + boottime;
+        Moment {
+            monotonic,
+            boottime,
+        }
     }
 
     async fn hours(store: &Store) -> u64 {
@@ -116,11 +130,14 @@ mod tests {
             (None, None, 10),
         ] {
             let store = store().await;
-            if moment::now().boottime < HOUR {
-                return; // a machine that has not been up for as long cannot show it
-            }
-            an_hour_ago(&store, before).await;
-            Life::begin(store.store.clone(), now).await.unwrap();
+            let lived = Lived {
+                total: 10 * HOUR,
+                boot_id: before,
+                boottime: 2 * HOUR,
+            };
+            store.set_lived(lived).await.unwrap();
+            let begun = Life::begin_at(up_for(3 * HOUR), store.store.clone(), now);
+            begun.await.unwrap();
             assert_eq!(hours(&store).await, expected, "{before:?}, then {now:?}");
         }
     }
@@ -128,17 +145,19 @@ mod tests {
     #[tokio::test]
     async fn a_gateway_counts_what_it_sees_pass_a_sleep_included() {
         let store = store().await;
-        let mut life = Life::begin(store.store.clone(), BOOT).await.unwrap();
-        life.go_on().await.unwrap();
+        let begun = Life::begin_at(up_for(HOUR), store.store.clone(), BOOT);
+        let mut life = begun.await.unwrap();
+        let begun = life.at;
+        life.go_on_at(begun).await.unwrap();
         assert_eq!(hours(&store).await, 0);
-        // As if it had begun before the machine slept for two hours.
-        life.at.boottime = life.at.boottime.saturating_sub(2 * HOUR);
-        if moment::now().boottime < 2 * HOUR {
-            return; // a machine that has not been up for as long cannot show it
-        }
-        life.go_on().await.unwrap();
+        // The machine slept, so the clock that stands still meanwhile tells nothing of it.
+        let awake = Moment {
+            boottime: 3 * HOUR,
+            ..begun
+        };
+        life.go_on_at(awake).await.unwrap();
         assert_eq!(hours(&store).await, 2);
-        life.go_on().await.unwrap();
+        life.go_on_at(awake).await.unwrap();
         assert_eq!(hours(&store).await, 2, "nothing counts twice");
     }
 }

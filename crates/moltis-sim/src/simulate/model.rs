@@ -3,7 +3,7 @@
 //! The kernel tells what was started, written and ended; the callers tell what they asked for and
 //! what they were told. The model knows nothing of gateways and nodes, so it cannot make their
 //! mistakes. The numbers of the [`Violation`]s are those of `docs/protocol.md`'s promises as
-//! `crates/moltis-sim/README.md` lists them.
+//! `docs/simulation.md` lists them.
 
 mod excuses;
 mod told;

@@ -5,6 +5,23 @@ use std::fs;
 use moltis_proto::limits::HEAD_BYTES_MAX;
 
 use super::*;
+use crate::store::RunRecord;
+
+/// Makes a run of which the row reached the disk, synced for somebody else, and none of its output.
+async fn ended_before_a_power_cut(bench: &Bench, written: usize) -> RunRecord {
+    let new = row_of(bench, &keyed());
+    let (id, by) = (new.id, Actor::operator());
+    bench.shared.store.create_run(new, &by).await.unwrap();
+    let end = crate::store::Ended {
+        ending: crate::store::testing::ending(),
+        totals: totals(written),
+        heads: crate::store::Heads::default(),
+        started: None,
+        at: bench.shared.clock.now(),
+    };
+    bench.shared.store.end_run(id, end).await.unwrap().unwrap();
+    bench.shared.store.run(id).await.unwrap().unwrap()
+}
 
 #[tokio::test]
 async fn what_came_and_waits_for_the_disk_counts_although_its_keeper_has_lost_it() {
@@ -96,24 +113,12 @@ async fn output_of_an_ended_run_that_a_power_cut_took_comes_again_before_its_nod
     );
     let behind = first.len() as u64;
     let written = first.len() + rest.len();
-    // The row was synced for somebody else, and the power went before the output was.
-    let new = row_of(&bench, &keyed());
-    let (id, digest) = (new.id, new.digest);
-    let by = Actor::operator();
-    bench.shared.store.create_run(new, &by).await.unwrap();
-    let end = crate::store::Ended {
-        ending: crate::store::testing::ending(),
-        totals: totals(written),
-        heads: crate::store::Heads::default(),
-        started: None,
-        at: bench.shared.clock.now(),
-    };
-    bench.shared.store.end_run(id, end).await.unwrap().unwrap();
-    let row = bench.shared.store.run(id).await.unwrap().unwrap();
+    let row = ended_before_a_power_cut(&bench, written).await;
+    let id = row.id;
     let mut events = bench.shared.events.subscribe();
     let listed = RunSummary {
         run_id: id,
-        digest,
+        digest: row.digest,
         journal_id: JOURNAL,
         state: RunState::Ended,
         totals: totals(written),
@@ -198,22 +203,11 @@ async fn output_that_lies_where_that_of_a_new_run_belongs_is_not_its_own() {
 async fn a_run_that_ended_stays_as_long_as_it_was_then_whatever_its_node_has() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::in_dir(dir.path()).await;
-    let new = row_of(&bench, &keyed());
-    let (id, digest) = (new.id, new.digest);
-    let by = Actor::operator();
-    bench.shared.store.create_run(new, &by).await.unwrap();
-    // What had come of it is gone with the power, and so its output is not whole.
-    let end = crate::store::Ended {
-        ending: crate::store::testing::ending(),
-        totals: totals(2 * HEAD_BYTES_MAX),
-        heads: crate::store::Heads::default(),
-        started: None,
-        at: bench.shared.clock.now(),
-    };
-    bench.shared.store.end_run(id, end).await.unwrap().unwrap();
+    let row = ended_before_a_power_cut(&bench, 2 * HEAD_BYTES_MAX).await;
+    let id = row.id;
     let listed = RunSummary {
         run_id: id,
-        digest,
+        digest: row.digest,
         journal_id: JOURNAL,
         state: RunState::Ended,
         totals: totals(3 * HEAD_BYTES_MAX),
