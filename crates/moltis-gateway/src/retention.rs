@@ -1,7 +1,7 @@
 //! Letting old things go: ended runs after their days, output past its total, old telemetry.
 //!
-//! One sweep is bounded work in slices, so that it holds up no run. [`keep_up`] sweeps every hour, and
-//! makes room when [`Outputs::over_limit`] says so. A run whose output is still to be written or synced
+//! One sweep is bounded work in slices, so that it holds up no run. [`keep_up`] sweeps when the gateway
+//! begins, for it may never live for an hour, and every hour from then on; it makes room when [`Outputs::over_limit`] says so. A run whose output is still to be written or synced
 //! stays whole; a later sweep finds it.
 //!
 //! Age is time that the machine has demonstrably lived ([`life`], ADR 72): a wall clock that jumps lets
@@ -77,7 +77,7 @@ pub enum SweepError {
     Output(#[from] OutputError),
 }
 
-/// Sweeps every hour, and makes room when there is too much output, until the gateway stops.
+/// Sweeps at once and every hour, and makes room when there is too much output, until the gateway stops.
 pub(crate) async fn keep_up(shared: Arc<Shared>, keep: Keep, mut life: Life) {
     let stop = shared.tasks.stop().clone();
     let mut over_limit = shared.outputs.over_limit();
@@ -89,14 +89,16 @@ pub(crate) async fn keep_up(shared: Arc<Shared>, keep: Keep, mut life: Life) {
             "the rest of output that was let go could not be deleted"
         ),
     }
-    let mut due = Instant::now() + SWEEP_EVERY;
+    let mut due = Instant::now();
+    let mut looks = due;
     loop {
         let over = tokio::select! {
             biased;
             () = stop.cancelled() => break,
             _ = over_limit.wait_for(|over| *over) => true,
-            () = tokio::time::sleep(COUNT_EVERY) => false,
+            () = tokio::time::sleep_until(looks) => false,
         };
+        looks = Instant::now() + COUNT_EVERY;
         life.go_on()
             .await
             .unwrap_or_else(|error| life::note_failure(&error));

@@ -12,6 +12,7 @@
 mod harness;
 
 mod acts;
+mod ages;
 mod api;
 mod backup;
 mod clock;

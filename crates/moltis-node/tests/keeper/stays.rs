@@ -407,6 +407,35 @@ async fn a_keeper_that_lives_takes_over_from_one_that_dies_beside_it() {
     assert_eq!(living.attach().await.1.journals.len(), 2, "once");
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_is_not_a_dead_keepers_own_lives_on_however_alike_it_is() {
+    let sleep = ["sleep", "61"];
+    // A run of the same id in another place, and somebody's process of the same words.
+    let (dying, other) = (Outside::start().await, Outside::start().await);
+    let mut left = Vec::new();
+    for keeper in [&dying, &other] {
+        let mut client = keeper.client().await;
+        client.start(id(1), argv(&sleep)).await;
+        let run = client.until(id(1), |run| run.pid.is_some()).await;
+        left.push(run.pid.unwrap());
+    }
+    let mut words = std::process::Command::new(sleep[0]);
+    let mut bystander = words.args(&sleep[1..]).spawn().unwrap();
+    let dir = dying.kill();
+    let _next = Outside::start_in(dir, 1).await;
+    gone(left[0]).await;
+    assert!(is_alive(left[1]), "a run of another keeper was ended");
+    assert!(
+        is_alive(bystander.id()),
+        "a process that is no run was ended"
+    );
+    let listed = other.attach().await.1;
+    assert!(matches!(listed.runs[0].state, RunState::Running { .. }));
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+}
+
 /// Ends a process group that has lost its keeper.
 fn kill_group(leader: u32) {
     let group = format!("-{leader}");
