@@ -123,6 +123,9 @@ pub(crate) async fn keep_up(shared: Arc<Shared>, keep: Keep, mut life: Life) {
                 "old runs and output could not be let go"
             ),
         }
+        if !over {
+            continue;
+        }
         let rest = if *over_limit.borrow_and_update() {
             REST_WHILE_OVER
         } else {

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use moltis_gateway::api::Empty;
 use moltis_gateway::api::problem::Code;
 use moltis_gateway::api::runs::{Cancel as CancelBody, Outcome, Run, State};
+use tokio::time::Instant;
 
 use super::Context;
 use super::exec::{away::Away, follow, stops::Stops};
@@ -270,7 +271,7 @@ async fn output(context: &Context, args: Output) -> anyhow::Result<Exit> {
             "runs/{run}/output?stream={stream}&offset={offset}&follow={}",
             args.follow
         );
-        let before = offset;
+        let (before, asked) = (offset, Instant::now());
         match copy(&client, &path, &streams, &mut offset).await {
             // A gateway closes on who reads nothing for long, as below `less`.
             Err(ApiError::Cut(_)) if offset > before => {
@@ -278,7 +279,7 @@ async fn output(context: &Context, args: Output) -> anyhow::Result<Exit> {
                 away.gave();
             }
             // Who follows waits for it, as `exec` and `attach` do.
-            Err(error) if args.follow && error.passes() && !away.is_too_long() => {
+            Err(error) if args.follow && error.passes() && !away.is_too_long_behind(asked) => {
                 if away.begins() {
                     context.output.warn(&format!(
                         "{error}; the output is taken up again where it stopped"

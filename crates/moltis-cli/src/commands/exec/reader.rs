@@ -14,7 +14,7 @@ use moltis_gateway::api::runs::{Run, Stream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
-use super::away::Away;
+use super::away::{Away, Barren};
 use crate::api::{ApiError, Client, Pieces};
 
 /// Events that wait for the follow loop. A full queue stops the reading, and that the gateway.
@@ -101,8 +101,7 @@ enum End {
 impl<T: AsyncFn(Event) -> bool> Reader<T> {
     async fn run(mut self) {
         let mut away = Away::new();
-        // A gateway that is there and cannot read its disk brings nothing each time.
-        let mut barren: Option<Away> = None;
+        let mut barren = Barren::default();
         loop {
             let before = self.offsets;
             self.heard = false;
@@ -110,12 +109,7 @@ impl<T: AsyncFn(Event) -> bool> Reader<T> {
                 End::Done => return,
                 End::Error(error) => error,
             };
-            if self.heard {
-                barren = None;
-            } else {
-                barren.get_or_insert_with(Away::new).begins();
-            }
-            let is_barren = barren.as_ref().is_some_and(Away::is_too_long);
+            let is_barren = barren.ended(self.heard);
             if !error.passes() || away.is_too_long() || is_barren {
                 self.tell(Event::Failed(error)).await;
                 return;
