@@ -12,6 +12,8 @@ mod client;
 #[path = "keeper/fixture.rs"]
 mod fixture;
 
+#[path = "keeper/dies.rs"]
+mod dies;
 #[path = "keeper/disk.rs"]
 mod disk;
 #[path = "keeper/door.rs"]
