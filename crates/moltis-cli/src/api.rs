@@ -21,6 +21,7 @@ use moltis_gateway::api::tokens::TOKEN_PREFIX;
 use moltis_gateway::api::{self, IDEMPOTENCY_KEY_HEADER, List, RUN_ID_HEADER};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Mutex;
@@ -338,7 +339,7 @@ impl Client {
                     .await
                     .map_err(|_| not_reached(late()))?
                     .map_err(not_reached)?;
-                stream.set_nodelay(true).map_err(not_reached)?;
+                tune(&stream).map_err(not_reached)?;
                 if *scheme == Scheme::Https {
                     let opening = timeout(CONNECT_TIME, self.tls.open(stream, url, host));
                     let stream = opening.await.map_err(|_| not_reached(late()))??;
@@ -415,6 +416,16 @@ impl Client {
             .body(Full::new(bytes))
             .map_err(|error| ApiError::Cut(error.to_string()))
     }
+}
+
+/// Who follows an output says nothing and may hear nothing for hours: the kernel finds out when the
+/// other end is gone.
+fn tune(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10));
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
 fn json(body: &impl Serialize) -> Body {

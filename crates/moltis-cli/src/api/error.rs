@@ -37,6 +37,12 @@ pub(crate) enum ApiError {
         /// What else gave it away.
         found: Found,
     },
+    /// A proxy before the gateway answers, as the gateway does not: what was sent may have been done.
+    #[error("a proxy answers in the gateway's place: {status}")]
+    ProxyWithoutGateway {
+        /// Its status.
+        status: StatusCode,
+    },
     /// There is no TLS connection.
     #[error("no TLS connection to {url}")]
     Tls {
@@ -137,6 +143,7 @@ impl ApiError {
     pub(super) fn from_answer(status: StatusCode, found: Found, body: &[u8]) -> Self {
         match serde_json::from_slice(body) {
             Ok(problem) => Self::Problem(Box::new(problem)),
+            Err(_) if is_of_a_proxy(status) => Self::ProxyWithoutGateway { status },
             Err(_) => Self::NotAGateway { status, found },
         }
     }
@@ -161,10 +168,15 @@ impl ApiError {
     /// be.
     pub(crate) fn passes(&self) -> bool {
         match self {
-            Self::NotReached { .. } | Self::Cut(_) => true,
+            Self::NotReached { .. } | Self::Cut(_) | Self::ProxyWithoutGateway { .. } => true,
             Self::Problem(problem) => matches!(problem.code, Code::ShuttingDown | Code::TooMany),
             _ => false,
         }
+    }
+
+    /// Returns whether what was sent may have been done all the same.
+    pub(crate) fn leaves_it_open(&self) -> bool {
+        matches!(self, Self::Cut(_) | Self::ProxyWithoutGateway { .. })
     }
 
     /// Returns the error as a person meets it.
@@ -204,6 +216,8 @@ impl ApiError {
                  then --gateway http://127.0.0.1:9090",
             ),
             Self::BadToken => failure(self.to_string()).hint(MAKE_A_TOKEN),
+            Self::ProxyWithoutGateway { .. } => failure(self.to_string())
+                .hint("check whether `moltis gateway` runs behind it, and its log"),
             Self::Cut(_) => failure(self.to_string()),
         }
     }
@@ -223,6 +237,15 @@ impl ApiError {
     pub(crate) fn not_run(self) -> Failure {
         self.into_failure().exit(Exit::NOT_RUN)
     }
+}
+
+/// Returns whether a proxy says so that does not reach the server behind it, or has no answer of it
+/// (RFC 9110, 15.6.3 to 15.6.5). A gateway that says 503 says why.
+fn is_of_a_proxy(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+    )
 }
 
 const MAKE_A_TOKEN: &str = "set MOLTIS_API_TOKEN to a token made there by `moltis token create`";

@@ -287,7 +287,7 @@ async fn once<T>(
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        let fate_is_unknown = attempts_behind > 0 || matches!(error, ApiError::Cut(_));
+        let fate_is_unknown = attempts_behind > 0 || error.leaves_it_open();
         if !fate_is_unknown {
             if let Some(patience) = &mut patience
                 && patience.waits_after(&error).await
@@ -297,7 +297,11 @@ async fn once<T>(
             return Err(NotDone::Refused(error));
         }
         if !error.passes() {
-            return Err(NotDone::Refused(error));
+            return Err(match error {
+                // A gateway that had it would have told of its run.
+                ApiError::Problem(_) => NotDone::Refused(error),
+                _ => NotDone::Unknown,
+            });
         }
         attempts_behind += 1;
         if attempts_behind == ATTEMPTS {

@@ -34,6 +34,8 @@ pub(crate) struct Patience<'a> {
 enum Sign {
     /// It has just been here: it is stopping, or its connection broke.
     WasHere,
+    /// A proxy is here that does not reach it.
+    Proxy,
     /// Its socket is here, and nobody listens: it died.
     Socket,
     /// Its service is running, or about to start.
@@ -69,8 +71,10 @@ impl<'a> Patience<'a> {
     }
 
     async fn sign_in(&self, error: &ApiError) -> Option<Sign> {
-        let ApiError::NotReached { source, .. } = error else {
-            return is_away(error).then_some(Sign::WasHere);
+        let source = match error {
+            ApiError::NotReached { source, .. } => source,
+            ApiError::ProxyWithoutGateway { .. } => return Some(Sign::Proxy),
+            error => return is_away(error).then_some(Sign::WasHere),
         };
         // Of a gateway elsewhere nothing is known that would tell a restart from a wrong address.
         let home = self.client.home()?;
@@ -92,6 +96,7 @@ impl<'a> Patience<'a> {
     fn tell(&self, sign: Sign) {
         let what = match sign {
             Sign::WasHere => "the gateway is stopping",
+            Sign::Proxy => "the proxy before the gateway does not reach it",
             Sign::Socket => "the gateway that was here does not answer any more",
             Sign::Service => "the gateway's service is about to start",
         };
@@ -119,7 +124,9 @@ pub(super) async fn ask<T>(
 
 fn is_away(error: &ApiError) -> bool {
     match error {
-        ApiError::NotReached { .. } | ApiError::Cut(_) => true,
+        ApiError::NotReached { .. } | ApiError::Cut(_) | ApiError::ProxyWithoutGateway { .. } => {
+            true
+        }
         error => error.code() == Some(Code::ShuttingDown),
     }
 }

@@ -38,6 +38,7 @@ mod pages;
 mod pairing;
 mod pipes;
 mod power;
+mod proxied;
 mod remote;
 mod restored;
 mod runs;

@@ -171,6 +171,8 @@ struct Pieces {
     at: u64,
     /// Where to end; `None` goes on until the stream is complete.
     to: Option<u64>,
+    /// Nothing was given yet.
+    is_empty: bool,
     stop: CancellationToken,
 }
 
@@ -181,6 +183,7 @@ impl Pieces {
             stream: known.stream,
             at,
             to,
+            is_empty: true,
             stop,
         }
     }
@@ -212,7 +215,12 @@ impl Pieces {
         match read {
             OutputRead::Bytes(bytes) => {
                 self.at += bytes.len() as u64;
+                self.is_empty = false;
                 Ok(Some(bytes))
+            }
+            // A body that is empty and ends well would say that nothing comes any more.
+            OutputRead::Gap { .. } if self.to.is_none() && self.is_empty => {
+                Err(io::Error::other("what comes next is gone: ask again"))
             }
             OutputRead::Gap { .. } if self.to.is_none() => Ok(None),
             OutputRead::End => Ok(None),
@@ -220,5 +228,40 @@ impl Pieces {
                 Err(io::Error::other("output was given up meanwhile"))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::{OutputLimits, Outputs};
+
+    #[tokio::test]
+    async fn a_body_that_is_followed_never_ends_well_where_only_a_gap_came() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), None, OutputLimits::default()).unwrap();
+        let run = outputs
+            .run(moltis_proto::RunId::from_bytes([1; 16]))
+            .unwrap();
+        let stream = Stream::Stdout;
+        run.append(stream, 0, Bytes::from_static(b"seen")).unwrap();
+        let from = |at| Pieces {
+            output: Arc::clone(&run),
+            stream,
+            at,
+            to: None,
+            is_empty: true,
+            stop: CancellationToken::new(),
+        };
+        let (mut first, mut waiting) = (from(0), from(4));
+        assert_eq!(first.next().await.unwrap().unwrap(), "seen");
+        let reason = moltis_proto::run::GapReason::KeeperDied;
+        run.gap(stream, 4, 9, reason).unwrap();
+        assert_eq!(
+            first.next().await.unwrap(),
+            None,
+            "who has bytes asks for the next"
+        );
+        waiting.next().await.unwrap_err();
     }
 }

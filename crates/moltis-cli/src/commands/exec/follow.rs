@@ -18,7 +18,7 @@ use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::timeout;
 
 use super::super::Context;
-use super::cancel;
+use super::cancel::{self, Refusal};
 use super::collect::Collected;
 use super::ending::{End, finish};
 use super::reader::{self, index};
@@ -122,8 +122,8 @@ struct Follower {
     looks: mpsc::Receiver<Run>,
     look: mpsc::Sender<Run>,
     /// Why the gateway does not take our cancel.
-    refusals: mpsc::Receiver<ApiError>,
-    refusal: mpsc::Sender<ApiError>,
+    refusals: mpsc::Receiver<Refusal>,
+    refusal: mpsc::Sender<Refusal>,
 }
 
 enum Step {
@@ -132,7 +132,7 @@ enum Step {
     Unwritable,
     Input(stdin::Event),
     Look(Box<Run>),
-    Refused(ApiError),
+    Refused(Refusal),
     Event(Option<reader::Event>),
 }
 
@@ -214,7 +214,7 @@ impl Follower {
                 () = writer_failed(self.streams.as_ref()), if !self.unwritable => Step::Unwritable,
                 Some(event) = next_input(self.input.as_mut()) => Step::Input(event),
                 Some(run) = self.looks.recv() => Step::Look(Box::new(run)),
-                Some(error) = self.refusals.recv() => Step::Refused(error),
+                Some(refusal) = self.refusals.recv() => Step::Refused(refusal),
                 Some(permit) = room(self.streams.as_ref()), if self.held.is_some() => {
                     if let Some(piece) = self.held.take() {
                         permit.send(piece);
@@ -257,9 +257,7 @@ impl Follower {
                 self.input = None;
             }
             Step::Look(run) => self.looked(&run),
-            Step::Refused(error) => self.say(&format!(
-                "the cancel cannot be taken: {error}; it is asked for again until it is taken"
-            )),
+            Step::Refused(refusal) => self.say(&refusal.to_string()),
             Step::Event(None) => {
                 return Some(End::Failed(ApiError::Cut("the reader ended".to_owned())));
             }

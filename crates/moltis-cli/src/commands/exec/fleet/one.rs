@@ -9,7 +9,8 @@ use std::rc::Rc;
 use moltis_gateway::api::runs::{Run, StartRun};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::super::{NotDone, cancel, once, reader};
+use super::super::cancel::{self, Refusal};
+use super::super::{NotDone, once, reader};
 use super::summary::Became;
 use crate::api::{ApiError, Client};
 use crate::exit::Exit;
@@ -142,7 +143,7 @@ impl Shared {
     }
 
     /// Asks for a run's end until the gateway has heard it.
-    pub(super) async fn cancel(self: Rc<Self>, run_id: String, refused: mpsc::Sender<ApiError>) {
+    pub(super) async fn cancel(self: Rc<Self>, run_id: String, refused: mpsc::Sender<Refusal>) {
         let _asking = self.asking.acquire().await;
         cancel::until_heard(&self.client, &run_id, refused).await;
     }

@@ -12,13 +12,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::super::cancel;
+use super::super::cancel::{self, Refusal};
 use super::super::follow::{room, writer_failed};
 use super::super::reader::{self, index};
 use super::super::stops::Stops;
 use super::one::{News, Shared};
 use super::summary::{Became, Outputs, Told};
-use crate::api::ApiError;
 use crate::output::Output;
 use crate::output::streams::{Escapes, Streams, WriteError};
 use crate::units::short;
@@ -40,7 +39,7 @@ pub(super) enum End {
 enum Step {
     Stop(i32),
     Unwritable,
-    Refused(ApiError),
+    Refused(Refusal),
     News(Option<(usize, News)>),
 }
 
@@ -61,8 +60,8 @@ pub(super) struct Watch {
     /// The signal that made us cancel everything; SIGPIPE where nobody reads us any more.
     pub(super) ended_by: Option<i32>,
     cancelling: JoinSet<()>,
-    refusals: mpsc::Receiver<ApiError>,
-    refusal: mpsc::Sender<ApiError>,
+    refusals: mpsc::Receiver<Refusal>,
+    refusal: mpsc::Sender<Refusal>,
     said_cut: bool,
 }
 
@@ -112,7 +111,7 @@ impl Watch {
                 biased;
                 number = self.stops.next() => Step::Stop(number),
                 () = writer_failed(self.streams.as_ref()), if !self.unwritable => Step::Unwritable,
-                Some(error) = self.refusals.recv() => Step::Refused(error),
+                Some(refusal) = self.refusals.recv() => Step::Refused(refusal),
                 Some(permit) = room(self.streams.as_ref()), if !self.lines.is_empty() => {
                     if let Some(lines) = self.lines.pop_front() {
                         permit.send(lines);
@@ -136,9 +135,7 @@ impl Watch {
                         self.cancel(rustix::process::Signal::PIPE.as_raw());
                     }
                 }
-                Step::Refused(error) => self.output.note(&format!(
-                    "a cancel cannot be taken: {error}; it is asked for again until it is taken"
-                )),
+                Step::Refused(refusal) => self.output.note(&refusal.to_string()),
                 Step::News(Some((at, news))) => self.take(at, news),
                 Step::News(None) => return End::All,
             }
