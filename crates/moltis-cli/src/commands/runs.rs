@@ -291,9 +291,13 @@ async fn output(context: &Context, args: Output) -> anyhow::Result<Exit> {
                 let Some(gap) = problem.gap.filter(|gap| gap.to > offset) else {
                     break Err(ApiError::Problem(problem));
                 };
-                context
-                    .output
-                    .warn(&format!("bytes {} to {} are gone", gap.from, gap.to));
+                let why = gap.reason.map(|reason| format!(": {reason}"));
+                context.output.warn(&format!(
+                    "bytes {} to {} are gone{}",
+                    gap.from,
+                    gap.to,
+                    why.unwrap_or_default()
+                ));
                 offset = gap.to;
             }
             // A read ends at the end, or before a gap: the next one tells.

@@ -317,7 +317,7 @@ fn a_run_on_a_node_whose_disk_is_full_goes_on_and_its_gap_is_told() {
     let gaps: Vec<u64> = done
         .stderr
         .lines()
-        .filter(|line| line.ends_with("of standard output are gone"))
+        .filter(|line| line.ends_with("of standard output are gone: the disk was full"))
         .map(|line| {
             let words: Vec<_> = line.split(' ').collect();
             words[3].parse::<u64>().unwrap() - words[1].parse::<u64>().unwrap()

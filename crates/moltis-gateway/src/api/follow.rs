@@ -5,6 +5,8 @@
 //! The server writes [`header`] and then the bytes as they lie in memory; a client feeds a
 //! [`Decoder`] what it reads. Nothing here reads or writes a socket.
 
+use std::fmt;
+
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -80,6 +82,21 @@ pub enum GapReason {
     #[serde(other)]
     #[schemars(skip)]
     Unrecognised,
+}
+
+impl fmt::Display for GapReason {
+    /// As a person reads it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Limit => "more was printed than is kept",
+            Self::DiskFull => "the disk was full",
+            Self::DiskFailed => "the disk failed",
+            Self::Freed => "their node had given them to a gateway that does not have them",
+            Self::KeeperDied => "the keeper that held them died",
+            Self::PowerCut => "their machine lost its power before they were on its disk",
+            Self::Unrecognised => "for a reason that a newer gateway knows",
+        })
+    }
 }
 
 /// Why a body is not made of frames.

@@ -5,6 +5,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::follow::GapReason;
+
 /// The body of every answer from 400 on, with media type `application/problem+json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
@@ -60,6 +62,9 @@ pub struct GapRange {
     pub from: u64,
     /// Offset behind the last one.
     pub to: u64,
+    /// Why; an older gateway does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<GapReason>,
 }
 
 macro_rules! codes {
@@ -215,7 +220,8 @@ mod tests {
     fn a_gap_names_its_bytes_beside_the_code() {
         let body = r#"{"code":"output_gap","status":409,"title":"t","detail":"d","from":3,"to":9}"#;
         let problem: Problem = serde_json::from_str(body).unwrap();
-        assert_eq!(problem.gap, Some(GapRange { from: 3, to: 9 }));
+        let (from, to, reason) = (3, 9, None);
+        assert_eq!(problem.gap, Some(GapRange { from, to, reason }));
         let again = serde_json::to_value(&problem).unwrap();
         assert_eq!((&again["from"], &again["to"]), (&3.into(), &9.into()));
     }

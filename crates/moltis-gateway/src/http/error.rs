@@ -9,6 +9,7 @@ use std::sync::Arc;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
+use crate::api::follow::GapReason;
 use crate::api::problem::{Candidate, Code, GapRange, Problem};
 use crate::api::tokens::TOKEN_PREFIX;
 
@@ -78,8 +79,9 @@ impl ApiError {
     }
 
     /// Adds the bytes that are gone.
-    pub fn gap(mut self, from: u64, to: u64) -> Self {
-        self.0.gap = Some(GapRange { from, to });
+    pub fn gap(mut self, from: u64, to: u64, reason: GapReason) -> Self {
+        let reason = Some(reason);
+        self.0.gap = Some(GapRange { from, to, reason });
         self
     }
 

@@ -108,12 +108,14 @@ impl Known {
     async fn check_start(&self, from: u64) -> ApiResult<()> {
         match self.output.read(self.stream, from, 1).await? {
             OutputRead::Gap {
-                from: first, to, ..
+                from: first,
+                to,
+                reason,
             } => Err(ApiError::new(
                 Code::OutputGap,
                 format!("the bytes from {first} up to {to} are gone"),
             )
-            .gap(first, to)
+            .gap(first, to, reason.into())
             .hint(format!("go on behind them: offset={to}"))),
             OutputRead::Bytes(_) | OutputRead::Wait | OutputRead::End => Ok(()),
         }

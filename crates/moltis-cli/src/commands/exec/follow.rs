@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use hyper::Method;
+use moltis_gateway::api::follow::Gap;
 use moltis_gateway::api::runs::{Resize, Run, State, Stream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -277,8 +278,12 @@ impl Follower {
                 self.collected[index(gap.stream)].gap(gap.to.saturating_sub(gap.from));
                 if !self.json {
                     let which = ["standard output", "standard error"][index(gap.stream)];
-                    let (from, to) = (gap.from, gap.to);
-                    self.say(&format!("bytes {from} to {to} of {which} are gone"));
+                    let Gap {
+                        from, to, reason, ..
+                    } = gap;
+                    self.say(&format!(
+                        "bytes {from} to {to} of {which} are gone: {reason}"
+                    ));
                 }
             }
             reader::Event::Ended(run) => return Some(End::Ended(run)),

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use moltis_gateway::api::follow::Gap;
 use moltis_gateway::api::runs::{Run, State, Stream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -167,9 +168,13 @@ impl Watch {
                     return;
                 }
                 let which = ["standard output", "standard error"][index(gap.stream)];
-                let (from, to) = (gap.from, gap.to);
-                let text = format!("{}: bytes {from} to {to} of {which} are gone", node.label);
-                self.output.note(&text);
+                let Gap {
+                    from, to, reason, ..
+                } = gap;
+                let label = &node.label;
+                self.output.note(&format!(
+                    "{label}: bytes {from} to {to} of {which} are gone: {reason}"
+                ));
             }
             reader::Event::Ended(run) => self.over(at, Became::Ended(run)),
             reader::Event::Quiet => {
