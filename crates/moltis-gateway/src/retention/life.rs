@@ -99,8 +99,6 @@ pub(super) fn note_failure(error: &StoreError) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
     use crate::store::testing::store;
 
@@ -110,7 +108,7 @@ mod tests {
 
     /// A moment at which a machine has been on for so long, whatever this one has.
     fn up_for(boottime: Duration) -> Moment {
-        let monotonic = Instant::now() + boottime;
+        let monotonic = tokio::time::Instant::now().into_std() + boottime;
         Moment {
             monotonic,
             boottime,
