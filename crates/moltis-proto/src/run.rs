@@ -144,7 +144,8 @@ pub enum GapReason {
     Freed,
     /// The keeper that held them died.
     KeeperDied,
-    /// The gateway's machine lost power before they were on its disk.
+    /// The machine that held them, the gateway's or the node's, lost power before they were on its
+    /// disk.
     PowerCut,
 }
 

@@ -76,7 +76,8 @@ pub enum GapReason {
     Freed,
     /// The keeper that held them died.
     KeeperDied,
-    /// The gateway's machine lost power before they were on its disk.
+    /// The machine that held them, the gateway's or the node's, lost power before they were on its
+    /// disk.
     PowerCut,
     /// A reason of a newer gateway; never sent.
     #[serde(other)]

@@ -1,5 +1,7 @@
 //! What the targets in `fuzz/` reach of a keeper's files: journals that are written, damaged and read
-//! again, and the header of a spool. Compiled for them, which `cfg(fuzzing)` says, and for tests.
+//! again, and spools. Compiled for them, which `cfg(fuzzing)` says, and for tests.
+
+pub mod spool;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,10 +12,11 @@ use moltis_proto::run::{Command, Ending, Outcome, RunSpec, StdinMode, Totals};
 use moltis_proto::{BootId, JournalId, RunId};
 
 use super::journal::{Past, Record, Told, encode_into, opening};
-use super::spool;
+use super::spool as file;
+use super::spool::Page;
 
 /// Bytes of the page that a spool begins with.
-pub const PAGE_BYTES: usize = spool::PAGE_BYTES;
+pub const PAGE_BYTES: usize = file::PAGE_BYTES;
 
 const JOURNAL: JournalId = JournalId::from_bytes([1; 16]);
 const BOOT: BootId = BootId::from_bytes([2; 16]);
@@ -198,7 +201,7 @@ fn go_on(mut bytes: Vec<u8>, told: &Told) {
     assert_eq!(again.index.forgotten, told.index.forgotten);
 }
 
-fn spec(length: u16) -> RunSpec {
+pub(super) fn spec(length: u16) -> RunSpec {
     RunSpec {
         command: Command::Shell("x".repeat(length.into())),
         cwd: None,
@@ -221,17 +224,21 @@ fn ending(length: u8) -> Ending {
     }
 }
 
-/// Reads the header in the first bytes of a spool.
-pub fn read_header(page: &[u8; PAGE_BYTES]) -> Option<SpoolHeader> {
-    spool::read_header(page)
+/// Reads the first bytes of a spool: what it holds, and the checksum of the block that grows.
+pub fn read_page(page: &[u8; PAGE_BYTES]) -> Option<(SpoolHeader, Option<u32>)> {
+    file::read_page(page).map(|page| (page.header, page.growing))
 }
 
-/// Returns the first bytes of a spool.
+/// Returns the first bytes of a spool, or of one without checksums.
 ///
 /// # Panics
-/// Never: five numbers fit a page.
-pub fn page_of(header: &SpoolHeader) -> [u8; PAGE_BYTES] {
-    spool::page_of(header).expect("five numbers fit a page")
+/// Never: six numbers fit a page.
+pub fn page_of(header: &SpoolHeader, growing: Option<u32>) -> [u8; PAGE_BYTES] {
+    let page = Page {
+        header: *header,
+        growing,
+    };
+    file::page_of(&page).expect("six numbers fit a page")
 }
 
 #[cfg(test)]
@@ -266,15 +273,16 @@ mod tests {
         fn a_header_is_the_one_that_was_written_or_none(
             at in 0..PAGE_BYTES,
             changed in any::<u8>(),
+            growing in any::<Option<u32>>(),
             (base, head_bytes, ring_bytes, written) in (0..99u64, 0..99u64, 1..99u64, 0..50u64),
         ) {
             let from = base + head_bytes;
             let header = SpoolHeader { base, head_bytes, ring_bytes, from, to: base + written };
-            let sound = header.is_sound().then_some(header);
-            let mut page = page_of(&header);
-            prop_assert_eq!(read_header(&page), sound);
+            let sound = header.is_sound().then_some((header, growing));
+            let mut page = page_of(&header, growing);
+            prop_assert_eq!(read_page(&page), sound);
             page[at] = changed;
-            let found = read_header(&page);
+            let found = read_page(&page);
             prop_assert!(found.is_none() || found == sound);
         }
     }

@@ -137,6 +137,11 @@ fn revive(
     processes: Processes,
 ) -> Run {
     let headers = spools.each_mut().map(Spool::header);
+    if processes == Processes::OfAnotherBoot {
+        for spool in &mut spools {
+            spool.doubt();
+        }
+    }
     // Of a lost run the journal has what its spools had, and a gateway may have got more.
     let known = past.ended.as_ref();
     let totals = known.filter(|(ending, _)| ending.outcome != Outcome::Lost);
@@ -231,6 +236,8 @@ fn delete_strays(disk: &Disk, dir: &Path, runs: &[Run]) {
 #[cfg(test)]
 mod tests {
     use moltis_proto::JournalId;
+    use moltis_proto::run::GapReason;
+    use moltis_proto::run::outbox::{SpoolDone, SpoolOp};
 
     use super::*;
     use crate::keeper::kernel::System;
@@ -251,6 +258,72 @@ mod tests {
         let estate = take_over_all(&kernel, &Disk::default(), dir.path(), boot_id, &[]).unwrap();
         assert!(estate.journals.is_empty() && estate.living.is_empty());
         !stray.exists()
+    }
+
+    /// Has a keeper spool something, and a page of it go missing; returns what one that begins in this
+    /// boot reads there.
+    fn reads_what_is_missing(boot_id: BootId) -> SpoolDone {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, then) = (Disk::default(), BootId::from_bytes([1; 16]));
+        let id = JournalId::from_bytes([2; 16]);
+        let mut journal = Journal::create(&disk, dir.path(), id, then, "1.2.3").unwrap();
+        let run_id = RunId::from_bytes([7; 16]);
+        let (ending, totals) = (lost(None, Processes::Ended), Totals::default());
+        let digest = moltis_proto::key::Digest::from_bytes([3; 32]);
+        let mut outbox = Outbox::new(OutboxLimits::default());
+        outbox.handle_output(Stream::Stdout, vec![7; 5_000].into(), start());
+        outbox.spill(start());
+        let mut spool = Spool::new(&disk, dir.path(), run_id, Stream::Stdout);
+        let op = outbox.poll_spool(Stream::Stdout).unwrap();
+        spool.perform(op).unwrap();
+        let path = dir.path().join(format!("{run_id}.out"));
+        let mut file = fs::read(&path).unwrap();
+        let length = file.len();
+        file[length - 5_000..length - 904].fill(0);
+        fs::write(&path, file).unwrap();
+        let spec = crate::keeper::fuzzing::spec(3);
+        journal
+            .append(&Record::Accepted {
+                run_id,
+                digest,
+                spec: Cow::Owned(spec),
+            })
+            .unwrap();
+        journal
+            .append(&Record::Ended {
+                run_id,
+                ending: Cow::Owned(ending),
+                totals,
+            })
+            .unwrap();
+        drop(journal);
+        let kernel = Kernel::System(System::default());
+        let estate = take_over_all(&kernel, &disk, dir.path(), boot_id, &[]).unwrap();
+        let run = estate.runs.into_iter().next().unwrap();
+        let mut spool = run.into_spools().into_iter().next().unwrap();
+        spool
+            .perform(SpoolOp::Read {
+                position: 0,
+                length: 5_000,
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn behind_another_boot_a_spool_is_asked_for_its_checksums() {
+        let same = reads_what_is_missing(BootId::from_bytes([1; 16]));
+        assert!(matches!(same, SpoolDone::Read(_)), "{same:?}");
+        let another = reads_what_is_missing(BootId::from_bytes([9; 16]));
+        let gone = SpoolDone::Gone {
+            length: 4_096,
+            reason: GapReason::PowerCut,
+        };
+        assert_eq!(another, gone);
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "nothing here takes time")]
+    fn start() -> std::time::Instant {
+        std::time::Instant::now()
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// Every [`Step::what`]. Each is taken sooner or later: a simulation that has not seen one has not
 /// looked everywhere.
-pub const STEPS: [&str; 17] = [
+pub const STEPS: [&str; 18] = [
     "journal.make",
     "journal.open",
     "journal.append",
@@ -21,6 +21,7 @@ pub const STEPS: [&str; 17] = [
     "spool.make",
     "spool.before",
     "spool.write",
+    "spool.sums",
     "spool.after",
     "spool.read",
     "spool.delete",

@@ -178,7 +178,8 @@ pub enum SpoolOp {
         /// What it holds then.
         after: SpoolHeader,
     },
-    /// Read exactly `length` bytes.
+    /// Read `length` bytes; where only some of them can be believed, as many of the first as are of
+    /// one kind.
     Read {
         /// Position behind the header.
         position: u64,
@@ -194,8 +195,15 @@ pub enum SpoolOp {
 pub enum SpoolDone {
     /// A write, or a clearing.
     Done,
-    /// The bytes that were read.
+    /// The bytes that were read: all that were wanted, or the first of them.
     Read(Bytes),
+    /// The first bytes that were wanted are not there, or not what was written.
+    Gone {
+        /// So many, at least one.
+        length: u64,
+        /// Why.
+        reason: GapReason,
+    },
 }
 
 /// What is left of a stream whose keeper died.

@@ -352,8 +352,13 @@ impl Lane {
             (Some(Busy::Reading { from, length }), result) => {
                 if self.following && self.held.to() == from {
                     match result {
-                        Ok(SpoolDone::Read(bytes)) if bytes.len() as u64 == length => {
+                        Ok(SpoolDone::Read(bytes))
+                            if !bytes.is_empty() && bytes.len() as u64 <= length =>
+                        {
                             self.held.push(bytes);
+                        }
+                        Ok(SpoolDone::Gone { length: n, reason }) if n > 0 => {
+                            self.held.push_gap(from + n.min(length), reason);
                         }
                         Ok(_) => self.held.push_gap(from + length, GapReason::DiskFailed),
                         Err(reason) => self.held.push_gap(from + length, reason),

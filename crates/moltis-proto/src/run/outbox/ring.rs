@@ -71,6 +71,27 @@ impl SpoolHeader {
         self.base + self.head_bytes
     }
 
+    /// Returns the offset of the newest byte that was written to this position; `None` where there is
+    /// none.
+    pub fn offset_at(&self, position: u64) -> Option<u64> {
+        if position < self.head_bytes {
+            let offset = self.base.checked_add(position)?;
+            return (offset < self.to).then_some(offset);
+        }
+        let turn = position - self.head_bytes;
+        let newest = self.to.checked_sub(self.head_to())?.checked_sub(1)?;
+        if turn >= self.ring_bytes {
+            return None;
+        }
+        let at = newest % self.ring_bytes;
+        let behind = if turn <= at {
+            at - turn
+        } else {
+            self.ring_bytes - (turn - at)
+        };
+        Some(self.head_to() + newest.checked_sub(behind)?)
+    }
+
     /// Makes the file keep about the length that it has: what follows goes round in the ring as far
     /// as that is filled, or in `ring_bytes_min`. Nothing moves, so a ring that has gone round
     /// already stays as it is.
@@ -208,6 +229,7 @@ mod tests {
                     match header.at(offset) {
                         Lies::At { position, length } => {
                             for n in 0..length {
+                                assert_eq!(header.offset_at(position + n), Some(offset + n));
                                 let byte = file[usize::try_from(position + n).unwrap()];
                                 assert_eq!(byte, (offset + n).to_le_bytes()[0]);
                             }
