@@ -23,15 +23,18 @@ pub(super) struct Unwritten {
 }
 
 impl Unwritten {
-    /// Remembers a run whose ending is not written, and forgets one of which it is.
+    /// Remembers a run whose ending is not written, and forgets one of which it is. However many end
+    /// meanwhile, the disk is asked again when the first one has waited.
     pub(super) fn note(&mut self, id: RunId, is_written: bool, now: Instant) {
         if is_written {
             self.runs.remove(&id);
         } else {
             self.runs.insert(id);
+            self.again_at.get_or_insert(now + AGAIN_AFTER);
         }
-        let wanted = !self.runs.is_empty();
-        self.again_at = wanted.then_some(now + AGAIN_AFTER);
+        if self.runs.is_empty() {
+            self.again_at = None;
+        }
     }
 }
 
@@ -49,6 +52,7 @@ impl Core {
 
     /// Tries again to write down what the disk has not taken.
     pub(super) fn write_again(&mut self) {
+        self.unwritten.again_at = None;
         for id in self.unwritten.runs.clone() {
             self.write_ending(id);
         }
@@ -95,4 +99,26 @@ pub(super) fn note_ending(
         tracing::error!(run.id = %run.id, error = %error, "an ending is not written down yet");
     }
     !matches!(written, Some(Err(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_that_end_meanwhile_do_not_put_off_an_ending_that_waits_for_the_disk() {
+        let (mut unwritten, began) = (Unwritten::default(), now());
+        let run = |number| RunId::from_bytes([number; 16]);
+        unwritten.note(run(0), false, began);
+        for second in 1..5 {
+            let now = began + Duration::from_secs(second.into());
+            unwritten.note(run(second), second % 2 == 0, now);
+            assert_eq!(unwritten.again_at, Some(began + AGAIN_AFTER), "{second}");
+        }
+        for number in [0, 1, 3] {
+            assert!(unwritten.again_at.is_some());
+            unwritten.note(run(number), true, began);
+        }
+        assert_eq!(unwritten.again_at, None);
+    }
 }
