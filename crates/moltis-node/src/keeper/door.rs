@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use super::connect::KeeperStream;
 #[cfg(feature = "simulation")]
@@ -31,6 +32,8 @@ pub(crate) struct Sockets {
 #[derive(Debug)]
 pub(super) struct Door {
     clients: Clients,
+    /// It takes nobody before then.
+    rests_until: Option<Instant>,
     /// Where they find it now.
     path: Option<PathBuf>,
 }
@@ -62,6 +65,7 @@ impl Sockets {
         if let Some(sockets) = &self.simulated {
             return Ok(Door {
                 clients: Clients::Memory(sockets.bind(path)?),
+                rests_until: None,
                 path: Some(path.to_owned()),
             });
         }
@@ -69,6 +73,7 @@ impl Sockets {
         fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
         Ok(Door {
             clients: Clients::Socket(listener),
+            rests_until: None,
             path: Some(path.to_owned()),
         })
     }
@@ -88,6 +93,7 @@ impl Door {
     pub(super) fn memory(clients: mpsc::Receiver<KeeperStream>) -> Self {
         Self {
             clients: Clients::Memory(clients),
+            rests_until: None,
             path: None,
         }
     }
@@ -98,13 +104,18 @@ impl Door {
     /// Cancel safe.
     pub(super) async fn next(&mut self) -> KeeperStream {
         loop {
+            if let Some(until) = self.rests_until {
+                sleep_until(until).await;
+                self.rests_until = None;
+            }
             match &mut self.clients {
                 Clients::Socket(listener) => match listener.accept().await {
                     Ok((stream, _)) if is_ours(&stream) => return stream.into(),
                     Ok(_) => tracing::warn!("another user knocks at the keeper's socket"),
                     Err(error) => {
                         tracing::warn!(error = %error, "the keeper's socket takes no client");
-                        tokio::time::sleep(REST).await;
+                        // Whoever waits here turns to something else at every event, and comes back.
+                        self.rests_until = Some(Instant::now() + REST);
                     }
                 },
                 Clients::Memory(clients) => match clients.recv().await {
@@ -139,4 +150,36 @@ impl Door {
 fn is_ours(stream: &UnixStream) -> bool {
     let ours = rustix::process::geteuid().as_raw();
     stream.peer_cred().is_ok_and(|peer| peer.uid() == ours)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use rustix::net::{AddressFamily, SocketType};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_door_that_took_nobody_rests_however_often_it_is_asked() {
+        // One that does not listen: accept(2) fails.
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        let socket = std::os::unix::net::UnixListener::from(socket);
+        socket.set_nonblocking(true).unwrap();
+        let mut door = Door {
+            clients: Clients::Socket(UnixListener::from_std(socket).unwrap()),
+            rests_until: None,
+            path: None,
+        };
+        let asked = timeout(REST / 10, door.next()).await;
+        assert!(asked.is_err());
+        let (clients, arriving) = mpsc::channel(1);
+        let (stream, _far) = tokio::io::duplex(1);
+        clients.try_send(stream.into()).unwrap();
+        door.clients = Clients::Memory(arriving);
+        for _ in 0..3 {
+            assert!(door.next().now_or_never().is_none(), "it rests");
+        }
+        timeout(REST, door.next()).await.unwrap();
+    }
 }
