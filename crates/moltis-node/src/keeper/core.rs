@@ -351,9 +351,6 @@ impl Core {
                     life.handle_exited(now, &adopted);
                     mark_dirty(run, &mut self.dirty);
                 }
-                if self.kernel.adopts_orphans() {
-                    self.sweep_at.get_or_insert(now + SWEEP_EVERY);
-                }
             }
             Event::Read {
                 run_id,
@@ -458,8 +455,13 @@ impl Core {
     /// Adds a run that has just begun or ended.
     pub(super) fn insert(&mut self, run: Run) {
         let id = run.id;
-        self.leaders
-            .extend(run.life.as_ref().map(|life| life.leader()));
+        if let Some(life) = &run.life {
+            self.leaders.insert(life.leader());
+            if self.kernel.adopts_orphans() {
+                // A long run leaves orphans too: until the last one is over.
+                self.sweep_at.get_or_insert(now() + SWEEP_EVERY);
+            }
+        }
         self.runs.insert(id, run);
         self.with(id, |_| {});
     }

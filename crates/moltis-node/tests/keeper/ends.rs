@@ -223,6 +223,23 @@ async fn children_that_escape_by_setsid_are_found_when_a_run_is_cancelled() {
     gone(other).await;
 }
 
+/// Waits until a keeper has so many children, zombies among them.
+async fn has_children(keeper: &Outside, count: usize) {
+    let children = || {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", keeper.pid())).unwrap();
+        let lists = threads
+            .flatten()
+            .map(|thread| std::fs::read_to_string(thread.path().join("children")).unwrap());
+        let count = lists.map(|list| list.split_whitespace().count());
+        count.sum::<usize>()
+    };
+    let began = Instant::now();
+    while children() != count {
+        assert!(began.elapsed() < Duration::from_secs(15), "{}", children());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn orphans_that_end_are_reaped() {
     let keeper = Outside::start().await;
@@ -230,18 +247,20 @@ async fn orphans_that_end_are_reaped() {
     client
         .run(id(1), shell("(setsid sleep 0.1 >/dev/null 2>&1 &); exit 0"))
         .await;
-    let zombies = || {
-        let children = format!("/proc/{0}/task/{0}/children", keeper.pid());
-        std::fs::read_to_string(children)
-            .unwrap()
-            .split_whitespace()
-            .count()
-    };
-    let began = Instant::now();
-    while zombies() > 0 {
-        assert!(began.elapsed() < Duration::from_secs(15));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    has_children(&keeper, 0).await;
+}
+
+#[tokio::test]
+async fn orphans_of_a_run_that_goes_on_are_reaped() {
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    let line = "for n in 1 2 3; do (setsid true &); done; echo all; exec sleep 60";
+    client.start(id(1), shell(line)).await;
+    client.until(id(1), |run| run.next[0] > 0).await;
+    has_children(&keeper, 4).await;
+    has_children(&keeper, 1).await;
+    client.cancel(id(1), 100).await;
+    client.finish(id(1)).await;
 }
 
 /// A shell line that ends when a child of it has left its session, and so the run's group; the
