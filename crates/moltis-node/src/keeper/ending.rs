@@ -41,7 +41,8 @@ pub(super) struct Life {
     exited: Option<(Option<Status>, Instant)>,
     /// When whoever holds the output open has had its time.
     drained_at: Option<Instant>,
-    was_held_open: bool,
+    /// Somebody had it then.
+    is_held_open: bool,
     look_again: Option<Instant>,
 }
 
@@ -75,7 +76,7 @@ impl Life {
             hang_up_at: None,
             exited: None,
             drained_at: None,
-            was_held_open: false,
+            is_held_open: false,
             look_again: None,
         }
     }
@@ -149,6 +150,11 @@ impl Life {
         self.drained_at = Some(now + DRAIN);
     }
 
+    /// Somebody who outlives the child holds its output open.
+    pub(super) fn note_held_open(&mut self) {
+        self.is_held_open = true;
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let kill_at = match (&self.exited, &self.wish) {
             (None, Some(wish)) => wish.kill_at,
@@ -184,7 +190,6 @@ impl Life {
         }
         if self.drained_at.is_some_and(|at| at <= now) {
             self.drained_at = None;
-            self.was_held_open = true;
             return Due::StopReading;
         }
         Due::Nothing
@@ -205,7 +210,7 @@ impl Life {
                 }
                 alive || !sees_all
             }
-            None => self.was_held_open || self.left_somebody(adopted),
+            None => self.is_held_open || self.left_somebody(adopted),
         };
         self.look_again = None;
         let by_itself = match status {

@@ -225,6 +225,24 @@ impl Source {
         }
     }
 
+    /// Returns whether some process holds the other end.
+    pub(super) fn is_held_open(&self) -> bool {
+        let is_open = |mut fds: [PollFd<'_>; 1]| {
+            rustix::event::poll(&mut fds, Some(&Timespec::default())).ok(); // it says nothing then
+            !fds[0].revents().contains(PollFlags::HUP)
+        };
+        match &self.end {
+            SourceEnd::Pipe(pipe) => is_open([PollFd::new(pipe, PollFlags::empty())]),
+            SourceEnd::Terminal(Terminal::System(fd)) => {
+                is_open([PollFd::new(fd.get_ref(), PollFlags::empty())])
+            }
+            #[cfg(feature = "simulation")]
+            SourceEnd::Terminal(Terminal::Simulated(terminal)) => terminal.is_held_open(),
+            #[cfg(feature = "simulation")]
+            SourceEnd::Simulated(output) => output.is_held_open(),
+        }
+    }
+
     fn expect_more(&mut self) {
         self.read_bytes = (self.read_bytes * 4).min(READ_BYTES_MAX);
         #[cfg(target_os = "linux")]

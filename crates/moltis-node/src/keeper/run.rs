@@ -247,8 +247,8 @@ impl Run {
         self.outbox.handle_spool(stream, done, now);
     }
 
-    /// Somebody who outlives the child holds its outputs open, and has had its time: what waits in
-    /// them is the last that is read.
+    /// Whoever outlives the child and holds its outputs open has had its time: what waits in them is
+    /// the last that is read.
     pub(super) fn stop_waiting_for_output(&mut self) {
         for stream in Stream::BOTH {
             let lane = &mut self.lanes[stream.index()];
@@ -267,6 +267,12 @@ impl Run {
         let LaneState::Idle(source) = &lane.state else {
             return;
         };
+        // It may be that only we have not read to its end.
+        if source.is_held_open()
+            && let Some(life) = &mut self.life
+        {
+            life.note_held_open();
+        }
         match source.waiting_bytes_max() {
             0 => self.close_lane(stream),
             waiting => {

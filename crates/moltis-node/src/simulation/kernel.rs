@@ -122,6 +122,11 @@ impl<T: AsyncWrite + fmt::Debug + Send + Unpin> Input for T {}
 pub trait Output: AsyncRead + fmt::Debug + Send + Sync + Unpin {
     /// Returns how many bytes wait to be read.
     fn waiting(&self) -> u64;
+
+    /// Returns whether some process has the other end. Without an implementation one has.
+    fn is_held_open(&self) -> bool {
+        true
+    }
 }
 
 /// Our end of a terminal.
@@ -140,6 +145,11 @@ pub trait Terminal: fmt::Debug + Send + Sync {
 
     /// Returns how many bytes wait to be read.
     fn waiting(&self) -> u64;
+
+    /// Returns whether some process has the other end. Without an implementation one has.
+    fn is_held_open(&self) -> bool {
+        true
+    }
 
     /// Gives it another size.
     fn resize(&self, size: TtySize);

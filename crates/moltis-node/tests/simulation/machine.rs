@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -75,6 +75,8 @@ pub(crate) struct Disk {
     dies_at: Option<Boundary>,
     /// Steps that fail, each once.
     fails: Mutex<BTreeSet<&'static str>>,
+    /// Steps behind which somebody has the file's lock for a moment, each once.
+    holds: Mutex<BTreeSet<&'static str>>,
     /// How long it works at what it is given, where that is longer than a moment.
     works_for: Mutex<Duration>,
     sockets: Sockets,
@@ -112,6 +114,11 @@ impl Disk {
     /// Has the next step of this kind fail.
     pub(crate) fn fail(&self, what: &'static str) {
         self.fails.lock().unwrap().insert(what);
+    }
+
+    /// Has somebody look into the file of the next step of this kind, under its lock.
+    pub(crate) fn hold(&self, what: &'static str) {
+        self.holds.lock().unwrap().insert(what);
     }
 
     /// Has whatever it is given from here on take this long.
@@ -152,6 +159,14 @@ impl simulation::Disk for Disk {
         }
         if at.edge == Edge::Before && self.fails.lock().unwrap().remove(at.what) {
             return Err(io::ErrorKind::StorageFull.into());
+        }
+        if at.edge == Edge::After && self.holds.lock().unwrap().remove(at.what) {
+            let file = std::fs::File::open(at.path).unwrap();
+            file.lock().unwrap();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(50));
+                drop(file);
+            });
         }
         Ok(())
     }
@@ -226,6 +241,7 @@ impl simulation::Kernel for Machine {
             status,
             listens,
         };
+        let status = of_run.status.clone();
         all.insert(pid, of_run);
         if let Some(tty) = order.tty {
             let size = Mutex::new(tty.size);
@@ -240,10 +256,10 @@ impl simulation::Kernel for Machine {
                 ends: Ends::Terminal(Arc::new(echo)),
             });
         }
-        let mut waiting = 0;
+        let waiting = Arc::new(AtomicU64::new(0));
         let does: BoxFuture<'static, ExitStatus> = if order.argv[0] == "/sim/said" {
-            waiting = number(2);
-            let bytes = vec![b'x'; usize::try_from(waiting).unwrap()];
+            waiting.store(number(2), Ordering::Relaxed);
+            let bytes = vec![b'x'; usize::try_from(number(2)).unwrap()];
             let said = stdout.write_all(&bytes).now_or_never();
             said.expect("the pipe takes it at once").unwrap();
             drop(stdout);
@@ -253,11 +269,17 @@ impl simulation::Kernel for Machine {
         } else if order.argv[0] == "/sim/print" {
             let bytes = vec![b'x'; usize::try_from(number(2)).unwrap()];
             let code = i32::try_from(number(3)).unwrap();
+            let waiting = Arc::clone(&waiting);
             Box::pin(async move {
-                match stdout.write_all(&bytes).await {
-                    Ok(()) => ExitStatus::Code(code),
-                    Err(_) => ExitStatus::Signal(PIPE),
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    let Ok(written) = stdout.write(rest).await else {
+                        return ExitStatus::Signal(PIPE);
+                    };
+                    waiting.fetch_add(written as u64, Ordering::Relaxed);
+                    rest = &rest[written..];
                 }
+                ExitStatus::Code(code)
             })
         } else {
             let time = Duration::from_secs(number(2));
@@ -275,13 +297,20 @@ impl simulation::Kernel for Machine {
             drop(stderr);
             end(&process, status);
         });
-        let pipe = |stream, waiting| Box::new(Pipe { stream, waiting }) as Box<dyn Output>;
+        let pipe = |stream, waiting| {
+            let process = status.subscribe();
+            Box::new(Pipe {
+                stream,
+                waiting,
+                process,
+            }) as Box<dyn Output>
+        };
         Ok(Child {
             pid,
             ends: Ends::Pipes {
                 stdin: None,
                 stdout: pipe(near, waiting),
-                stderr: pipe(near_stderr, 0),
+                stderr: pipe(near_stderr, Arc::default()),
             },
         })
     }
@@ -335,7 +364,9 @@ impl simulation::Kernel for Machine {
 struct Pipe {
     stream: DuplexStream,
     /// What is told to wait in it.
-    waiting: u64,
+    waiting: Arc<AtomicU64>,
+    /// Who has the other end.
+    process: watch::Receiver<Option<ExitStatus>>,
 }
 
 impl AsyncRead for Pipe {
@@ -347,14 +378,19 @@ impl AsyncRead for Pipe {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         let bytes = (buf.filled().len() - before) as u64;
-        self.waiting = self.waiting.saturating_sub(bytes);
+        let left = self.waiting.load(Ordering::Relaxed).saturating_sub(bytes);
+        self.waiting.store(left, Ordering::Relaxed);
         read
     }
 }
 
 impl Output for Pipe {
     fn waiting(&self) -> u64 {
-        self.waiting
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    fn is_held_open(&self) -> bool {
+        self.process.borrow().is_none()
     }
 }
 

@@ -397,6 +397,11 @@ impl simulation::Output for Output {
         };
         self.kernel.look(self.pid, waiting).unwrap_or(0)
     }
+
+    fn is_held_open(&self) -> bool {
+        let held = |one: &Process| one.child.holds_outputs();
+        self.kernel.look(self.pid, held).unwrap_or(false)
+    }
 }
 
 impl AsyncRead for Output {
