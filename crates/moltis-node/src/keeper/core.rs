@@ -232,10 +232,12 @@ impl Core {
         run.is_dirty = false;
         let is_complete = run.is_output_complete();
         if is_complete && let Some(life) = &mut run.life {
-            let leader = life.leader();
+            if let Some(leader) = life.reap() {
+                // From here on it may be the number of another run's leader.
+                self.leaders.remove(&leader);
+            }
             let adopted = || self.kernel.orphans(&self.leaders);
             if let Some(ending) = life.poll_ending(now, &adopted) {
-                self.leaders.remove(&leader);
                 let totals = run.outbox.totals();
                 let is_written = papers::note_ending(&mut self.journals, run, &ending, totals);
                 self.unwritten.note(id, is_written, now);
@@ -505,5 +507,76 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::os::unix::process::CommandExt as _;
+    use std::process::Command;
+    use std::sync::Arc;
+
+    use moltis_proto::JournalId;
+    use moltis_proto::key::Digest;
+    use moltis_proto::run::{self, RunSpec, StdinMode};
+
+    use super::super::config::{Policy, Rules};
+    use super::*;
+
+    fn core(dir: &std::path::Path) -> Core {
+        let rules = Rules {
+            policy: Policy::Full,
+            env_allow: Vec::new(),
+            timeout_max: None,
+            timeout_default: None,
+            working_dir: dir.to_owned(),
+            base_env: BTreeMap::new(),
+        };
+        let boot_id = BootId::from_bytes([1; 16]);
+        let config = KeeperConfig::new(dir, Arc::new(rules), boot_id, "1.2.3");
+        let machine = Machine::with(Kernel::as_guest());
+        let id = JournalId::from_bytes([2; 16]);
+        let journal = Journal::create(&machine.disk, dir, id, boot_id, "1.2.3").unwrap();
+        Core::new(config, machine, journal, Estate::default())
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_was_reaped_is_none_although_its_run_is_not_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut core = core(dir.path());
+        let (run_id, digest) = (RunId::from_bytes([7; 16]), Digest::from_bytes([9; 32]));
+        let spec = RunSpec {
+            command: run::Command::Shell("exec sleep 60".to_owned()),
+            cwd: None,
+            env: BTreeMap::new(),
+            timeout_ms: None,
+            grace_ms: 0,
+            stdin: StdinMode::Empty,
+            tty: None,
+        };
+        core.begin(run_id, digest, &spec);
+        let leader = *core.leaders.iter().next().unwrap();
+        // Its group has a member until we wait for it, and the run with it.
+        let member = Command::new("sleep")
+            .arg("60")
+            .process_group(leader.as_raw_pid())
+            .spawn();
+        let mut member = member.unwrap();
+        core.cancel(run_id, Duration::ZERO);
+        let is_there = |pid: Pid| rustix::process::test_kill_process(pid).is_ok();
+        while is_there(leader) {
+            assert_eq!(core.leaders.len(), 1);
+            let event = tokio::time::timeout(Duration::from_millis(10), core.ops.next());
+            if let Ok(event) = event.await {
+                core.handle_event(event);
+            }
+            core.handle_time();
+            core.advance();
+        }
+        assert!(core.runs[&run_id].life.is_some(), "it waits for the member");
+        assert!(core.leaders.is_empty());
+        member.kill().unwrap();
+        member.wait().unwrap();
     }
 }

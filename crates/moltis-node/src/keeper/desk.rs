@@ -119,7 +119,12 @@ impl Core {
     }
 
     /// Begins a run that is not known. Returns what to tell the client at once.
-    fn begin(&mut self, run_id: RunId, digest: Digest, spec: &RunSpec) -> Option<FromKeeper> {
+    pub(super) fn begin(
+        &mut self,
+        run_id: RunId,
+        digest: Digest,
+        spec: &RunSpec,
+    ) -> Option<FromKeeper> {
         if let Some(code) = self.used.refusal(run_id) {
             return Some(FromKeeper::Refused { run_id, code });
         }

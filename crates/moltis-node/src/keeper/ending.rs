@@ -195,12 +195,21 @@ impl Life {
         Due::Nothing
     }
 
-    /// Returns how the run ended, once the child is reaped, its output complete, and whoever was to
-    /// be ended with it is gone or has had the time to be.
-    pub(super) fn poll_ending(&mut self, now: Instant, adopted: Adopted<'_>) -> Option<Ending> {
-        let (status, exited_at) = self.exited?;
+    /// Lets go of a child that has ended and whose output is complete. Returns the number that was
+    /// its own until now.
+    pub(super) fn reap(&mut self) -> Option<Pid> {
+        if self.exited.is_none() || self.child.is_reaped() {
+            return None;
+        }
         self.drained_at = None;
         self.child.reap();
+        Some(self.child.pid())
+    }
+
+    /// Returns how the run ended, once the child is reaped, and whoever was to be ended with it is
+    /// gone or has had the time to be.
+    pub(super) fn poll_ending(&mut self, now: Instant, adopted: Adopted<'_>) -> Option<Ending> {
+        let (status, exited_at) = self.exited.filter(|_| self.child.is_reaped())?;
         let survive = match self.wish {
             Some(_) => {
                 let (alive, sees_all) = self.survivors(adopted);
