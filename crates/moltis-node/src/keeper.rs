@@ -144,7 +144,7 @@ async fn serve_on(
     stop: CancellationToken,
 ) -> Result<Served, KeeperError> {
     let starting = StartLock::take(&config.dir)?;
-    let estate = inherit(&machine, &config)?;
+    let estate = inherit(&machine, &config, &starting)?;
     if estate.has_keeper_of(&config.version) {
         return Ok(Served::Another);
     }
@@ -184,7 +184,7 @@ impl Keeper {
     pub fn spawn_in_process(config: KeeperConfig) -> Result<Self, KeeperError> {
         let starting = StartLock::take(&config.dir)?;
         let machine = Machine::with(Kernel::as_guest());
-        let estate = inherit(&machine, &config)?;
+        let estate = inherit(&machine, &config, &starting)?;
         let journal = new_journal(&machine.disk, &config)?;
         drop(starting);
         let (clients, arriving) = mpsc::channel(4);
@@ -254,13 +254,18 @@ impl StartLock {
     }
 }
 
-fn inherit(machine: &Machine, config: &KeeperConfig) -> Result<Estate, KeeperError> {
+fn inherit(
+    machine: &Machine,
+    config: &KeeperConfig,
+    starting: &StartLock,
+) -> Result<Estate, KeeperError> {
     let estate = recover::take_over_all(
         &machine.kernel,
         &machine.disk,
         &config.dir,
         config.boot_id,
         &[],
+        Some(starting),
     );
     estate.map_err(|source| KeeperError::Directory {
         dir: config.dir.clone(),

@@ -109,8 +109,8 @@ pub(super) enum Taken {
     Over(Box<Found>),
     /// Its keeper lives.
     Lives,
-    /// Nobody's: it is gone, or it has no beginning, as its machine went down before that was on the
-    /// disk. No run can be found by it any more.
+    /// Nobody's: it is gone, or it has no beginning, as its keeper died or its machine went down before
+    /// that was on the disk. No run can be found by it, or it is about to be begun.
     Nothing,
 }
 
@@ -294,6 +294,9 @@ impl Journal {
 
     /// Deletes the file: nothing in it is needed any more.
     pub(super) fn delete(&self) {
+        if self.draft().exists() {
+            self.clear_draft();
+        }
         let (disk, path) = (&self.disk, &self.path);
         // A journal without runs is harmless.
         disk.step("journal.delete", path, || fs::remove_file(path))
@@ -436,6 +439,13 @@ impl Told {
     }
 }
 
+/// Takes away a file without a beginning. Only where no keeper can be about to write it.
+pub(super) fn delete_nothing(disk: &Disk, path: &Path) {
+    // It may be gone already; what stays is harmless.
+    disk.step("journal.delete", path, || fs::remove_file(path))
+        .ok();
+}
+
 /// Returns the forgotten runs that a journal tells of, the oldest first, whoever writes it.
 pub(super) fn forgotten_in(path: &Path) -> Vec<RunId> {
     let told = fs::read(path).ok().and_then(|bytes| Told::read(&bytes));
@@ -496,7 +506,8 @@ fn write_new(
     options.read(true).write(true).create_new(true).mode(0o600);
     let made = disk.step(make, path, || options.open(path));
     let mut file = made.map_err(|source| wrong(path, "made", source))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)
+    // A living keeper that looks for dead ones may have it for a moment, and finds nothing in it.
+    flock(&file, FlockOperation::LockExclusive)
         .map_err(|error| wrong(path, "locked", error.into()))?;
     disk.step(write, path, || file.write_all(bytes))
         .map_err(|source| wrong(path, "written", source))?;
@@ -671,6 +682,17 @@ mod tests {
         drop(journal);
         let found = take_over(&path).unwrap();
         assert_eq!(found.runs.keys().collect::<Vec<_>>(), [&id(0)]);
+    }
+
+    #[test]
+    fn a_journal_goes_with_the_draft_of_a_keeper_that_died_writing_it_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = journal(dir.path());
+        fs::write(dead.draft(), "half").unwrap();
+        let path = dead.path.clone();
+        drop(dead);
+        take_over(&path).unwrap().journal.delete();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

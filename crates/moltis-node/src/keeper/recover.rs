@@ -11,6 +11,7 @@ use moltis_proto::run::outbox::{Outbox, OutboxLimits, Recovered};
 use moltis_proto::run::{Ending, Outcome, Reason, Stream, Totals};
 use moltis_proto::{BootId, RunId};
 
+use super::StartLock;
 use super::disk::Disk;
 use super::door::SOCKET;
 use super::journal::{self, Found, Journal, Past, Record, Taken};
@@ -49,13 +50,15 @@ enum Processes {
 ///
 /// Of keepers that live beside this one it takes over what they have forgotten: a gateway whose
 /// database was put back may ask for those runs again, and it asks the newest keeper. `ours` are the
-/// journals that the caller writes.
+/// journals that the caller writes. Files without a beginning are taken away where the caller holds
+/// the lock that every keeper begins under: else one of them may be a journal about to be written.
 pub(super) fn take_over_all(
     kernel: &Kernel,
     disk: &Disk,
     dir: &Path,
     boot_id: BootId,
     ours: &[Journal],
+    starting: Option<&StartLock>,
 ) -> io::Result<Estate> {
     let mut estate = Estate::default();
     let mut is_all_read = true;
@@ -68,6 +71,7 @@ pub(super) fn take_over_all(
                 }
                 estate.living.push(path);
             }
+            Ok(Taken::Nothing) if starting.is_some() => journal::delete_nothing(disk, &path),
             Ok(Taken::Nothing) => {}
             Err(error) => {
                 tracing::error!(error = %error, "a dead keeper's runs are lost, until its journal can be read");
@@ -255,7 +259,8 @@ mod tests {
             Kernel::System(System::default()),
             BootId::from_bytes([1; 16]),
         );
-        let estate = take_over_all(&kernel, &Disk::default(), dir.path(), boot_id, &[]).unwrap();
+        let estate =
+            take_over_all(&kernel, &Disk::default(), dir.path(), boot_id, &[], None).unwrap();
         assert!(estate.journals.is_empty() && estate.living.is_empty());
         !stray.exists()
     }
@@ -344,7 +349,7 @@ mod tests {
         living.append(&Record::Forgotten { run_id }).unwrap();
         let kernel = Kernel::System(System::default());
         let found = |ours: &[Journal]| {
-            let estate = take_over_all(&kernel, &disk, dir.path(), boot_id, ours).unwrap();
+            let estate = take_over_all(&kernel, &disk, dir.path(), boot_id, ours, None).unwrap();
             assert_eq!((estate.journals.len(), estate.living.len()), (0, 1));
             estate.forgotten
         };
@@ -363,12 +368,28 @@ mod tests {
         fs::write(dead.path().with_extension(SOCKET), "").unwrap();
         drop(dead);
         let kernel = Kernel::System(System::default());
-        let look = || take_over_all(&kernel, &disk, dir.path(), boot_id, &[]).unwrap();
+        let look = || take_over_all(&kernel, &disk, dir.path(), boot_id, &[], None).unwrap();
         let older = look();
         assert_eq!(older.journals.len(), 1);
         let next = look();
         assert_eq!(next.living.len(), 1);
         assert!(!next.has_keeper_of("1.2.3"));
+    }
+
+    #[test]
+    fn a_file_without_a_beginning_is_taken_away_where_no_keeper_can_be_about_to_write_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kernel, disk) = (Kernel::System(System::default()), Disk::default());
+        let nothing = dir.path().join("k00000000000000000000000000000001.journal");
+        fs::write(&nothing, "").unwrap();
+        let look = |starting: Option<&StartLock>| {
+            let boot_id = BootId::from_bytes([1; 16]);
+            take_over_all(&kernel, &disk, dir.path(), boot_id, &[], starting).unwrap();
+            nothing.exists()
+        };
+        assert!(look(None), "a keeper may be about to write it");
+        let starting = StartLock::take(dir.path()).unwrap();
+        assert!(!look(Some(&starting)));
     }
 
     #[test]

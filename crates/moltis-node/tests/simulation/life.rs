@@ -183,3 +183,14 @@ async fn an_ending_that_the_disk_did_not_take_is_written_once_there_is_room() {
     let ending = client.finish(id(1)).await.ending();
     assert_eq!(ending.outcome, Outcome::Exited);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_keeper_begins_whose_journal_another_one_has_just_looked_at() {
+    let (_dir, stage) = stage();
+    stage.machine.disk.hold("journal.make");
+    let began = tokio::time::Instant::now();
+    let (mut client, listed) = attach(&stage).await;
+    assert_eq!(listed.journals.len(), 1);
+    assert!(began.elapsed() < Duration::from_secs(1), "it is the first");
+    run_and_forget(&mut client, 1).await;
+}

@@ -42,6 +42,7 @@ impl Core {
             &self.dir,
             self.boot_id,
             &self.journals,
+            None,
         ) {
             Ok(estate) => self.inherit(estate),
             Err(error) => {
