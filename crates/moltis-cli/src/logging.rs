@@ -179,6 +179,25 @@ pub(crate) fn last_words(path: &Path, words: &str) {
     (&log).write_all(line.as_bytes()).ok(); // as above
 }
 
+/// Opens a log for somebody who appends to it and does not look how long it is; a full one is turned
+/// over first.
+pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
+    let (file, length) = open(path)?;
+    if length < FILE_BYTES_MAX {
+        return Ok(file);
+    }
+    turn_over(path);
+    Ok(open(path)?.0)
+}
+
+/// Makes each file of a log one older.
+fn turn_over(path: &Path) {
+    for age in (1..FILES).rev() {
+        // A file that is not there yet is none to be moved.
+        std::fs::rename(older(path, age - 1), older(path, age)).ok();
+    }
+}
+
 fn open(path: &Path) -> io::Result<(File, u64)> {
     let file = File::options()
         .append(true)
@@ -211,10 +230,7 @@ impl Write for &Rotating {
             }
         }
         if *length > 0 && *length + line.len() as u64 > FILE_BYTES_MAX {
-            for age in (1..FILES).rev() {
-                // A file that is not there yet is none to be moved.
-                std::fs::rename(older(&self.path, age - 1), older(&self.path, age)).ok();
-            }
+            turn_over(&self.path);
             match open(&self.path) {
                 Ok(new) => (*file, *length) = new,
                 // Without a descriptor for a new file the old one goes on for a while.
@@ -250,6 +266,25 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 5);
         let old = std::fs::metadata(older(&path, 4)).unwrap();
         assert_eq!(old.len(), FILE_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_log_that_others_append_to_is_turned_over_when_it_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keeper.log");
+        for round in 1..=8 {
+            let mut file = open_to_append(&path).unwrap();
+            file.write_all(&vec![b'0' + round; 6 * 1024 * 1024])
+                .unwrap();
+        }
+        let lengths: Vec<_> = files(&path)
+            .take(4)
+            .map(|path| std::fs::metadata(path).unwrap().len())
+            .collect();
+        let full = 12 * 1024 * 1024;
+        assert_eq!(lengths, [full; 4]);
+        open_to_append(&path).unwrap();
+        assert_eq!(std::fs::read(older(&path, 1)).unwrap()[0], b'7');
     }
 
     #[test]

@@ -21,6 +21,9 @@ use crate::settings::Settings;
 /// The time of a run on the gateway's own machine that asks for none.
 const LOCAL_TIMEOUT: Duration = Duration::from_mins(5);
 
+/// The log of all keepers of a directory, in it.
+pub(super) const LOG: &str = "keeper.log";
+
 /// `moltis keeper`.
 pub(super) async fn run(context: &Context, args: Keeper) -> anyhow::Result<Exit> {
     logging::install(
@@ -28,7 +31,8 @@ pub(super) async fn run(context: &Context, args: Keeper) -> anyhow::Result<Exit>
         None,
         "warn",
         LogFormat::Text,
-        Target::Stderr,
+        // What comes before it, or is a panic, is on stderr, which leads there too.
+        Target::File(args.dir.join(LOG)),
     )?;
     if let Some(soft) = args.open_files {
         // Before the keeper looks what its commands shall inherit.

@@ -1,13 +1,16 @@
 //! How a keeper process is started: this binary, free of our terminal and of what our environment
 //! keeps secret. It lives on when we end.
 
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _};
 use std::path::Path;
 use std::process::Stdio;
 
 use moltis_node::keeper::Starter;
 
+use super::keeper;
 use crate::failure::{Failure, OrFail as _};
+use crate::logging;
 use crate::open_files::OpenFiles;
 use crate::paths::Home;
 use crate::settings::Settings;
@@ -33,15 +36,11 @@ pub(super) fn starter(
     let home = home.dir().to_owned();
     let passed = settings.for_keeper.clone();
     Ok(move |dir: &Path| {
-        std::fs::DirBuilder::new()
+        fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(dir)?;
-        let log = std::fs::File::options()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(dir.join("keeper.log"))?;
+        let log = logging::open_to_append(&dir.join(keeper::LOG))?;
         let mut command = tokio::process::Command::new(&program);
         command
             .arg("keeper")
