@@ -2,7 +2,7 @@
 //! keeps secret. It lives on when we end.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -14,6 +14,9 @@ use crate::logging;
 use crate::open_files::OpenFiles;
 use crate::paths::Home;
 use crate::settings::Settings;
+
+/// Where Linux keeps the program of a process that asks, also when its file is gone.
+const OURSELVES: &str = "/proc/self/exe";
 
 /// What a keeper process is for.
 #[derive(Debug, Clone, Copy)]
@@ -41,8 +44,9 @@ pub(super) fn starter(
             .mode(0o700)
             .create(dir)?;
         let log = logging::open_to_append(&dir.join(keeper::LOG))?;
-        let mut command = tokio::process::Command::new(&program);
+        let mut command = tokio::process::Command::new(still_ours(&program));
         command
+            .arg0(&program)
             .arg("keeper")
             .arg("--dir")
             .arg(dir)
@@ -62,4 +66,36 @@ pub(super) fn starter(
         // The runtime reaps it when it ends before us.
         command.spawn().map(drop)
     })
+}
+
+/// Returns the file to start so that a keeper is of our version: the one that we were started from,
+/// or, where another stands at its path by now, what we run.
+fn still_ours(program: &Path) -> &Path {
+    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    let ours = Path::new(OURSELVES);
+    match identity(ours) {
+        Ok(here) if identity(program).ok() != Some(here) => ours,
+        _ => program,
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_was_replaced_or_removed_starts_what_it_is() {
+        let own = std::env::current_exe().unwrap();
+        assert_eq!(still_ours(&own), own);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("moltis");
+        fs::hard_link(&own, &path)
+            .or_else(|_| std::os::unix::fs::symlink(&own, &path))
+            .unwrap();
+        assert_eq!(still_ours(&path), path);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(still_ours(&path), Path::new(OURSELVES));
+        fs::write(&path, "the next version").unwrap();
+        assert_eq!(still_ours(&path), Path::new(OURSELVES));
+    }
 }

@@ -263,6 +263,19 @@ fn newer(machine: &Home) -> PathBuf {
     path
 }
 
+/// Starts the node of a machine with this program.
+fn start_node(machine: &Home, program: &Path) -> Process {
+    let plain = machine.command(["node", "run"]);
+    let mut command = Command::new(program);
+    command
+        .args(plain.get_args())
+        .env_clear()
+        .envs(machine.environment())
+        .current_dir(machine.user())
+        .stdin(Stdio::null());
+    Process::start(command)
+}
+
 #[test]
 fn what_runs_outlives_an_upgrade_and_new_runs_go_to_the_new_version() {
     let (home, machine) = (Home::new(), Home::new());
@@ -277,15 +290,7 @@ fn what_runs_outlives_an_upgrade_and_new_runs_go_to_the_new_version() {
     node.wait();
     let runs = machine.path().join("runs");
     let keepers = keepers_of(&runs);
-    let plain = machine.command(["node", "run"]);
-    let mut command = Command::new(newer(&machine));
-    command
-        .args(plain.get_args())
-        .env_clear()
-        .envs(machine.environment())
-        .current_dir(machine.user())
-        .stdin(Stdio::null());
-    let node = Process::start(command);
+    let node = start_node(&machine, &newer(&machine));
     let done = eventually("the new version to take a run", || {
         let done = home.run(["node", "exec", "box", "--", "echo", "new"]);
         (done.code == 0).then_some(done)
@@ -304,6 +309,32 @@ fn what_runs_outlives_an_upgrade_and_new_runs_go_to_the_new_version() {
         (0, "went\n"),
         "{attached:?}"
     );
+    drop(node);
+}
+
+#[test]
+fn a_link_whose_program_was_replaced_still_gets_a_keeper() {
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let mut node = gateway.join(&machine, "box");
+    node.signal(Signal::TERM);
+    node.wait();
+    let runs = machine.path().join("runs");
+    let (program, newer) = (machine.user().join("here"), newer(&machine));
+    fs::copy(env!("CARGO_BIN_EXE_moltis"), &program).unwrap();
+    let node = start_node(&machine, &program);
+    let runs_a_command = || {
+        eventually("a command to run", || {
+            let done = home.run(["node", "exec", "box", "--", "echo", "done"]);
+            (done.code == 0).then_some(())
+        });
+    };
+    runs_a_command();
+    fs::rename(newer, &program).unwrap();
+    for keeper in keepers_of(&runs) {
+        kill_process(keeper, Signal::KILL).unwrap();
+    }
+    runs_a_command();
     drop(node);
 }
 
