@@ -75,6 +75,7 @@ pub struct GatewayBuilder {
     boot_id: Option<BootId>,
     identity: Option<GatewayIdentity>,
     keeper: Option<Keeper>,
+    may_hold_runs: bool,
     system: System,
 }
 
@@ -91,6 +92,15 @@ impl GatewayBuilder {
     #[must_use]
     pub fn keeper(mut self, connector: impl KeeperConnector) -> Self {
         self.keeper = Some(Keeper(Box::new(connector)));
+        self
+    }
+
+    /// Says whether keepers of this machine live, or have left something behind. The gateway then
+    /// connects to them when it begins, and not only when a run that it knows needs it: they may hold
+    /// runs that an older database knows nothing of.
+    #[must_use]
+    pub fn keeper_may_hold_runs(mut self, may_hold_runs: bool) -> Self {
+        self.may_hold_runs = may_hold_runs;
         self
     }
 
@@ -157,6 +167,7 @@ impl GatewayBuilder {
             boot_id,
             identity,
             keeper,
+            may_hold_runs,
             system,
         } = self;
         let identity = match identity {
@@ -180,7 +191,7 @@ impl GatewayBuilder {
         let local = keeper
             .map(|Keeper(connector)| Local::new(Arc::clone(&shared), connector, config.windows));
         if let Some(local) = &local {
-            shared.tasks.spawn(local.clone().keep_up());
+            shared.tasks.spawn(local.clone().keep_up(may_hold_runs));
         }
         shared.tasks.spawn(records::follow(Arc::clone(&shared)));
         let keep = Keep {
@@ -272,6 +283,7 @@ impl Gateway {
             boot_id: None,
             identity: None,
             keeper: None,
+            may_hold_runs: false,
             system: System::default(),
         }
     }

@@ -176,16 +176,19 @@ impl Local {
     }
 
     /// Takes up the runs that were left open, and again whenever the connection is lost while
-    /// there are any.
-    pub(crate) async fn keep_up(self) {
+    /// there are any. Where keepers `may_hold` others, it finds out about those once: an older
+    /// database, or one whose last writes went with the power, knows nothing of them.
+    pub(crate) async fn keep_up(self, mut may_hold: bool) {
         let stop = self.0.shared.tasks.stop().clone();
         while !stop.is_cancelled() {
-            let waiting = !self.0.shared.table.at(&Target::Local).is_empty();
-            if waiting
-                && self.connected().is_none()
-                && let Err(error) = self.ready().await
-            {
-                tracing::warn!(%error, "runs on this machine are open, and its keeper cannot be reached");
+            let waiting = may_hold || !self.0.shared.table.at(&Target::Local).is_empty();
+            if waiting && self.connected().is_none() {
+                match self.ready().await {
+                    Ok(_) => may_hold = false,
+                    Err(error) => {
+                        tracing::warn!(%error, "runs on this machine are open, and its keeper cannot be reached");
+                    }
+                }
             }
             tokio::select! {
                 biased;

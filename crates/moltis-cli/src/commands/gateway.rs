@@ -88,6 +88,7 @@ async fn serve(
     let keeps = Keeps::Local(open_files::raise());
     let starter = Arc::new(starter(home, &context.settings, keeps)?);
     let local = home.local_runs();
+    let may_hold_runs = connect::has_journals(&local);
     let connector = move || -> Connecting {
         let (starter, local) = (Arc::clone(&starter), local.clone());
         Box::pin(async move {
@@ -103,6 +104,7 @@ async fn serve(
     let insecure_http = config.insecure_http;
     let built = Gateway::builder(config)
         .keeper(connector)
+        .keeper_may_hold_runs(may_hold_runs)
         .boot_id(moltis_telemetry::boot_id()?)
         .build()
         .await;

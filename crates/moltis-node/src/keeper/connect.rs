@@ -174,6 +174,12 @@ pub async fn find_all(dir: &Path) -> Result<Vec<KeeperStream>, ConnectError> {
     Ok(living.map(|living| living.stream).collect())
 }
 
+/// Returns whether keepers of `dir` live there, or have left runs: any journal says so. Looks at the
+/// disk. A directory that cannot be read holds none.
+pub fn has_journals(dir: &Path) -> bool {
+    journal::all(dir).is_ok_and(|journals| !journals.is_empty())
+}
+
 /// A keeper that answered.
 struct Living {
     stream: KeeperStream,
