@@ -62,6 +62,17 @@ pub(super) enum Trouble {
     Failing,
 }
 
+/// What a disk has done to a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Noted {
+    /// A step has met trouble.
+    Met(Trouble),
+    /// The store begins a sync.
+    Syncs,
+    /// That sync is done.
+    Synced,
+}
+
 /// The disk of a program. Cloning shares it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Disk(Arc<Mutex<State>>);
@@ -136,6 +147,8 @@ pub(super) struct Mounted {
     pub(super) trace: Trace,
     /// Called in the moment of a death at a boundary of this step.
     pub(super) dies: Box<dyn Fn(&'static str) + Send + Sync>,
+    /// Told of what the model has to know.
+    pub(super) tells: Box<dyn Fn(Noted) + Send + Sync>,
     /// Whether a power cut may ask what is synced.
     pub(super) is_watched: bool,
 }
@@ -173,6 +186,7 @@ impl Mounted {
             }
             state.troubled += 1;
             note!(self.trace, &self.who, "{what}: {trouble:?}");
+            (self.tells)(Noted::Met(trouble));
             return Err(match trouble {
                 Trouble::Full => io::ErrorKind::StorageFull.into(),
                 Trouble::Failing => io::Error::from_raw_os_error(5), // EIO
@@ -180,6 +194,11 @@ impl Mounted {
         }
         if self.is_watched {
             state.synced.note(what, path, edge);
+        }
+        match (what, edge) {
+            ("store.sync", Edge::Before) => (self.tells)(Noted::Syncs),
+            ("store.sync", Edge::After) => (self.tells)(Noted::Synced),
+            _ => {}
         }
         Ok(())
     }

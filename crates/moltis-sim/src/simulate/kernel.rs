@@ -264,6 +264,7 @@ impl simulation::Kernel for Handle {
         self.kernel.witness.see(Happened::Executed {
             tag,
             place: self.kernel.place,
+            run_id: order.run.0.to_string(),
             is_written_down: self.is_written_down(&words),
         });
         let mut processes = self.kernel.processes();

@@ -6,18 +6,24 @@
 //! `docs/simulation.md` lists them.
 
 mod excuses;
+mod known;
+mod output;
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use moltis_gateway::api::follow::{Gap, GapReason};
-use moltis_gateway::api::runs::{Outcome, OutcomeReason, Run, State};
+use moltis_gateway::api::follow::Gap;
+use moltis_gateway::api::runs::{OutcomeReason, Run, RunResult, State};
+use moltis_gateway::output::OutputLimits;
 use moltis_proto::handshake::Epoch;
 use moltis_proto::run::ExitStatus;
 
 pub(super) use self::excuses::Trouble;
 use self::excuses::{Excuses, Since};
-use super::kernel::script::{Script, Stream, Tag, bytes as right_bytes};
+use self::known::{Known, Told, at};
+use self::output::{Room, check_text};
+use super::kernel::script::{Script, Stream, Tag};
 use super::net::Place;
 use super::plan::GATEWAY;
 
@@ -29,15 +35,21 @@ pub(super) enum Happened {
         place: Place,
         script: Script,
         key: Option<String>,
+        timeout: Option<Duration>,
     },
     /// It was told that this is its run.
     Answered { tag: Tag, run_id: String },
+    /// It was told so, and does not wait: the row of its run is on the disk.
+    Settled { tag: Tag },
+    /// It waited, and was told how its run ended.
+    Returned { tag: Tag, result: Box<RunResult> },
     /// It was told that nothing was started.
     Refused { tag: Tag },
     /// A kernel started it.
     Executed {
         tag: Tag,
         place: Place,
+        run_id: String,
         is_written_down: bool,
     },
     /// It has written so much by now.
@@ -52,8 +64,10 @@ pub(super) enum Happened {
     Ended { tag: Tag, status: ExitStatus },
     /// Its machine was switched off while it lived.
     Halted { tag: Tag },
-    /// Somebody asked for its end.
+    /// Somebody asks for its end.
     Cancelled { tag: Tag },
+    /// It was told that the end is on its way.
+    CancelTaken { tag: Tag },
     /// The gateway says this of it.
     Seen(Box<Run>),
     /// A reader got these bytes.
@@ -101,7 +115,13 @@ pub(super) use violation;
 pub(super) struct Model {
     runs: BTreeMap<Tag, Known>,
     by_id: BTreeMap<String, Tag>,
+    /// The runs that kernels have started, by their ids.
+    executed: BTreeMap<String, Tag>,
     excuses: Excuses,
+    /// How much the gateway keeps of all output.
+    limits: OutputLimits,
+    /// How much all children have written.
+    written: u64,
     /// Machines whose keys are refused, and since when the operator knows.
     revoked: BTreeMap<Place, Since>,
     /// Machines that have slept, and whose links were not accepted anew since.
@@ -112,56 +132,28 @@ pub(super) struct Model {
     epochs: BTreeSet<(u32, u32)>,
 }
 
-/// What is known of one request, and of what came of it.
-#[derive(Debug)]
-struct Known {
-    place: Place,
-    key: Option<String>,
-    asked: Since,
-    /// When it was asked for again, under its key.
-    asked_last: Since,
-    /// When its place was connected last before it was asked for.
-    connected: Since,
-    ids: BTreeSet<String>,
-    executed: Option<Since>,
-    written: [u64; 2],
-    status: Option<ExitStatus>,
-    was_halted: bool,
-    is_cancelled: bool,
-    /// The caller was told that nothing was started, and cannot ask again.
-    was_refused: bool,
-    told: Option<(Told, Since)>,
-}
-
-/// How a caller was told that a run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Told {
-    outcome: Outcome,
-    reason: Option<OutcomeReason>,
-    exit_code: Option<i32>,
-    signal: Option<i32>,
-}
-
-impl Told {
-    /// Returns whether this one says that nothing was started, and the later one that nobody knows. A
-    /// gateway whose row was not synced concludes it anew, and the journal may be another one by then.
-    fn is_nothing_and(&self, later: &Self) -> bool {
-        self.reason == Some(OutcomeReason::NotStarted)
-            && later.reason == Some(OutcomeReason::NodeForgot)
-    }
-}
-
 type Checked = Result<(), Violation>;
 
 impl Model {
     /// Takes note of an event, and looks at whether it may be.
     pub(super) fn handle(&mut self, happened: Happened) -> Checked {
+        self.excuses.go_on();
         match happened {
-            Happened::Asked { place, script, key } => {
-                self.asked(place, script.tag, key);
+            Happened::Asked {
+                place,
+                script,
+                key,
+                timeout,
+            } => {
+                self.asked(place, script.tag, key, timeout);
                 Ok(())
             }
             Happened::Answered { tag, run_id } => self.answered(tag, &run_id),
+            Happened::Settled { tag } => {
+                self.known(tag)?.is_row_synced = true;
+                Ok(())
+            }
+            Happened::Returned { tag, result } => self.returned(tag, &result),
             Happened::Refused { tag } => {
                 let known = self.known(tag)?;
                 known.was_refused = known.key.is_none();
@@ -175,10 +167,14 @@ impl Model {
             Happened::Executed {
                 tag,
                 place,
+                run_id,
                 is_written_down,
-            } => self.executed(tag, place, is_written_down),
+            } => self.executed(tag, place, run_id, is_written_down),
             Happened::Wrote { tag, stream, total } => {
-                self.known(tag)?.written[at(stream)] = total;
+                let written = &mut self.known(tag)?.written[at(stream)];
+                let more = total.saturating_sub(*written);
+                *written = total;
+                self.written += more;
                 Ok(())
             }
             Happened::ReadWrong { tag } => Err(violation!(
@@ -186,7 +182,8 @@ impl Model {
                 "the child of {tag} read a byte that was not sent at its place"
             )),
             Happened::Ended { tag, status } => {
-                self.known(tag)?.status = Some(status);
+                let now = self.excuses.now();
+                self.known(tag)?.status = Some((status, now));
                 Ok(())
             }
             Happened::Halted { tag } => {
@@ -197,14 +194,29 @@ impl Model {
                 self.known(tag)?.is_cancelled = true;
                 Ok(())
             }
+            Happened::CancelTaken { tag } => {
+                let now = self.excuses.now();
+                self.known(tag)?.cancel_taken.get_or_insert(now);
+                Ok(())
+            }
             Happened::Seen(run) => self.seen(&run),
             Happened::Read {
                 tag,
                 stream,
                 offset,
                 bytes,
-            } => self.read(tag, stream, offset, &bytes),
-            Happened::Missed { tag, gap } => self.missed(tag, gap),
+            } => {
+                let known = known_of(&mut self.runs, tag)?;
+                known.read(tag, (stream, offset), &bytes, &self.excuses)
+            }
+            Happened::Missed { tag, gap } => {
+                let room = Room {
+                    limits: self.limits,
+                    written: self.written,
+                };
+                let known = known_of(&mut self.runs, tag)?;
+                known.missed(tag, gap, room, &self.excuses)
+            }
             // Whatever it is told is told behind its list of runs, and so behind the sleep.
             Happened::KeeperBegan { place } => {
                 self.excuses.note(Trouble::KeeperBegan(place));
@@ -242,6 +254,14 @@ impl Model {
         alive.map(|(tag, run)| (*tag, run.place)).collect()
     }
 
+    /// Returns the run that a kernel has started last for a request, by its id.
+    pub(super) fn executed_as(&self, tag: Tag) -> Option<String> {
+        let mut executed = self.executed.iter();
+        executed
+            .find(|(_, of)| **of == tag)
+            .map(|(id, _)| id.clone())
+    }
+
     /// Returns how much a child has written to stdout and stderr.
     pub(super) fn written(&self, tag: Tag) -> [u64; 2] {
         self.runs.get(&tag).map_or([0; 2], |run| run.written)
@@ -257,11 +277,57 @@ impl Model {
         self.by_id.keys().cloned().collect()
     }
 
-    /// Returns whether the keeper of a child may have died, or its row may be lost.
+    /// Returns whether the keeper of a child has died, and none has begun since that could end it.
     pub(super) fn is_orphan(&self, tag: Tag) -> bool {
         self.runs.get(&tag).is_some_and(|run| {
-            self.excuses.keeper_died(run.place, run.asked) || self.excuses.lost_rows(run.asked)
+            self.excuses.keeper_died(run.place, run.begun()) && !self.excuses.has_heir(run.place)
         })
+    }
+
+    /// Returns why a child that lives, and whose keeper is here, should be over by now.
+    pub(super) fn should_be_over(&self, tag: Tag) -> Option<&'static str> {
+        let run = self.runs.get(&tag)?;
+        if run.is_overdue(self.excuses.now()) {
+            return Some("its time is long over");
+        }
+        let taken = run.cancel_taken?;
+        (!self.excuses.took_row(taken)).then_some("its end was on its way")
+    }
+
+    /// Returns a run that somebody was told of, that is not among these, and that nothing has taken.
+    pub(super) fn missing(&self, ids: &BTreeSet<&str>) -> Option<Tag> {
+        let is_missing = |run: &Known| {
+            let is_here = run.ids.iter().any(|id| ids.contains(id.as_str()));
+            let is_taken = |answered| {
+                self.excuses.restored_over(answered)
+                    || (!run.is_row_synced && self.excuses.power_took(answered))
+            };
+            !is_here && run.answered.is_some_and(|answered| !is_taken(answered))
+        };
+        let mut runs = self.runs.iter();
+        runs.find(|(_, run)| is_missing(run)).map(|(tag, _)| *tag)
+    }
+
+    /// Returns whether a keeper of a place was ever killed or left, so that another one has to clear
+    /// up behind it.
+    pub(super) fn had_heirs(&self, place: Place) -> bool {
+        let begun = Since::default();
+        self.excuses.keeper_died(place, begun) || self.excuses.keeper_left(place, begun)
+    }
+
+    /// The gateway keeps so much output.
+    pub(super) fn keeps(&mut self, limits: OutputLimits) {
+        self.limits = limits;
+    }
+
+    /// The gateway's store begins a sync.
+    pub(super) fn syncs(&mut self) {
+        self.excuses.syncs();
+    }
+
+    /// That sync is done.
+    pub(super) fn has_synced(&mut self) {
+        self.excuses.has_synced();
     }
 
     /// Returns whether anything has befallen the keepers of the gateway's machine.
@@ -269,40 +335,28 @@ impl Model {
         let begun = Since::default();
         self.excuses.keeper_died(GATEWAY, begun)
             || self.excuses.keeper_left(GATEWAY, begun)
-            || self.excuses.disk_had_trouble(GATEWAY)
+            || self.excuses.disk_had_trouble(GATEWAY, begun)
     }
 
     fn known(&mut self, tag: Tag) -> Result<&mut Known, Violation> {
-        let unknown = || violation!("I3", "nobody has asked for {tag}");
-        self.runs.get_mut(&tag).ok_or_else(unknown)
+        known_of(&mut self.runs, tag)
     }
 
-    fn asked(&mut self, place: Place, tag: Tag, key: Option<String>) {
+    fn asked(&mut self, place: Place, tag: Tag, key: Option<String>, timeout: Option<Duration>) {
         let asked = self.excuses.now();
         let connected = self.connected.get(&place).copied().unwrap_or(asked);
-        let again = self
-            .runs
-            .entry(tag)
-            .and_modify(|run| run.asked_last = asked);
-        again.or_insert_with(|| Known {
-            place,
-            key,
-            asked,
-            asked_last: asked,
-            connected,
-            ids: BTreeSet::new(),
-            executed: None,
-            written: [0; 2],
-            status: None,
-            was_halted: false,
-            is_cancelled: false,
-            was_refused: false,
-            told: None,
-        });
+        let run = self.runs.entry(tag);
+        let run = run.or_insert_with(|| Known::new(place, key, asked, connected));
+        run.asked_last = asked;
+        if !run.timeouts.contains(&timeout) {
+            run.timeouts.push(timeout);
+        }
     }
 
     fn answered(&mut self, tag: Tag, run_id: &str) -> Checked {
+        let now = self.excuses.now();
         let known = self.known(tag)?;
+        known.answered.get_or_insert(now);
         known.ids.insert(run_id.to_owned());
         if known.ids.len() > 1 {
             let (key, ids) = (&known.key, &known.ids);
@@ -320,25 +374,35 @@ impl Model {
         }
     }
 
-    fn executed(&mut self, tag: Tag, place: Place, is_written_down: bool) -> Checked {
-        let now = self.excuses.now();
+    fn executed(
+        &mut self,
+        tag: Tag,
+        place: Place,
+        run_id: String,
+        is_written_down: bool,
+    ) -> Checked {
+        self.executed.insert(run_id, tag);
+        let excuses = &self.excuses;
         let revoked = self.revoked.get(&place).copied();
         let slept = self.woken.get(&place).copied();
-        let excuses = self.excuses.clone();
-        let run = self.known(tag)?;
+        let run = known_of(&mut self.runs, tag)?;
         // Where both sides lose what they had written, nobody knows of it any more. On the gateway's
         // own machine, whose power takes both, its row is synced before; and a keeper that leaves
         // forgets only what its gateway had synced.
-        let lost_files = excuses.lost_files(place, run.connected);
-        let forgot_all = (excuses.restored(run.asked)
-            && (lost_files || excuses.keeper_left(place, run.connected)))
-            || (excuses.gateway_lost_power(run.asked) && lost_files && place != GATEWAY);
+        let forgot_all = run.executed.is_some_and(|at| {
+            let lost_files = excuses.lost_files(place, at);
+            (excuses.restored_over(at) && (lost_files || excuses.keeper_left(place, at)))
+                || (excuses.power_took(at) && lost_files && place != GATEWAY)
+        });
         if run.executed.is_some() && !forgot_all {
             return Err(violation!("I1", "{tag} is executed a second time"));
         }
-        if run.executed.replace(now).is_some() {
+        if run.executed.replace(excuses.now()).is_some() {
             (run.written, run.status, run.was_halted) = ([0; 2], None, false);
+            run.reads = Default::default();
+            run.told = None;
         }
+        run.is_row_synced |= place == GATEWAY && run.key.is_some();
         if run.place != place {
             let asked = run.place;
             return Err(violation!(
@@ -350,7 +414,7 @@ impl Model {
             return Err(violation!("I3", "{tag} runs and no journal knows of it"));
         }
         // What was sent before may still be under way.
-        if revoked.is_some_and(|since| run.asked >= since && !excuses.restored(since)) {
+        if revoked.is_some_and(|since| run.asked >= since && !excuses.restored_over(since)) {
             return Err(violation!(
                 "I12",
                 "{tag} was asked for and begins at {place}, whose key was revoked before"
@@ -372,7 +436,7 @@ impl Model {
             // A start that was under way when the key was refused may arrive.
             Some((told, _)) if told.reason == Some(OutcomeReason::NodeRevoked) => Ok(()),
             // The same key asks anew of a database that knows nothing of it.
-            Some((_, since)) if forgot_all || excuses.lost_rows(*since) => Ok(()),
+            Some((_, since)) if forgot_all || excuses.took_row(*since) => Ok(()),
             Some((told, _)) => Err(violation!("I10", "{tag} begins after it was told {told:?}")),
             None => Ok(()),
         }
@@ -380,213 +444,69 @@ impl Model {
 
     fn seen(&mut self, run: &Run) -> Checked {
         if run.unclaimed {
-            if self.excuses.has_lost_rows() {
-                return Ok(());
-            }
-            return Err(violation!("I3", "{} runs without a row", run.id));
+            return self.seen_unclaimed(run);
         }
         let Some(tag) = tag_of(run) else {
             return Err(violation!("I3", "nobody has asked for {}", run.id));
         };
         self.answered(tag, &run.id)?;
-        let now = self.excuses.now();
-        let excuses = self.excuses.clone();
-        let known = self.known(tag)?;
-        let told = match (run.state, run.outcome) {
-            (State::Ended, Some(outcome)) => Told {
-                outcome,
-                reason: run.outcome_reason,
-                exit_code: run.exit_code,
-                signal: run.signal,
-            },
-            (State::Ended, None) => {
-                return Err(violation!("I7", "{tag} is over and has no outcome"));
+        let known = known_of(&mut self.runs, tag)?;
+        match (run.state, run.outcome) {
+            (State::Ended, Some(outcome)) => {
+                known.ended(tag, Told::by_run(outcome, run), &self.excuses)
             }
-            (_, None) => {
-                return match &known.told {
-                    // Whoever waits is told before the row is written, as its node keeps it.
-                    Some((told, since)) if !excuses.gateway_died(*since) => Err(violation!(
+            (State::Ended, None) => Err(violation!("I7", "{tag} is over and has no outcome")),
+            (_, None) => match &known.told {
+                // Whoever waits is told before the row is written, as its node keeps it.
+                Some((told, since))
+                    if !self.excuses.death_took_ending(*since)
+                        && !self.excuses.restored_without_ending(*since) =>
+                {
+                    Err(violation!(
                         "I7",
                         "{tag} was told {told:?} and is not over any more"
-                    )),
-                    _ => Ok(()),
-                };
-            }
-            (state, Some(outcome)) => {
-                return Err(violation!("I7", "{tag} is {state:?} and {outcome:?}"));
-            }
-        };
-        if let Some((before, since)) = &known.told
-            && *before != told
-            && !(before.is_nothing_and(&told) && excuses.gateway_lost_power(*since))
-            && !excuses.restored(*since)
-            && !excuses.forgot_ending(known.place, known.asked, *since)
-        {
-            return Err(violation!(
-                "I7",
-                "{tag} was told {before:?}, and now {told:?}"
-            ));
+                    ))
+                }
+                _ => Ok(()),
+            },
+            (state, Some(outcome)) => Err(violation!("I7", "{tag} is {state:?} and {outcome:?}")),
         }
-        known.check_ending(tag, &told, &excuses)?;
-        known.check_totals(tag, run, &told)?;
-        known.told.get_or_insert((told.clone(), now)).0 = told.clone();
-        Ok(())
     }
 
-    fn read(&mut self, tag: Tag, stream: Stream, offset: u64, bytes: &[u8]) -> Checked {
-        let known = self.known(tag)?;
-        let end = offset + bytes.len() as u64;
-        let written = known.written[at(stream)];
-        if end > written {
-            return Err(violation!(
-                "I4",
-                "{tag} has written {written} bytes to {stream:?}, and {end} are read"
-            ));
-        }
-        let right = right_bytes(tag, stream, offset, end);
-        if bytes == right {
+    /// A run that its node lists and that has no row: one that was there has been lost.
+    fn seen_unclaimed(&self, run: &Run) -> Checked {
+        let tags = [&self.by_id, &self.executed];
+        let tag = tags.into_iter().find_map(|tags| tags.get(&run.id));
+        let had_row = match tag.and_then(|tag| self.runs.get(tag)) {
+            Some(known) => {
+                let there = known.answered.into_iter().chain(known.executed).min();
+                there.unwrap_or(known.asked)
+            }
+            // Of one that no kernel has started nobody knows whose it was.
+            None if self.excuses.has_lost_rows() => return Ok(()),
+            None => return Err(violation!("I3", "{} was never asked for", run.id)),
+        };
+        if self.excuses.took_row(had_row) {
             return Ok(());
         }
-        let pairs = (offset..).zip(bytes.iter().zip(&right));
-        let wrong: Vec<_> = pairs.filter(|(_, (found, right))| found != right).collect();
-        Err(violation!(
-            "I4",
-            "{} of {} bytes of {stream:?} of {tag} from {offset} on are wrong, the first is {:?}",
-            wrong.len(),
-            bytes.len(),
-            wrong.first()
-        ))
+        Err(violation!("I3", "{} runs without a row", run.id))
     }
 
-    fn missed(&mut self, tag: Tag, gap: Gap) -> Checked {
-        let excuses = self.excuses.clone();
-        let known = self.known(tag)?;
-        let place = known.place;
-        let is_excused = match gap.reason {
-            GapReason::Limit => true,
-            GapReason::DiskFull | GapReason::DiskFailed => excuses.disk_had_trouble(place),
-            // One that leaves as its disk fails takes with it what it had in memory.
-            GapReason::KeeperDied => {
-                excuses.keeper_died(place, known.asked)
-                    || excuses.rebooted(place, known.asked)
-                    || (excuses.keeper_left(place, known.asked) && excuses.disk_had_trouble(place))
-            }
-            GapReason::PowerCut => {
-                excuses.gateway_lost_power(known.asked) || excuses.lost_files(place, known.asked)
-            }
-            GapReason::Freed => {
-                excuses.lost_rows(known.asked) || excuses.rebooted(place, known.asked)
-            }
-            _ => false,
-        };
-        if is_excused {
-            return Ok(());
-        }
-        Err(violation!(
-            "I5",
-            "{tag} has lost what nothing excuses: {gap:?}"
-        ))
+    fn returned(&mut self, tag: Tag, result: &RunResult) -> Checked {
+        self.answered(tag, &result.run_id)?;
+        let known = known_of(&mut self.runs, tag)?;
+        known.ended(tag, Told::by_result(result), &self.excuses)?;
+        check_text(tag, result)
     }
 }
 
-impl Known {
-    fn is_alive(&self) -> bool {
-        self.executed.is_some() && self.status.is_none() && !self.was_halted
-    }
-
-    /// Looks at whether the world has such an end for this run.
-    fn check_ending(&self, tag: Tag, told: &Told, excuses: &Excuses) -> Checked {
-        let by_kernel = match (told.exit_code, told.signal) {
-            (Some(code), None) => Some(ExitStatus::Code(code)),
-            (None, Some(signal)) => Some(ExitStatus::Signal(signal)),
-            (None, None) => None,
-            (Some(_), Some(_)) => return Err(violation!("I8", "{tag} has a code and a signal")),
-        };
-        if by_kernel.is_some() && by_kernel != self.status {
-            let status = self.status;
-            return Err(violation!(
-                "I8",
-                "{tag} is told {told:?}, and its kernel says {status:?}"
-            ));
-        }
-        let (place, asked, connected) = (self.place, self.asked, self.connected);
-        let objection = match told.outcome {
-            Outcome::Exited | Outcome::Signaled => by_kernel
-                .is_none()
-                .then_some(("I8", "without a word of the kernel")),
-            Outcome::Cancelled => (!self.is_cancelled && !excuses.keeper_left(place, connected))
-                .then_some(("I8", "and nobody has asked for its end")),
-            Outcome::TimedOut => None,
-            Outcome::FailedToStart | Outcome::Refused => {
-                // The same key asked anew of a database that was put back and knows nothing of it.
-                let was_before = self.executed.is_some_and(|at| at < self.asked_last);
-                let knew = excuses.restored(asked) && was_before;
-                (self.executed.is_some() && !knew).then_some(("I10", "and it was executed"))
-            }
-            Outcome::Lost => {
-                let is_excused = match told.reason {
-                    Some(OutcomeReason::NodeRebooted) => excuses.rebooted(place, connected),
-                    // One that leaves as its disk fails cannot write down how its runs ended.
-                    Some(OutcomeReason::KeeperDied) => {
-                        excuses.keeper_died(place, connected)
-                            || (excuses.keeper_left(place, connected)
-                                && excuses.disk_had_trouble(place))
-                    }
-                    Some(OutcomeReason::JournalWiped) => {
-                        excuses.lost_files(place, connected)
-                            || excuses.keeper_left(place, connected)
-                            || excuses.keeper_died(place, connected)
-                    }
-                    // Of a start that was under way nobody can be asked when new runs are another
-                    // keeper's.
-                    Some(OutcomeReason::NodeForgot) => {
-                        excuses.restored(asked) || excuses.keeper_began(place, connected)
-                    }
-                    Some(OutcomeReason::NodeRevoked) => excuses.was_revoked(place),
-                    _ => false,
-                };
-                (!is_excused).then_some(("I18", "and nothing excuses it"))
-            }
-        };
-        if let Some((invariant, why)) = objection {
-            let words = format!("{tag} is told {told:?}, {why}");
-            return Err(Violation { invariant, words });
-        }
-        if self.was_halted && matches!(told.outcome, Outcome::Exited | Outcome::Signaled) {
-            return Err(violation!(
-                "I9",
-                "{tag} is told {told:?}, and its machine was switched off"
-            ));
-        }
-        Ok(())
-    }
-
-    /// Looks at whether all is accounted for that the child wrote.
-    fn check_totals(&self, tag: Tag, run: &Run, told: &Told) -> Checked {
-        let totals = [run.stdout_bytes, run.stderr_bytes];
-        let written = self.written;
-        let is_right = match told.outcome {
-            Outcome::Lost => totals[0] <= written[0] && totals[1] <= written[1],
-            Outcome::FailedToStart | Outcome::Refused => true,
-            _ => totals == written,
-        };
-        if is_right {
-            return Ok(());
-        }
-        Err(violation!(
-            "I4",
-            "{tag} is {:?} with {totals:?} bytes, and has written {written:?}",
-            told.outcome
-        ))
-    }
+fn known_of(runs: &mut BTreeMap<Tag, Known>, tag: Tag) -> Result<&mut Known, Violation> {
+    let unknown = || violation!("I3", "nobody has asked for {tag}");
+    runs.get_mut(&tag).ok_or_else(unknown)
 }
 
 /// Returns the request that a run says it is of: its words stand in its command.
 pub(super) fn tag_of(run: &Run) -> Option<Tag> {
     let script: Script = run.command.as_ref()?.parse().ok()?;
     Some(script.tag)
-}
-
-fn at(stream: Stream) -> usize {
-    usize::from(stream == Stream::Err)
 }

@@ -46,6 +46,11 @@ impl Witness {
         self.seen().violation.clone()
     }
 
+    /// Tells the model what nobody has to read of.
+    pub(super) fn tell(&self, tell: impl FnOnce(&mut Model)) {
+        tell(&mut self.seen().model);
+    }
+
     /// Asks the model something.
     pub(super) fn ask<T>(&self, ask: impl FnOnce(&Model) -> T) -> T {
         ask(&self.seen().model)

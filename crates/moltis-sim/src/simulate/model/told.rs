@@ -2,16 +2,35 @@
 
 use std::fmt;
 
-use super::Happened;
+use super::{Happened, tag_of};
 
 impl fmt::Debug for Happened {
     /// As the trace tells it: short, and without ids, which a trace of many worlds need not know.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Asked { place, script, key } => {
+            Self::Asked {
+                place,
+                script,
+                key,
+                timeout,
+            } => {
                 let script = script.brief();
-                write!(f, "asked at {place} by {key:?}: {script}")
+                write!(
+                    f,
+                    "asked at {place} by {key:?} within {timeout:?}: {script}"
+                )
             }
+            Self::Settled { tag } => write!(f, "{tag} is settled"),
+            Self::Returned { tag, result } => write!(
+                f,
+                "returned {tag}: {:?} {:?} {:?}/{:?} {}+{} bytes",
+                result.outcome,
+                result.outcome_reason,
+                result.exit_code,
+                result.signal,
+                result.stdout_bytes,
+                result.stderr_bytes
+            ),
             Self::Answered { tag, run_id } => write!(f, "answered {tag}: {}", short(run_id)),
             Self::Refused { tag } => write!(f, "refused {tag}"),
             Self::KeeperBegan { place } => write!(f, "{place} has a new keeper"),
@@ -24,11 +43,13 @@ impl fmt::Debug for Happened {
             Self::ReadWrong { tag } => write!(f, "{tag} read a wrong byte"),
             Self::Ended { tag, status } => write!(f, "END {tag}: {status:?}"),
             Self::Halted { tag } => write!(f, "HALT {tag}"),
-            Self::Cancelled { tag } => write!(f, "cancel of {tag} is taken"),
+            Self::Cancelled { tag } => write!(f, "cancel of {tag}"),
+            Self::CancelTaken { tag } => write!(f, "cancel of {tag} is taken"),
             Self::Seen(run) => write!(
                 f,
-                "seen {}: {:?} {:?} {:?} {:?}/{:?} {}+{} bytes",
+                "seen {} of {:?}: {:?} {:?} {:?} {:?}/{:?} {}+{} bytes",
                 short(&run.id),
+                tag_of(run).unwrap_or_default(),
                 run.state,
                 run.outcome,
                 run.outcome_reason,

@@ -18,9 +18,12 @@ use super::gateway::Served;
 use crate::simulate::kernel::script::{self, Script, Stream, Tag};
 use crate::simulate::model::{Happened, Model, Violation, tag_of, violation};
 use crate::simulate::net::Place;
-use crate::simulate::plan::How;
+use crate::simulate::plan::{GATEWAY, How};
 use crate::simulate::trace::note;
 use crate::simulate::witness::Witness;
+
+/// The time of a run on `local` that names none (`[runs] local_timeout_seconds`).
+const LOCAL_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// A request for a run, as it can be repeated.
 #[derive(Debug, Clone)]
@@ -71,17 +74,20 @@ impl Caller {
         if self.served.life().is_none() {
             return;
         }
-        self.asked(&request);
+        self.asked(&request, &body);
         let answer = match request.how {
             How::Detached => {
                 let run = self.ask(async |api| api.start_run(&body, key).await).await;
-                run.map(|run| self.saw(run))
+                run.map(|run| self.settled(tag, run))
             }
             How::Waiting => {
                 let result = self.ask(async |api| api.run_to_end(&body, key).await).await;
-                let id = result.map(|result| result.run_id);
-                match id {
-                    Ok(id) => self.look(&id).await,
+                match result {
+                    Ok(result) => {
+                        let (id, result) = (result.run_id.clone(), Box::new(result));
+                        self.witness.see(Happened::Returned { tag, result });
+                        self.look(&id).await
+                    }
                     Err(no) => Err(no),
                 }
             }
@@ -114,10 +120,10 @@ impl Caller {
         body.timeout_seconds = Some(12_345);
         let key = request.key.as_deref();
         let tag = request.script.tag;
-        self.asked(&request);
+        self.asked(&request, &body);
         match self.ask(async |api| api.start_run(&body, key).await).await {
             // The first one never came to be: this one did.
-            Ok(run) => self.saw(run),
+            Ok(run) => self.settled(tag, run),
             Err(NoAnswer::Problem(problem)) => self.refused("contradict", tag, &problem),
             Err(NoAnswer::Cut) => {}
         }
@@ -131,7 +137,10 @@ impl Caller {
         self.witness.see(Happened::Cancelled { tag });
         let answer = self.ask(async |api| api.cancel_run(&id, &cancel).await);
         match answer.await {
-            Ok(run) => self.saw(run),
+            Ok(run) => {
+                self.saw(run);
+                self.witness.see(Happened::CancelTaken { tag });
+            }
             Err(NoAnswer::Problem(problem)) => self.refused("cancel", tag, &problem),
             Err(NoAnswer::Cut) => {}
         }
@@ -239,12 +248,20 @@ impl Caller {
         answer.is_ok()
     }
 
-    fn asked(&self, request: &Request) {
+    fn asked(&self, request: &Request, body: &StartRun) {
+        let own = (request.place == GATEWAY).then_some(LOCAL_TIMEOUT);
         self.witness.see(Happened::Asked {
             place: request.place,
             script: request.script.clone(),
             key: request.key.clone(),
+            timeout: body.timeout_seconds.map(Duration::from_secs).or(own),
         });
+    }
+
+    /// Whoever does not wait is answered when the row is on the disk.
+    fn settled(&self, tag: Tag, run: Run) {
+        self.saw(run);
+        self.witness.see(Happened::Settled { tag });
     }
 
     async fn look(&self, id: &str) -> Answer<()> {

@@ -1,5 +1,6 @@
 //! What is looked at behind each step, and when all faults are over.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use moltis_proto::limits::SPOOL_BYTES_MAX;
 use super::World;
 use super::callers::Caller;
 use super::link::Linked;
+use super::machine::Machine;
 use crate::simulate::model::{Happened, Model, Violation, tag_of, violation};
+use crate::simulate::net::Place;
 
 /// How long it takes until every node has a keeper again.
 const NEXT_KEEPERS: Duration = Duration::from_mins(3);
@@ -53,19 +56,28 @@ impl World {
             }
         }
         self.objected()?;
+        self.check_answered(&runs)?;
         self.check_alive(&runs)?;
         self.check_nodes().await?;
         self.check_audit().await?;
-        if self.check_forgotten(&runs).is_err() {
+        if let Err((place, violation)) = self.check_forgotten(&runs) {
             // One that goes leaves to the next what it had no time to delete, and that one does it
             // where no other lives.
-            for node in &self.nodes {
-                node.machine().kill_keepers();
+            if !self.witness.ask(|model| model.had_heirs(place)) {
+                return Err(violation);
+            }
+            for machine in self.machines() {
+                machine.kill_keepers();
             }
             tokio::time::sleep(NEXT_KEEPERS).await;
-            self.check_forgotten(&caller.list().await)?;
+            let forgotten = self.check_forgotten(&caller.list().await);
+            forgotten.map_err(|(_, violation)| violation)?;
         }
         self.objected()
+    }
+
+    fn machines(&self) -> impl Iterator<Item = &Machine> {
+        self.nodes.iter().map(Linked::machine).chain(&self.local)
     }
 
     fn objected(&self) -> Result<(), Violation> {
@@ -77,8 +89,7 @@ impl World {
 
     /// I15: no spool is longer than it may be.
     fn check_spools(&self) -> Result<(), Violation> {
-        let machines = self.nodes.iter().map(Linked::machine);
-        for machine in machines.chain(&self.local) {
+        for machine in self.machines() {
             for entry in fs::read_dir(machine.runs()).into_iter().flatten().flatten() {
                 let length = entry.metadata().map_or(0, |file| file.len());
                 if length > SPOOL_BYTES_MAX + SPOOL_MORE {
@@ -116,6 +127,9 @@ impl World {
                 "{tag} runs at {place}, which is not reachable"
             ));
         }
+        if let Some(why) = self.witness.ask(|model| model.should_be_over(tag)) {
+            return Err(violation!("I18", "{tag} runs, and {why}"));
+        }
         let (known, written) = (
             [run.stdout_bytes, run.stderr_bytes],
             self.witness.ask(|model| model.written(tag)),
@@ -129,12 +143,24 @@ impl World {
         Ok(())
     }
 
+    /// I2, I18: a run that somebody was told of is there.
+    fn check_answered(&self, runs: &[Run]) -> Result<(), Violation> {
+        let ids = runs.iter().map(|run| run.id.as_str()).collect();
+        match self.witness.ask(|model| model.missing(&ids)) {
+            None => Ok(()),
+            Some(tag) => Err(violation!("I18", "{tag} has a run, and nobody knows of it")),
+        }
+    }
+
     /// I18: whoever lives and has a keeper is known to live.
     fn check_alive(&self, runs: &[Run]) -> Result<(), Violation> {
         for (tag, place) in self.witness.ask(Model::alive) {
             let is_excused =
                 self.revoked.contains(&place) || self.witness.ask(|model| model.is_orphan(tag));
-            let known = runs.iter().find(|run| tag_of(run) == Some(tag));
+            // Of one that nobody has claimed nobody here knows the words.
+            let id = self.witness.ask(|model| model.executed_as(tag));
+            let is_it = |run: &&Run| Some(&run.id) == id.as_ref();
+            let known = runs.iter().find(is_it);
             match known {
                 Some(run) if run.state == State::Ended && !is_excused => {
                     return Err(violation!(
@@ -191,31 +217,18 @@ impl World {
     }
 
     /// I6: what is over and stored leaves nothing at its node.
-    fn check_forgotten(&self, runs: &[Run]) -> Result<(), Violation> {
-        for node in self
-            .nodes
-            .iter()
-            .filter(|it| !self.revoked.contains(&it.place()))
-        {
-            for entry in fs::read_dir(node.machine().runs())
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
+    fn check_forgotten(&self, runs: &[Run]) -> Result<(), (Place, Violation)> {
+        let is_over = |run: &&Run| run.state == State::Ended && !run.unclaimed;
+        let ended: BTreeSet<_> = runs.iter().filter(is_over).map(|run| &*run.id).collect();
+        let machines = self.machines();
+        for machine in machines.filter(|it| !self.revoked.contains(&it.place())) {
+            for entry in fs::read_dir(machine.runs()).into_iter().flatten().flatten() {
                 let path = entry.path();
-                let id = path
-                    .file_stem()
-                    .and_then(|stem| stem.to_str())
-                    .unwrap_or_default();
-                let ended = runs
-                    .iter()
-                    .find(|run| run.id == id && run.state == State::Ended && !run.unclaimed);
-                if ended.is_some() {
-                    return Err(violation!(
-                        "I6",
-                        "`{}` is of a run that is over",
-                        path.display()
-                    ));
+                let id = path.file_stem().and_then(|stem| stem.to_str());
+                if id.is_some_and(|id| ended.contains(id)) {
+                    let violation =
+                        violation!("I6", "`{}` is of a run that is over", path.display());
+                    return Err((machine.place(), violation));
                 }
             }
         }

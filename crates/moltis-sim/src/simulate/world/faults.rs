@@ -7,7 +7,6 @@ use jiff::SignedDuration;
 use super::gateway::Death;
 use super::link::Linked;
 use super::{World, spawn};
-use crate::simulate::model::{Happened, Trouble};
 use crate::simulate::net::{Door, Place, Sent, Weather};
 use crate::simulate::plan::{Fault, GATEWAY};
 use crate::simulate::trace::note;
@@ -73,12 +72,10 @@ impl World {
             Fault::DiskOfKeeper(place, trouble, steps) => {
                 if let Some(machine) = self.machine(place) {
                     machine.disk().trouble(trouble, steps);
-                    self.befell(Trouble::DiskFailed(place));
                 }
             }
             Fault::DiskOfGateway(trouble, steps) => {
                 self.served.disk().trouble(trouble, steps);
-                self.befell(Trouble::DiskFailed(GATEWAY));
             }
             Fault::SlowDisks(takes, time) => self.slow_disks(takes, time),
             Fault::Suspend(place, time) => {
@@ -155,9 +152,5 @@ impl World {
                 disk.slow(Duration::ZERO);
             }
         });
-    }
-
-    fn befell(&self, trouble: Trouble) {
-        self.witness.see(Happened::Befell(trouble));
     }
 }

@@ -19,15 +19,16 @@ use moltis_gateway::output::OutputLimits;
 use moltis_gateway::simulation::Incarnation;
 use moltis_gateway::{Gateway, GatewayConfig, InProcess, Principal};
 use moltis_node::Keepers;
+use moltis_node::keeper::connect;
 use moltis_node::simulation::Sockets;
 use moltis_proto::message::Windows;
 
 use super::machine::Machine;
 use super::spawn;
 use crate::simulate::dice::Dice;
-use crate::simulate::disk::{Disk, Mounted, leavings};
+use crate::simulate::disk::{Disk, Mounted, Noted, leavings};
 use crate::simulate::fate::Fate;
-use crate::simulate::model::{Happened, Trouble, violation};
+use crate::simulate::model::{Happened, Model, Trouble, violation};
 use crate::simulate::net::{Net, Sent};
 use crate::simulate::plan::Shape;
 use crate::simulate::trace::note;
@@ -122,6 +123,7 @@ impl Served {
         (net, clock, witness): (&Net, &Clock, &Witness),
         dice: Dice,
     ) -> Self {
+        witness.tell(|model| model.keeps(output_limits(shape.is_small)));
         let served = Self(Arc::new(Inner {
             machine,
             root: root.to_owned(),
@@ -193,6 +195,8 @@ impl Served {
             fs::copy(from, to.join(name)).ok(); // it may not be there yet
         }
         state.has_backup = to.join(DATABASE[0]).exists();
+        drop(state);
+        self.befell(Trouble::BackedUp);
     }
 
     /// Ends a life: it says nothing more, and what it leaves is where the next one begins.
@@ -273,6 +277,14 @@ impl Served {
             fate: fate.clone(),
             trace: self.0.witness.trace.clone(),
             dies: Box::new(dies),
+            tells: Box::new({
+                let witness = self.0.witness.clone();
+                move |noted| match noted {
+                    Noted::Met(_) => witness.see(Happened::Befell(Trouble::StoreFailed)),
+                    Noted::Syncs => witness.tell(Model::syncs),
+                    Noted::Synced => witness.tell(Model::has_synced),
+                }
+            }),
             is_watched: true,
         };
         let life = Life {
@@ -352,9 +364,7 @@ impl Served {
         } else {
             STANDARD_WINDOWS
         };
-        if self.0.is_small {
-            config.runs.output = SMALL_OUTPUT;
-        }
+        config.runs.output = output_limits(self.0.is_small);
         config.admission.crypto_at_once = CRYPTO_AT_ONCE;
         let mut builder = Gateway::builder(config)
             .clock(self.0.clock.clone())
@@ -364,6 +374,7 @@ impl Served {
         if let Some(machine) = &self.0.machine {
             let (keepers, ours) = machine.keepers("1.0.0");
             let keepers: Arc<dyn Keepers> = Arc::new(keepers);
+            builder = builder.keeper_may_hold_runs(connect::has_journals(machine.runs()));
             builder = builder.keeper(move || -> Connecting {
                 let keepers = Arc::clone(&keepers);
                 Box::pin(async move {
@@ -399,6 +410,14 @@ impl Served {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn output_limits(is_small: bool) -> OutputLimits {
+    if is_small {
+        SMALL_OUTPUT
+    } else {
+        OutputLimits::default()
     }
 }
 

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::spawn;
 use crate::simulate::dice::Dice;
-use crate::simulate::disk::{Disk, Mounted, leavings};
+use crate::simulate::disk::{self, Disk, Mounted, Noted, leavings};
 use crate::simulate::fate::Fate;
 use crate::simulate::kernel::{Handle, Kernel};
 use crate::simulate::model::{Happened, Trouble};
@@ -125,7 +125,7 @@ impl Machine {
     /// Asks every keeper to leave.
     pub(super) fn leave_keepers(&self) {
         if !self.state().keepers.is_empty() {
-            self.befell(Trouble::KeeperLeft(self.0.place));
+            self.befell(Trouble::KeeperLeaves(self.0.place));
         }
         for keeper in &self.state().keepers {
             keeper.stop.cancel();
@@ -166,6 +166,17 @@ impl Machine {
                 move |_step| {
                     sockets.cut();
                     here.befell(Trouble::KeeperDied(place));
+                }
+            }),
+            tells: Box::new({
+                let witness = self.0.witness.clone();
+                move |noted| {
+                    let trouble = match noted {
+                        Noted::Met(disk::Trouble::Full) => Trouble::DiskFull(place),
+                        Noted::Met(disk::Trouble::Failing) => Trouble::DiskFailed(place),
+                        Noted::Syncs | Noted::Synced => return,
+                    };
+                    witness.see(Happened::Befell(trouble));
                 }
             }),
             is_watched: false,
