@@ -303,7 +303,7 @@ mod tests {
             .unwrap();
         drop(journal);
         let kernel = Kernel::System(System::default());
-        let estate = take_over_all(&kernel, &disk, dir.path(), boot_id, &[]).unwrap();
+        let estate = take_over_all(&kernel, &disk, dir.path(), boot_id, &[], None).unwrap();
         let run = estate.runs.into_iter().next().unwrap();
         let mut spool = run.into_spools().into_iter().next().unwrap();
         spool
