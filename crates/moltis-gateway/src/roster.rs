@@ -314,7 +314,17 @@ impl Roster {
         seat: &Arc<Seat>,
         now: Instant,
     ) -> Option<(Arc<Seat>, Takeover)> {
-        let before = write(&self.0.here).insert(device, Arc::clone(seat))?;
+        let before = {
+            let mut here = write(&self.0.here);
+            let is_newer =
+                |sitting: &Arc<Seat>| sitting.sitter.epoch.counter > seat.sitter.epoch.counter;
+            if here.get(&device).is_some_and(is_newer) {
+                // Of two that were accepted in one moment the newer one was here first.
+                seat.close(CloseCode::Superseded);
+                return None;
+            }
+            here.insert(device, Arc::clone(seat))?
+        };
         before.close(CloseCode::Superseded);
         let takeover = self.note_takeover(device, before.sitter.instance_id, seat, now);
         Some((before, takeover))
@@ -391,4 +401,47 @@ fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 
 fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::seat::Sitter;
+    use crate::store::Target;
+
+    const DEVICE: DeviceId = DeviceId::from_bytes([1; 16]);
+
+    fn seat(counter: u32) -> Arc<Seat> {
+        let (seat, _mailbox) = Seat::new(Sitter {
+            target: Target::Node(DEVICE),
+            epoch: Epoch {
+                incarnation: 7,
+                counter,
+            },
+            instance_id: InstanceId::from_bytes([2; 16]),
+            codec: moltis_proto::Codec::Postcard,
+            record: None,
+            remote: None,
+            since: Timestamp::UNIX_EPOCH,
+        });
+        seat
+    }
+
+    #[test]
+    fn the_newest_connection_has_the_seat_whichever_comes_to_it_first() {
+        let now = tokio::time::Instant::now().into_std();
+        for order in [[1, 2], [2, 1]] {
+            let roster = Roster::new(7, [], Events::default());
+            let seats = order.map(seat);
+            for seat in &seats {
+                roster.take_seat(DEVICE, seat, now);
+            }
+            for seat in &seats {
+                let is_newest = seat.sitter.epoch.counter == 2;
+                assert_eq!(seat.is_closing(), !is_newest, "{order:?}");
+            }
+            let sitting = roster.seat(DEVICE).unwrap();
+            assert_eq!(sitting.sitter.epoch.counter, 2, "{order:?}");
+        }
+    }
 }

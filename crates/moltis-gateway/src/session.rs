@@ -132,7 +132,12 @@ async fn begin(shared: Arc<Shared>, accepted: Box<Accepted>) -> Box<Session> {
         windows,
         limits,
     } = *accepted;
-    if let Some((before, takeover)) = shared.roster.take_seat(device, &seat, now().monotonic) {
+    let before = shared.roster.take_seat(device, &seat, now().monotonic);
+    if !seat.is_closing() {
+        let (system, sitter) = (shared.outputs.system(), &seat.sitter);
+        system.seated(device, sitter.epoch, sitter.instance_id);
+    }
+    if let Some((before, takeover)) = before {
         if takeover == Takeover::Cloned {
             note_cloned(&shared, device, &seat).await;
         }
@@ -315,6 +320,8 @@ impl Session {
         self.note_heard(Instant::from_std(moment.monotonic));
         match self.wire.decode()? {
             ToGateway::Run(message) => {
+                let system = self.shared.outputs.system();
+                system.heard(self.device, self.seat.sitter.epoch);
                 self.pump.handle_message(message, moment.monotonic)?;
             }
             ToGateway::Telemetry(sample) => {
@@ -378,6 +385,8 @@ impl Session {
         let back_in = self.back_in(end);
         let own = self.shared.roster.leave_seat(device, &self.seat);
         self.seat.leave();
+        let system = self.shared.outputs.system();
+        system.left(device, self.seat.sitter.epoch);
         let conn = self.seat.sitter.epoch.counter;
         if end.is_fault() {
             self.shared.count_fault();

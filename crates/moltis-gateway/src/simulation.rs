@@ -55,6 +55,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use moltis_proto::handshake::Epoch;
+use moltis_proto::{DeviceId, InstanceId, RunId};
 use tokio::task::AbortHandle;
 
 /// What each [`Step::what`] can be, in the order in which a run meets them.
@@ -127,12 +129,46 @@ pub trait Disk: Send + Sync {
     }
 }
 
+/// Something that a gateway does which is no step on its disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// This connection of a device is the one that counts from now on.
+    Seated {
+        /// Whose.
+        device: DeviceId,
+        /// Which.
+        epoch: Epoch,
+        /// The process at its other end.
+        instance: InstanceId,
+    },
+    /// A message about runs that came by this connection is obeyed.
+    Heard {
+        /// Whose.
+        device: DeviceId,
+        /// Which.
+        epoch: Epoch,
+    },
+    /// This connection is over.
+    Left {
+        /// Whose.
+        device: DeviceId,
+        /// Which.
+        epoch: Epoch,
+    },
+    /// A run's `Start` is given to a connection.
+    Released(RunId),
+}
+
+/// Whoever is told of what is [`Seen`], in the moment in which it is done.
+type Watch = dyn Fn(Seen) + Send + Sync;
+
 /// One life of a simulated gateway: from its building until it is killed. Cloning shares it.
 #[derive(Clone)]
 pub struct Incarnation(Arc<Inner>);
 
 struct Inner {
     disk: Arc<dyn Disk>,
+    watch: Option<Box<Watch>>,
     tasks: Mutex<Life>,
 }
 
@@ -145,8 +181,18 @@ struct Life {
 impl Incarnation {
     /// Begins one on this disk.
     pub fn new(disk: Arc<dyn Disk>) -> Self {
+        Self::begin(disk, None)
+    }
+
+    /// Begins one on this disk, and tells `watch` what it does.
+    pub fn watched(disk: Arc<dyn Disk>, watch: impl Fn(Seen) + Send + Sync + 'static) -> Self {
+        Self::begin(disk, Some(Box::new(watch)))
+    }
+
+    fn begin(disk: Arc<dyn Disk>, watch: Option<Box<Watch>>) -> Self {
         Self(Arc::new(Inner {
             disk,
+            watch,
             tasks: Mutex::default(),
         }))
     }
@@ -181,6 +227,14 @@ impl Incarnation {
             return Err(of_the_dead());
         }
         Ok(())
+    }
+
+    pub(crate) fn see(&self, seen: Seen) {
+        if let Some(watch) = &self.0.watch
+            && !self.is_killed()
+        {
+            watch(seen);
+        }
     }
 
     pub(crate) fn time_of(&self, what: &'static str, path: &Path) -> Duration {

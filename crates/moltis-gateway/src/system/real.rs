@@ -11,6 +11,8 @@ use std::path::Path;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use moltis_proto::handshake::Epoch;
+use moltis_proto::{DeviceId, InstanceId, RunId};
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::worker::{Line, Queue, Turn};
@@ -80,6 +82,18 @@ impl System {
     pub(crate) fn room(&self, _dir: &Path) -> Option<u64> {
         None
     }
+
+    /// A connection of a device counts from now on, and no older one.
+    pub(crate) fn seated(&self, _device: DeviceId, _epoch: Epoch, _instance: InstanceId) {}
+
+    /// A message that came by a connection is obeyed.
+    pub(crate) fn heard(&self, _device: DeviceId, _epoch: Epoch) {}
+
+    /// A connection is over.
+    pub(crate) fn left(&self, _device: DeviceId, _epoch: Epoch) {}
+
+    /// The start of a run is given to a connection.
+    pub(crate) fn released(&self, _run_id: RunId) {}
 
     /// Does work that blocks.
     ///

@@ -11,7 +11,10 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::task::{JoinError, JoinHandle, coop};
 
-use crate::simulation::{Edge, Incarnation, Step};
+use moltis_proto::handshake::Epoch;
+use moltis_proto::{DeviceId, InstanceId, RunId};
+
+use crate::simulation::{Edge, Incarnation, Seen, Step};
 use crate::worker::{Line, Queue, Turn};
 
 /// What the rooms of a gateway stand on. Cloning shares it; the default is the real machine.
@@ -120,6 +123,36 @@ impl System {
             if !time.is_zero() {
                 tokio::time::sleep(time).await;
             }
+        }
+    }
+
+    /// A connection of a device counts from now on, and no older one.
+    pub(crate) fn seated(&self, device: DeviceId, epoch: Epoch, instance: InstanceId) {
+        self.see(Seen::Seated {
+            device,
+            epoch,
+            instance,
+        });
+    }
+
+    /// A message that came by a connection is obeyed.
+    pub(crate) fn heard(&self, device: DeviceId, epoch: Epoch) {
+        self.see(Seen::Heard { device, epoch });
+    }
+
+    /// A connection is over.
+    pub(crate) fn left(&self, device: DeviceId, epoch: Epoch) {
+        self.see(Seen::Left { device, epoch });
+    }
+
+    /// The start of a run is given to a connection.
+    pub(crate) fn released(&self, run_id: RunId) {
+        self.see(Seen::Released(run_id));
+    }
+
+    fn see(&self, seen: Seen) {
+        if let Some(incarnation) = &self.0 {
+            incarnation.see(seen);
         }
     }
 
