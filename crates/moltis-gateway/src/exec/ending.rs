@@ -41,6 +41,12 @@ pub(crate) fn found(outcome: Outcome, reason: Reason) -> Ending {
     }
 }
 
+/// Returns the ending of a run whose end was asked for before it was sent anywhere.
+pub(crate) fn cancelled_unsent() -> Ending {
+    let detail = "it was cancelled before it was sent to its node".to_owned();
+    Ending::without_status(Outcome::Cancelled, None, detail)
+}
+
 /// Returns the ending of a run that its node refused.
 pub(crate) fn refused(code: RunRefusal, born: Instant, now: Instant) -> Ending {
     let (outcome, reason, detail) = match code {

@@ -442,6 +442,37 @@ async fn a_start_that_never_left_begins_within_30_seconds_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn a_run_that_is_cancelled_before_its_start_has_left_never_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let order = create::Order {
+        new: row_of(&bench, &keyed()),
+        stdin: StdinSource::Empty,
+        detach: false,
+        by: Actor::operator(),
+        asked: tokio::time::Instant::now(),
+    };
+    // Its keeper is gone when the row is written, and back when it is cancelled.
+    let mut handle = bench.shared.create(order).await.unwrap();
+    let cancel = bench
+        .runs
+        .cancel(handle.id(), None, &Principal::Operator)
+        .await;
+    assert!(
+        cancel.unwrap().record.ending.is_none(),
+        "nobody has ended it"
+    );
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let record = tokio::time::timeout(PATIENCE, handle.wait()).await.unwrap();
+    let ending = record.ending.as_ref().unwrap();
+    assert_eq!((ending.outcome, ending.status), (Outcome::Cancelled, None));
+    assert_eq!(record.started_at, None);
+    let mark = bench.mark().await;
+    assert_eq!(keeper.hear_forget().await, mark, "nothing was sent");
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn a_start_that_left_is_lost_with_the_boot_that_may_have_obeyed_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::in_dir(dir.path()).await;

@@ -85,7 +85,7 @@ impl Pump {
                 continue;
             }
             if summary.is_none() && run.set_owner(self.seat.sitter.epoch) {
-                give_unsent(&run, boot_id, journal_id);
+                self.give_unsent(&run, boot_id, journal_id);
             }
             let node = NodeSide {
                 boot_id,
@@ -192,7 +192,7 @@ impl Pump {
         }
         if let Some(journal_id) = journals.first() {
             // It may have waited for the disk while this connection took the place of another.
-            give_unsent(run, *boot_id, *journal_id);
+            self.give_unsent(run, *boot_id, *journal_id);
         }
         let node = NodeSide {
             boot_id: *boot_id,
@@ -213,6 +213,7 @@ impl Pump {
         if !self.send(run, spec.clone(), Phase::AwaitStart) {
             return;
         }
+        self.shared.outputs.system().released(run.id);
         self.look(run);
     }
 
@@ -316,12 +317,19 @@ impl Pump {
         );
         Ok(())
     }
-}
 
-/// The keeper that the row of an unsent run names was never asked, or has refused: it may begin with
-/// this one, on another boot of the machine too. The caller has made the run its own.
-fn give_unsent(run: &LiveRun, boot_id: BootId, journal_id: JournalId) {
-    if run.take_unsent() {
+    /// The keeper that the row of an unsent run names was never asked, or has refused: it may begin
+    /// with this one, on another boot of the machine too. One whose end was asked for meanwhile begins
+    /// nowhere. The caller has made the run its own.
+    fn give_unsent(&self, run: &Arc<LiveRun>, boot_id: BootId, journal_id: JournalId) {
+        if !run.take_unsent() {
+            return;
+        }
+        if run.wishes().cancel_grace.is_some() {
+            self.shared
+                .end(run, ending::cancelled_unsent(), ending::Source::Known);
+            return;
+        }
         run.update(|record| {
             record.boot_id = Some(boot_id);
             record.journal_id = Some(journal_id);
