@@ -84,6 +84,8 @@ pub(super) struct Memory {
     joining: BytesMut,
     end: u64,
     written: u64,
+    /// Of what waits for the disk, what are gaps: they hold no memory.
+    gaps_waiting: u64,
     /// Bytes that may be acknowledged.
     stored: u64,
     extents: Vec<Extent>,
@@ -139,10 +141,11 @@ impl Memory {
         if self.filed { self.written } else { 0 }
     }
 
-    /// Returns the bytes that wait for the disk.
+    /// Returns the bytes in memory that wait for the disk.
     pub(super) fn waiting(&self) -> usize {
         if self.filed {
-            usize::try_from(self.end - self.written).unwrap_or(usize::MAX)
+            let waiting = self.end - self.written - self.gaps_waiting;
+            usize::try_from(waiting).unwrap_or(usize::MAX)
         } else {
             0
         }
@@ -185,6 +188,7 @@ impl Memory {
         self.file_head();
         self.join();
         self.push(self.end, What::Gap(reason), to - self.end);
+        self.gaps_waiting += to - self.end;
         self.end = to;
     }
 
@@ -288,6 +292,7 @@ impl Memory {
             to,
             what: OnDisk::Gap(reason),
         });
+        self.gaps_waiting -= to - from;
         self.advance(to);
     }
 

@@ -1102,6 +1102,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_gap_that_waits_for_the_disk_is_no_memory_however_long_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        let below = dir.path().join("outputs").join(id(1).to_string());
+        std::fs::write(&below, "").unwrap();
+        let gap = 3 * WAITING_MAX as u64;
+        run.gap(Stream::Stdout, 0, gap, GapReason::Freed).unwrap();
+        append(&run, Stream::Stdout, 60 * KIB);
+        append(&run, Stream::Stdout, 60 * KIB);
+        std::fs::remove_file(&below).unwrap();
+        run.written().await;
+        // It is counted once.
+        append(&run, Stream::Stdout, 60 * KIB);
+        run.written().await;
+        let end = run.end(Stream::Stdout);
+        assert_eq!(
+            read_all(&run, Stream::Stdout).await,
+            [(0, gap, Some(GapReason::Freed)), (gap, end, None)]
+        );
+    }
+
+    #[tokio::test]
     async fn a_death_in_the_middle_of_making_room_was_no_power_cut() {
         let dir = tempfile::tempdir().unwrap();
         let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
