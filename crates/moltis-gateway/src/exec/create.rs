@@ -56,7 +56,7 @@ impl Shared {
             Spot::Live(run) => return self.attach(&run, order).await,
             Spot::Free(place) => place,
         };
-        let output = self.output_of(order.new.id).await?;
+        let output = self.output_of(&order.new).await?;
         match self.store.create_run(order.new.clone(), &order.by).await? {
             RunCreation::Created(written) => {
                 let record = record_of(order.new);
@@ -80,11 +80,18 @@ impl Shared {
     }
 
     /// Returns the output of a run that may be new. Where there is no row yet, whatever lies in its
-    /// place came from an earlier run with its key, whose row is gone: an older database was put back,
-    /// and no node knows of it any more.
-    async fn output_of(&self, id: RunId) -> Result<Arc<RunOutput>, StartError> {
+    /// place came from an earlier run with its key, whose row is gone: an older database was put back.
+    /// It goes, unless its node has that run still.
+    async fn output_of(&self, new: &NewRun) -> Result<Arc<RunOutput>, StartError> {
+        let id = new.id;
         let output = self.outputs.run(id)?;
         if output.totals() == Totals::default() || self.store.run(id).await?.is_some() {
+            return Ok(output);
+        }
+        if self
+            .seat_of(&new.target)
+            .is_some_and(|seat| seat.has_listed(id))
+        {
             return Ok(output);
         }
         drop(output);

@@ -380,6 +380,7 @@ impl Pump {
 
     fn forget(&mut self, run_id: RunId) {
         self.drop_attached(run_id);
+        self.seat.note_forgotten(run_id);
         self.out.push_back(ToKeeper::Forget { run_id });
     }
 

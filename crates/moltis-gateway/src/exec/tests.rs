@@ -1,6 +1,7 @@
 //! The dispatcher with a keeper that a test plays: what is told and what is sent. Below it is what
 //! must wait for the disk.
 
+mod listed;
 mod synced;
 
 use std::path::Path;
@@ -226,6 +227,28 @@ impl Keeper {
     }
 }
 
+/// Does something as far as it comes without waiting, and leaves it there.
+async fn as_far_as_it_comes(future: impl Future) {
+    let mut future = Box::pin(future);
+    let polled =
+        std::future::poll_fn(|cx| std::task::Poll::Ready(future.as_mut().poll(cx).is_pending()));
+    assert!(polled.await, "it had nothing to wait for");
+}
+
+/// Waits until a look finds something.
+async fn until<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let found = tokio::time::timeout(PATIENCE, found).await;
+    found.expect("what was waited for did not come")
+}
+
 fn totals(stdout: usize) -> Totals {
     Totals {
         stdout: stdout as u64,
@@ -354,11 +377,9 @@ async fn a_run_starts_although_its_asker_leaves_in_the_middle() {
     let mut keeper = bench.keeper(Vec::new()).await;
     {
         let runs = bench.runs.clone();
-        let mut start = Box::pin(runs.start(keyed(), &Principal::Operator));
-        // As far as it comes without waiting: the row is on its way.
-        let polled =
-            std::future::poll_fn(|cx| std::task::Poll::Ready(start.as_mut().poll(cx).is_pending()));
-        assert!(polled.await);
+        let start = runs.start(keyed(), &Principal::Operator);
+        // The row is on its way.
+        as_far_as_it_comes(start).await;
     }
     let id = keeper.hear_start().await;
     let again = bench.start(keyed()).await.unwrap();

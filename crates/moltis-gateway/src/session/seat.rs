@@ -4,9 +4,10 @@
 //! A [`Seat`] is a handle. The task behind it owns the socket and everything that changes; others
 //! put a [`Command`] into its mailbox, ask it to close, and read what it last noted.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 use moltis_proto::code::CloseCode;
@@ -69,6 +70,8 @@ pub(crate) struct Seat {
     closing: CancellationToken,
     gone: CancellationToken,
     ready: watch::Sender<Option<Ready>>,
+    /// Runs that the peer listed, and that were not under way here.
+    unknown: Mutex<HashSet<RunId>>,
     heard_ms: AtomicI64,
     /// See [`Seat::clock_ahead`]; [`CLOCK_UNKNOWN`] before anything was told.
     clock_ahead_ms: AtomicI64,
@@ -90,6 +93,7 @@ impl Seat {
             closing: CancellationToken::new(),
             gone: CancellationToken::new(),
             ready: watch::Sender::new(None),
+            unknown: Mutex::default(),
             heard_ms,
             clock_ahead_ms: AtomicI64::new(CLOCK_UNKNOWN),
         };
@@ -137,6 +141,26 @@ impl Seat {
     /// Waits until the task behind the seat has ended.
     pub(crate) async fn left(&self) {
         self.gone.cancelled().await;
+    }
+
+    /// Notes what the peer lists and is not under way here: what is stored of it is its output.
+    pub(crate) fn set_unknown(&self, runs: HashSet<RunId>) {
+        *self.unknown() = runs;
+    }
+
+    /// Returns whether the peer has listed a run that was not under way here, and has not been told to
+    /// forget it.
+    pub(crate) fn has_listed(&self, run_id: RunId) -> bool {
+        self.unknown().contains(&run_id)
+    }
+
+    /// Notes that the peer is told to forget a run.
+    pub(crate) fn note_forgotten(&self, run_id: RunId) {
+        self.unknown().remove(&run_id);
+    }
+
+    fn unknown(&self) -> MutexGuard<'_, HashSet<RunId>> {
+        self.unknown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says whether the peer takes runs.

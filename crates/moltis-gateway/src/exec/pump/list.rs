@@ -95,6 +95,9 @@ impl Pump {
             self.reconcile(&run, summary, action);
         }
         self.list = List::Complete { boot_id, journals };
+        runs.retain(|summary| !known.contains(&summary.run_id));
+        let unknown = runs.iter().map(|summary| summary.run_id);
+        self.seat.set_unknown(unknown.collect());
         self.seat.set_ready(Some(Ready {
             boot_id,
             journal_id,
@@ -102,7 +105,6 @@ impl Pump {
         if let Target::Node(device) = self.seat.sitter.target {
             self.shared.events.send(Event::NodeOnline(device));
         }
-        runs.retain(|summary| !known.contains(&summary.run_id));
         if !runs.is_empty() || !unlisted.is_empty() {
             self.shared.settle_unknown(Unknown {
                 seat: Arc::clone(&self.seat),

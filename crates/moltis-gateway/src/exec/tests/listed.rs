@@ -1,0 +1,65 @@
+//! What a keeper lists and nobody here has, or not as it is: claims, requests that meet them, and
+//! other commands under the same id.
+
+use moltis_proto::key::Digest;
+use moltis_proto::limits::HEAD_BYTES_MAX;
+
+use super::*;
+use crate::exec::table::Spot;
+
+fn listed(run_id: RunId, digest: Digest) -> RunSummary {
+    RunSummary {
+        run_id,
+        digest,
+        journal_id: JOURNAL,
+        state: RunState::Running { pid: 7 },
+        totals: totals(0),
+        stdin: 0,
+    }
+}
+
+fn invented() -> RunSummary {
+    listed(random_id(), Digest::from_bytes([3; 32]))
+}
+
+/// Waits until a run that nobody has asked for can be claimed.
+async fn claimable(bench: &Bench, id: RunId) -> Arc<LiveRun> {
+    until(async || bench.shared.table.get(id)).await
+}
+
+#[tokio::test]
+async fn output_of_a_run_that_its_node_has_stays_where_its_request_comes_before_the_list_is_settled()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let new = row_of(&bench, &keyed());
+    // An older database was put back behind it.
+    let earlier = bench.shared.outputs.run(new.id).unwrap();
+    let bytes = Bytes::from(vec![7; 2 * HEAD_BYTES_MAX]);
+    earlier.append(Stream::Stdout, 0, bytes).unwrap();
+    earlier.synced().await.unwrap();
+    drop(earlier);
+    // A list is settled one by one, and somebody is at the first of them.
+    let (shared, first) = (Arc::clone(&bench.shared), invented());
+    let Spot::Free(place) = shared.table.spot(first.run_id).await else {
+        panic!("nobody has it");
+    };
+    let theirs = RunSummary {
+        totals: totals(2 * HEAD_BYTES_MAX),
+        ..listed(new.id, new.digest)
+    };
+    let mut keeper = bench.keeper(vec![first, theirs.clone()]).await;
+    let started = bench.start(keyed());
+    assert_eq!(keeper.hear_start().await, new.id);
+    keeper.say(FromKeeper::State { summary: theirs }).await;
+    let ToKeeper::Resume { stdout, .. } = keeper.hear_word().await else {
+        panic!("it is not resumed");
+    };
+    assert_eq!(stdout, 2 * HEAD_BYTES_MAX as u64, "it was deleted");
+    keeper.say_ended(new.id, 2 * HEAD_BYTES_MAX).await;
+    let record = started.await.unwrap().wait().await;
+    assert_eq!(record.totals, totals(2 * HEAD_BYTES_MAX));
+    assert_eq!(keeper.hear_forget().await, new.id);
+    drop(place);
+    bench.end().await;
+}
