@@ -20,7 +20,7 @@ use super::{
 };
 use crate::output::RunOutput;
 use crate::session::moment;
-use crate::store::{Target, Written};
+use crate::store::{StoreError, Target, Written};
 
 /// A request that has passed all checks.
 #[derive(Debug)]
@@ -52,9 +52,15 @@ impl Shared {
     }
 
     async fn fulfil(self: &Arc<Self>, order: Order) -> Result<RunHandle, StartError> {
-        let place = match self.table.spot(order.new.id).await {
-            Spot::Live(run) => return self.attach(&run, order).await,
-            Spot::Free(place) => place,
+        let place = loop {
+            match self.table.spot(order.new.id).await {
+                Spot::Free(place) => break place,
+                Spot::Live(run) => {
+                    if let Some(met) = self.attach(&run, &order).await? {
+                        return Ok(met);
+                    }
+                }
+            }
         };
         let output = self.output_of(&order.new).await?;
         match self.store.create_run(order.new.clone(), &order.by).await? {
@@ -66,7 +72,7 @@ impl Shared {
                 self.safe_to_send(&record, Some(written)).await?;
                 let run = LiveRun::new(record, true, output, born).asked_at(order.asked.into_std());
                 let run = self.send(place, run, order.stdin).await;
-                self.settled(order.detach, Some(written)).await?;
+                self.settled(run.id, order.detach, Some(written)).await?;
                 Ok(handle(&run, false))
             }
             RunCreation::Existing(row) => {
@@ -127,29 +133,35 @@ impl Shared {
     }
 
     /// Meets a run that is under way: an earlier request made it, or a node brought it and this
-    /// request claims it.
+    /// request claims it. Returns `None` where it was let go of in this moment: the row is a new one
+    /// then, of a run that nobody has.
     async fn attach(
         self: &Arc<Self>,
         run: &Arc<LiveRun>,
-        order: Order,
-    ) -> Result<RunHandle, StartError> {
+        order: &Order,
+    ) -> Result<Option<RunHandle>, StartError> {
         let record = run.record();
         if record.digest != order.new.digest {
             return Err(StartError::Conflict {
                 existing: Box::new((*record).clone()),
             });
         }
+        let unkept = |source| StartError::Unkept { id: run.id, source };
         if record.unclaimed {
-            self.store.create_run(order.new, &order.by).await?;
+            let claimed = self.store.create_run(order.new.clone(), &order.by).await;
+            if let RunCreation::Created(_) = claimed.map_err(unkept)? {
+                handle(run, true).wait().await;
+                return Ok(None);
+            }
             self.claimed(run).await?;
         }
-        if let StdinSource::Bytes(bytes) = order.stdin {
+        if let StdinSource::Bytes(bytes) = &order.stdin {
             // What came with the first request died with the process that had taken it.
-            run.wishes().stdin.fill(bytes);
+            run.wishes().stdin.fill(bytes.clone());
             self.look(run).await;
         }
-        self.settled(order.detach, None).await?;
-        Ok(handle(run, true))
+        self.settled(run.id, order.detach, None).await?;
+        Ok(Some(handle(run, true)))
     }
 
     /// Meets a run that is not under way here: one that is over, or one whose row a failing store
@@ -161,10 +173,13 @@ impl Shared {
         stdin: StdinSource,
         detach: bool,
     ) -> Result<RunHandle, StartError> {
-        self.settled(detach, None).await?;
         if row.stage == RunStage::Ended {
             drop(place);
+            self.settled(row.id, detach, None).await?;
             return Ok(self.ended(row).await?);
+        }
+        if detach {
+            self.on_disk(None).await?;
         }
         // Its id and its digest make it safe to send it, whatever its node has of it.
         self.safe_to_send(&row, None).await?;
@@ -189,21 +204,27 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits, for somebody who will not come back, until what is written would survive a power cut.
-    async fn settled(&self, detach: bool, written: Option<Written>) -> Result<(), StartError> {
-        if detach {
-            self.on_disk(written).await?;
+    /// Waits, for somebody who will not come back, until what is written of a run that is on its way
+    /// would survive a power cut.
+    async fn settled(
+        &self,
+        id: RunId,
+        detach: bool,
+        written: Option<Written>,
+    ) -> Result<(), StartError> {
+        if !detach {
+            return Ok(());
         }
-        Ok(())
+        let kept = self.on_disk(written).await;
+        kept.map_err(|source| StartError::Unkept { id, source })
     }
 
     /// Waits until this write, or all so far, would survive a power cut.
-    async fn on_disk(&self, written: Option<Written>) -> Result<(), StartError> {
+    async fn on_disk(&self, written: Option<Written>) -> Result<(), StoreError> {
         match written {
-            Some(written) => self.store.synced(written).await?,
-            None => self.store.synced_so_far().await?,
+            Some(written) => self.store.synced(written).await,
+            None => self.store.synced_so_far().await,
         }
-        Ok(())
     }
 
     /// An unclaimed run has an owner now: its output may come.

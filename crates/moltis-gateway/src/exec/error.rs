@@ -11,7 +11,8 @@ use super::stdin::StdinError;
 use crate::output::OutputError;
 use crate::store::{RunRecord, StoreError};
 
-/// Why a request did not become a run. Nothing was started, and no key was used up.
+/// Why a request did not become a run. Nothing was started, and no key was used up, but with
+/// [`Unkept`](StartError::Unkept).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -48,6 +49,15 @@ pub enum StartError {
     /// The store took no row, so nothing was sent.
     #[error("the run cannot be written down, so it was not started")]
     Store(#[from] StoreError),
+    /// The run is on its way, and a power cut may take its row: nobody should leave it alone.
+    #[error("run {id} was made and may run, but the store cannot keep it")]
+    Unkept {
+        /// The run.
+        id: RunId,
+        /// What the store said.
+        #[source]
+        source: StoreError,
+    },
     /// The stored output cannot be opened.
     #[error("the run's output has no place, so it was not started")]
     Output(#[from] OutputError),

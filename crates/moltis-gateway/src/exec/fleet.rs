@@ -102,7 +102,8 @@ pub struct Skipped {
     pub why: LeftOut,
 }
 
-/// Why a request for many nodes was refused. Nothing was started.
+/// Why a request for many nodes was refused. Nothing was started, but with
+/// [`Unkept`](FleetError::Unkept).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FleetError {
@@ -125,6 +126,15 @@ pub enum FleetError {
         /// Nodes at once.
         nodes: usize,
     },
+    /// The runs are on their way, and a power cut may take their rows: nobody should leave them alone.
+    #[error("{runs} runs were made and may run, but the store cannot keep them")]
+    Unkept {
+        /// How many.
+        runs: usize,
+        /// What the store said.
+        #[source]
+        source: StoreError,
+    },
     /// No node takes it, or none can: as for one node.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -137,7 +147,7 @@ impl From<StoreError> for FleetError {
 }
 
 impl FleetRun {
-    fn of(handle: &RunHandle) -> Self {
+    pub(super) fn of(handle: &RunHandle) -> Self {
         Self {
             id: handle.id(),
             existed: handle.existed(),
@@ -175,7 +185,7 @@ impl Runs {
     /// which with [`Pace::AtMost`] is when few enough of those before it still run.
     ///
     /// # Errors
-    /// [`FleetError`]: nothing was started then. What keeps single nodes from it is not an error:
+    /// [`FleetError`]: nothing was started then, but with [`FleetError::Unkept`]. What keeps single nodes from it is not an error:
     /// they are skipped.
     ///
     /// # Cancel safety
@@ -436,7 +446,7 @@ impl Runs {
 
     /// Waits until all that is written would survive a power cut: nobody has to stay for them. A
     /// gateway that could start none has failed.
-    async fn settle(&self, made: Made) -> Result<Fleet, FleetError> {
+    pub(super) async fn settle(&self, made: Made) -> Result<Fleet, FleetError> {
         let Made { fleet, failure } = made;
         if let Some(error) = failure {
             if fleet.runs.is_empty() {
@@ -445,8 +455,13 @@ impl Runs {
             let error = crate::session::chain(&error);
             tracing::warn!(%error, "not every run of a request for many nodes could be started");
         }
-        self.shared.store.synced_so_far().await?;
-        Ok(fleet)
+        match self.shared.store.synced_so_far().await {
+            Err(source) if !fleet.runs.is_empty() => {
+                let runs = fleet.runs.len();
+                Err(FleetError::Unkept { runs, source })
+            }
+            synced => Ok(synced.map(|()| fleet)?),
+        }
     }
 }
 
@@ -473,8 +488,8 @@ impl From<(FleetMember, LeftOut)> for NotStarted {
 
 /// A fleet while it is made.
 #[derive(Default)]
-struct Made {
-    fleet: Fleet,
+pub(super) struct Made {
+    pub(super) fleet: Fleet,
     /// The first failure that was ours.
     failure: Option<StartError>,
 }

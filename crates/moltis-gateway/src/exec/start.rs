@@ -43,7 +43,7 @@ impl Runs {
     /// Starts a run, or meets the one that an earlier request with the same key made.
     ///
     /// # Errors
-    /// [`StartError`]: nothing was started then.
+    /// [`StartError`]: nothing was started then, but with [`StartError::Unkept`].
     ///
     /// # Cancel safety
     /// Dropping it does not take a run back that is on its way: it starts all the same.

@@ -162,15 +162,24 @@ impl Shared {
     /// Deletes a run that nobody claimed and that its node holds no more. It was known by the
     /// node's word alone, so nothing is left to keep; who follows it is told that it is over.
     async fn let_go(self: &Arc<Self>, run: &Arc<LiveRun>) -> Result<(), StoreError> {
-        let ending = ending::found(Outcome::Lost, Reason::NodeForgot);
         if self.store.delete_unclaimed(run.id).await?.is_none() {
             // Somebody has claimed it meanwhile, and is told by its row.
+            let ending = ending::found(Outcome::Lost, Reason::NodeForgot);
             self.end(run, ending, ending::Source::Known);
             return Ok(());
         }
+        self.end_without_a_row(run);
+        Ok(())
+    }
+
+    /// Ends a run whose row is deleted.
+    pub(super) fn end_without_a_row(&self, run: &Arc<LiveRun>) {
         if !run.take_ending() {
-            return Ok(());
+            return;
         }
+        let ending = ending::found(Outcome::Lost, Reason::NodeForgot);
+        // Whoever hears of the end finds the place free.
+        self.table.remove(run);
         let totals = run.output.totals();
         run.output.finish(totals);
         let at = self.clock.now();
@@ -180,9 +189,7 @@ impl Shared {
             record.ending = Some(ending);
             record.totals = totals;
         });
-        self.table.remove(run);
         self.events.send(Event::RunLetGo(run.record()));
-        Ok(())
     }
 }
 

@@ -63,3 +63,26 @@ async fn output_of_a_run_that_its_node_has_stays_where_its_request_comes_before_
     drop(place);
     bench.end().await;
 }
+
+#[tokio::test]
+async fn a_request_for_a_run_that_is_let_go_of_in_this_moment_starts_it_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let new = row_of(&bench, &keyed());
+    let id = new.id;
+    let mut keeper = bench.keeper(vec![listed(id, new.digest)]).await;
+    let run = claimable(&bench, id).await;
+    let deleted = bench.shared.store.delete_unclaimed(id).await.unwrap();
+    assert!(deleted.is_some());
+    let started = bench.start(keyed());
+    until(async || bench.shared.store.run(id).await.unwrap()).await;
+    bench.shared.end_without_a_row(&run);
+    assert_eq!(keeper.hear_start().await, id);
+    let mut handle = started.await.unwrap();
+    keeper.say_started(id).await;
+    keeper.say_ended(id, 0).await;
+    let record = tokio::time::timeout(PATIENCE, handle.wait()).await.unwrap();
+    assert_eq!(record.ending.as_ref().unwrap().outcome, Outcome::Exited);
+    assert_eq!(keeper.hear_forget().await, id);
+    bench.end().await;
+}

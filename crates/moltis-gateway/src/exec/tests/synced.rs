@@ -85,6 +85,38 @@ async fn who_leaves_a_run_alone_hears_of_it_when_it_would_survive_a_power_cut() 
 }
 
 #[tokio::test]
+async fn who_leaves_a_run_alone_that_runs_and_is_not_kept_is_told_just_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, disk) = Disk::store(dir.path()).await;
+    let mut bench = Bench::on(store, dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let request = RunRequest {
+        detach: true,
+        ..request()
+    };
+    let runs = bench.runs.clone();
+    let first = async move { runs.start(request, &Principal::Operator).await };
+    let first = bench.shared.tasks.spawn(first);
+    let sent = keeper.hear_start().await;
+    drop(disk.asked().await);
+    let error = first.await.unwrap().unwrap_err();
+    assert!(
+        matches!(error, StartError::Unkept { id, .. } if id == sent),
+        "{error:?}"
+    );
+    // Of many it is told how many.
+    let handle = bench.runs.handle(sent).await.unwrap();
+    let mut made = fleet::Made::default();
+    made.fleet.runs.push(FleetRun::of(&handle));
+    let error = bench.runs.settle(made).await.unwrap_err();
+    assert!(
+        matches!(error, FleetError::Unkept { runs: 1, .. }),
+        "{error:?}"
+    );
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn who_repeats_a_request_and_leaves_waits_for_the_disk_as_well() {
     let dir = tempfile::tempdir().unwrap();
     let (store, disk) = Disk::store(dir.path()).await;

@@ -82,6 +82,8 @@ impl From<StartError> for ApiError {
             StartError::Spec(error) => error.into(),
             StartError::Store(error) => error.into(),
             StartError::Output(error) => error.into(),
+            StartError::Unkept { id, source } => unkept(detail, source)
+                .hint(format!("`moltis runs show {id}` tells where it stands")),
             StartError::Offline { .. } => Self::new(Code::NodeOffline, detail)
                 .hint("nothing was started; `moltis node list --all` shows when it was last seen"),
             StartError::NodeGone => Self::new(Code::NodeRevoked, detail),
@@ -114,6 +116,9 @@ impl From<FleetError> for ApiError {
             FleetError::TooLarge { .. } => Self::new(Code::TooLarge, detail).hint(
                 "send what is long to the command's stdin, or fewer nodes at a time: `parallel`",
             ),
+            FleetError::Unkept { source, .. } => {
+                unkept(detail, source).hint("`moltis runs list` shows the newest runs")
+            }
             FleetError::Start(error) => error.into(),
         }
     }
@@ -193,6 +198,15 @@ fn nameless(ids: &[impl ToString]) -> Vec<Candidate> {
         name: String::new(),
     };
     ids.iter().map(candidate).collect()
+}
+
+/// What was asked for is on its way, and the store failed behind it.
+fn unkept(detail: String, source: StoreError) -> ApiError {
+    let code = match source {
+        StoreError::Closed => Code::ShuttingDown,
+        _ => Code::StoreReadOnly,
+    };
+    ApiError::new(code, detail).because(source)
 }
 
 fn shutting_down() -> ApiError {
