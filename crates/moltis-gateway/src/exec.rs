@@ -291,10 +291,10 @@ impl Runs {
     /// As [`Runs::handle`], and where its ending cannot be written.
     pub async fn wait(&self, id: RunId) -> Result<Arc<RunRecord>, RunError> {
         let mut run = self.handle(id).await?;
-        let record = run.wait().await;
+        run.wait().await;
         match run.failure() {
             Some(error) => Err(error.clone().into()),
-            None => Ok(record),
+            None => Ok(run.record()),
         }
     }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use moltis_proto::RunId;
 use moltis_proto::code::RunRefusal;
 use moltis_proto::limits::DETAIL_BYTES_MAX;
 use moltis_proto::run::{Ending, Outcome, Reason, Totals};
@@ -178,7 +177,7 @@ impl Shared {
             self.tell_ended(run, &ending, totals, at);
             tracing::info!(run.id = %run.id, outcome = ?ending.outcome, duration_ms = ending.duration_ms, "a run has ended");
         };
-        let write = self.write_ending(run.id, ended, source);
+        let write = self.write_ending(run, ended, source);
         let written = match source {
             // The node keeps the run until it is written, so nobody has to wait for that (ADR 9).
             Source::Node(_) => {
@@ -243,24 +242,35 @@ impl Shared {
 
     async fn write_ending(
         &self,
-        run_id: RunId,
+        run: &LiveRun,
         ended: Ended,
         source: Source,
     ) -> Result<Option<Written>, StoreError> {
         loop {
             let ended = ended.clone();
             let written = match source {
-                Source::Node(_) => self.store.end_run_later(run_id, ended).await,
-                Source::Known => self.store.end_run(run_id, ended).await,
+                Source::Node(_) => self.store.end_run_later(run.id, ended).await,
+                Source::Known => self.store.end_run(run.id, ended).await,
             };
             match written {
-                Err(error) if error.is_retryable() && !self.tasks.stop().is_cancelled() => {
-                    tracing::warn!(run.id = %run_id, %error, "the ending of a run has to wait");
+                Err(error) if self.may_pass(&error) => {
+                    tracing::warn!(run.id = %run.id, error = %chain(&error), "the ending of a run has to wait");
+                    // Nobody can say whether this one passes: who waits is told, and may ask again.
+                    if matches!(source, Source::Known) && !error.is_retryable() {
+                        run.fail(error);
+                    }
                     tokio::time::sleep(TRY_AGAIN).await;
                 }
                 result => return result,
             }
         }
+    }
+
+    /// Returns whether what failed may be done a little later by this process.
+    fn may_pass(&self, error: &StoreError) -> bool {
+        let passes = error.is_retryable()
+            || matches!(error, StoreError::Database { .. }) && self.store.failure().is_none();
+        passes && !self.tasks.stop().is_cancelled()
     }
 
     /// Lets the node delete a run, once its ending and its output would survive a power cut.

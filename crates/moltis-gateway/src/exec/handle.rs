@@ -91,10 +91,16 @@ impl RunHandle {
         self.existed
     }
 
-    /// Returns why nobody will hear how it ended: it is known here alone, and the store does not take
-    /// it.
+    /// Returns why nobody hears how it ended: it is known here alone, and the store does not take it.
+    /// `None` where it is not over, and where the store has taken it: then the
+    /// [`record`](Self::record) has it.
     pub fn failure(&self) -> Option<&StoreError> {
-        self.unwritten.get()
+        let failure = self.unwritten.get()?;
+        (!self.is_over()).then_some(failure)
+    }
+
+    fn is_over(&self) -> bool {
+        self.record.borrow().stage == RunStage::Ended
     }
 
     /// Waits until it is over, and returns the record with its ending; without one where there is a
@@ -183,7 +189,7 @@ impl Follow {
                     return Some(RunEvent::Ended(record));
                 }
             }
-            if self.unwritten.get().is_some() {
+            if self.unwritten.get().is_some() && self.record.borrow().stage != RunStage::Ended {
                 self.over = true;
                 return None;
             }

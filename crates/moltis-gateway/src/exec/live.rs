@@ -51,7 +51,7 @@ pub(crate) struct LiveRun {
     looked_for: AtomicBool,
     /// Somebody has taken it upon them to end the run: there is one ending.
     ending: AtomicBool,
-    /// Why its ending, which is known here alone, cannot be written: nobody hears of it then.
+    /// Why its ending, which is known here alone, could not be written: nobody hears of it before it is.
     unwritten: Arc<OnceLock<StoreError>>,
     /// The connection whose word counts: the counter of its epoch.
     owner: AtomicU32,
@@ -181,7 +181,7 @@ impl LiveRun {
 
     /// Its ending cannot be written: whoever waits for it waits no longer.
     pub(crate) fn fail(&self, error: StoreError) {
-        self.unwritten.set(error).ok(); // there is one ending
+        self.unwritten.set(error).ok(); // the first one is told
         self.record.send_modify(|_| {});
     }
 

@@ -1,6 +1,7 @@
 //! The dispatcher with a keeper that a test plays: what is told and what is sent. Below it is what
 //! must wait for the disk.
 
+mod failing;
 mod listed;
 mod synced;
 

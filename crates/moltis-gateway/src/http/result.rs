@@ -17,14 +17,15 @@ const PIECE: usize = 256 * 1024;
 /// Waits until a run is over, or the gateway stops. Of each output at most `part` bytes of its
 /// beginning and of its end go into the result.
 pub(super) async fn wait(desk: &ApiState, mut run: RunHandle, part: u64) -> ApiResult<RunResult> {
-    let record = tokio::select! {
+    tokio::select! {
         biased;
-        record = run.wait() => record,
+        _ = run.wait() => {}
         () = desk.stop().cancelled() => return Err(stopped(&run)),
     };
     if let Some(error) = run.failure() {
         return Err(error.clone().into());
     }
+    let record = run.record();
     let totals = record.totals;
     let stdout = gather(run.output(), Stream::Stdout, totals.stdout, part).await?;
     let stderr = gather(run.output(), Stream::Stderr, totals.stderr, part).await?;

@@ -54,6 +54,18 @@ pub(crate) async fn unfill(store: &Store) {
     execute(store, "PRAGMA max_page_count = 100000").await;
 }
 
+/// Has the database fail at every change of a run that is there.
+pub(crate) async fn refuse_changes(store: &Store) {
+    let trigger = "CREATE TRIGGER refused BEFORE UPDATE ON runs \
+                   BEGIN SELECT RAISE(ABORT, 'a test refuses it'); END";
+    execute(store, trigger).await;
+}
+
+/// Has it take them again.
+pub(crate) async fn take_changes(store: &Store) {
+    execute(store, "DROP TRIGGER refused").await;
+}
+
 /// Makes the database 4 MiB long.
 pub(crate) async fn grow(store: &Store) {
     let row = "INSERT INTO settings (name, value) VALUES ('long', hex(zeroblob(2097152)))";

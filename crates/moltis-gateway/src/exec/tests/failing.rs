@@ -1,0 +1,51 @@
+//! What becomes of a run where the store or the disk fails for a while, and where somebody leaves in
+//! the middle of a word.
+
+use std::fs;
+
+use moltis_proto::code::RunRefusal;
+use moltis_proto::limits::HEAD_BYTES_MAX;
+
+use super::*;
+use crate::store::testing;
+
+#[tokio::test]
+async fn an_ending_that_the_database_failed_to_take_is_written_later() {
+    for is_known_here in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::in_dir(dir.path()).await;
+        let mut keeper = bench.keeper(Vec::new()).await;
+        let started = bench.start(request());
+        let id = keeper.hear_start().await;
+        let mut handle = started.await.unwrap();
+        testing::refuse_changes(&bench.shared.store).await;
+        if is_known_here {
+            let code = RunRefusal::Policy;
+            keeper.say(FromKeeper::Refused { run_id: id, code }).await;
+        } else {
+            keeper.say_started(id).await;
+            keeper.say_ended(id, 0).await;
+        }
+        let record = tokio::time::timeout(PATIENCE, handle.wait()).await.unwrap();
+        // Who waits for what is known here alone is told that it fails.
+        assert_eq!(record.ending.is_none(), is_known_here);
+        assert_eq!(handle.failure().is_some(), is_known_here);
+        testing::take_changes(&bench.shared.store).await;
+        until(async || (bench.stage(id).await == RunStage::Ended).then_some(())).await;
+        if is_known_here {
+            let ended = handle
+                .record
+                .wait_for(|record| record.stage == RunStage::Ended);
+            tokio::time::timeout(PATIENCE, ended)
+                .await
+                .unwrap()
+                .unwrap();
+            assert!(handle.failure().is_none());
+        } else {
+            assert_eq!(keeper.hear_forget().await, id);
+        }
+        assert!(bench.runs.wait(id).await.unwrap().ending.is_some());
+        until(async || bench.shared.table.get(id).is_none().then_some(())).await;
+        bench.end().await;
+    }
+}
