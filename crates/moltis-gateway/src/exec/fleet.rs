@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, FuturesUnordered};
@@ -89,6 +89,7 @@ pub struct FleetRun {
     /// Whether an earlier request with the same key had made it.
     pub existed: bool,
     record: watch::Receiver<Arc<RunRecord>>,
+    unwritten: Arc<OnceLock<StoreError>>,
 }
 
 /// A node that was meant and has no run.
@@ -152,6 +153,7 @@ impl FleetRun {
             id: handle.id(),
             existed: handle.existed(),
             record: handle.record.clone(),
+            unwritten: Arc::clone(&handle.unwritten),
         }
     }
 
@@ -160,12 +162,15 @@ impl FleetRun {
         Arc::clone(&self.record.borrow())
     }
 
-    /// Waits until it is over, and returns the record with its ending.
+    /// Waits until it is over, and returns the record with its ending; without one where the store
+    /// does not take it, as [`RunHandle::wait`].
     ///
     /// # Cancel safety
     /// Dropping it lets go of the waiting only.
     pub async fn wait(&mut self) -> Arc<RunRecord> {
-        let ended = |record: &Arc<RunRecord>| record.stage == RunStage::Ended;
+        let unwritten = &self.unwritten;
+        let ended =
+            |record: &Arc<RunRecord>| record.stage == RunStage::Ended || unwritten.get().is_some();
         // An error means that nobody changes it any more: it is what it is.
         self.record.wait_for(ended).await.map(drop).ok();
         self.record()

@@ -229,7 +229,7 @@ async fn who_waits_for_an_ending_that_cannot_be_written_is_told_so() {
     let started = bench.start(request());
     let id = keeper.hear_start().await;
     let mut handle = started.await.unwrap();
-    let mut follow = handle.follow(0, 0);
+    let (mut follow, mut of_fleet) = (handle.follow(0, 0), FleetRun::of(&handle));
     drop(disk);
     assert!(bench.shared.store.synced_so_far().await.is_err());
     // The gateway concludes this ending by itself, and no node brings it again.
@@ -240,6 +240,8 @@ async fn who_waits_for_an_ending_that_cannot_be_written_is_told_so() {
     assert_eq!((record.stage, &record.ending), (RunStage::Starting, &None));
     let read_only = |error: &StoreError| matches!(error, StoreError::ReadOnly { .. });
     assert!(handle.failure().is_some_and(read_only));
+    let record = tokio::time::timeout(PATIENCE, of_fleet.wait()).await;
+    assert!(record.expect("a fleet waits for ever").ending.is_none());
     // Who follows it is cut off, and who comes later hears why.
     let next = tokio::time::timeout(PATIENCE, follow.next()).await.unwrap();
     assert_eq!(next, None);
