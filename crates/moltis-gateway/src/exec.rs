@@ -54,6 +54,7 @@ use crate::store::{
 };
 use live::{LiveRun, SIGNALS_MAX};
 use request::PlaceRules;
+use table::Spot;
 
 /// How long a start waits for a node that has just connected to say what it holds.
 const READY_TIME_MAX: Duration = Duration::from_secs(10);
@@ -317,10 +318,15 @@ impl Runs {
 
     /// Asks for the end of a run: SIGTERM to its group, SIGKILL after the grace. Kept with the run,
     /// so that a connection that is gone hears of it when it is back. A run that is over stays as
-    /// it is.
+    /// it is. Where the store takes no writes it is asked for all the same, as long as this gateway
+    /// lives.
     ///
     /// # Errors
-    /// [`RunError::NotFound`], [`RunError::Invalid`], and where the store fails.
+    /// [`RunError::NotFound`], [`RunError::Invalid`], and where the store fails while the run's place
+    /// is not connected: whether it ever hears of it then is not sure.
+    ///
+    /// # Cancel safety
+    /// Goes on when it is dropped.
     pub async fn cancel(
         &self,
         id: RunId,
@@ -340,16 +346,35 @@ impl Runs {
             Met::Live(run) => run,
             Met::Ended(row) => return Ok(self.status_of(Arc::new(*row))),
         };
+        let (runs, by) = (self.clone(), asker.into().actor());
+        let cancelled = async move { runs.cancel_live(&run, grace, &by).await };
+        self.shared.to_the_end(cancelled).await
+    }
+
+    async fn cancel_live(
+        &self,
+        run: &Arc<LiveRun>,
+        grace: Duration,
+        by: &Actor,
+    ) -> Result<RunStatus, RunError> {
         let at = self.shared.clock.now();
-        let by = asker.into().actor();
-        self.shared.store.request_cancel(id, grace, at, &by).await?;
+        let store = &self.shared.store;
+        let noted = store.request_cancel(run.id, grace, at, by).await;
         run.update(|record| {
             record.cancel_requested_at.get_or_insert(at);
             record.cancel_grace.get_or_insert(grace);
         });
         run.wishes().cancel_grace.get_or_insert(grace);
-        self.shared.look(&run).await;
-        Ok(self.status_of(run.record()))
+        self.shared.look(run).await;
+        let status = self.status_of(run.record());
+        match noted {
+            Err(error) if !status.reachable => Err(error.into()),
+            Err(error) => {
+                tracing::error!(run.id = %run.id, %error, "the end of a run was asked for, and that cannot be noted");
+                Ok(status)
+            }
+            Ok(_) => Ok(status),
+        }
     }
 
     /// Gives a run bytes for its stdin, beginning at `offset`; `eof` says that nothing follows
@@ -447,26 +472,34 @@ impl Runs {
     ///
     /// # Errors
     /// [`RunError::Claimed`], [`RunError::NotFound`], and where the store fails.
+    ///
+    /// # Cancel safety
+    /// Goes on when it is dropped.
     pub async fn claim(&self, id: RunId, asker: impl Into<Asker>) -> Result<RunStatus, RunError> {
+        let (runs, asker) = (self.clone(), asker.into());
+        let claimed = async move { runs.claim_for(id, &asker).await };
+        self.shared.to_the_end(claimed).await
+    }
+
+    async fn claim_for(&self, id: RunId, asker: &Asker) -> Result<RunStatus, RunError> {
         let record = self.record(id).await?;
         let record = record.ok_or_else(|| RunError::NotFound(id.to_string()))?;
         if !record.unclaimed {
             return Err(RunError::Claimed(id));
         }
         let at = self.shared.clock.now();
-        let asker = asker.into();
-        let requested_by = asker.who.to_string();
-        let by = asker.actor();
-        let claimed = self
-            .shared
-            .store
-            .claim_run(id, requested_by, at, &by)
+        let (store, requested_by) = (&self.shared.store, asker.who.to_string());
+        let claimed = store
+            .claim_run(id, requested_by, at, &asker.actor())
             .await?;
+        // Whoever makes a run of its row at this moment may have read it before.
+        if let Spot::Live(run) = self.shared.table.spot(id).await
+            && run.record().unclaimed
+        {
+            self.shared.claimed(&run).await?;
+        }
         if claimed.is_none() {
             return Err(RunError::Claimed(id));
-        }
-        if let Some(run) = self.shared.table.get(id) {
-            self.shared.claimed(&run).await?;
         }
         self.status(id).await
     }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::ending;
-use super::error::ReadError;
+use super::error::{ReadError, RunError};
 use super::handle::RunHandle;
 use super::live::LiveRun;
 use super::table::{Spot, Table};
@@ -392,6 +392,20 @@ impl Shared {
             // Nobody will tell its keeper: what it had started goes on there.
             ending.descendants_may_survive = run.record().started_at.is_some();
             self.end(&run, ending, ending::Source::Known);
+        }
+    }
+
+    /// Does what must not stop half-way, whoever asked for it stays or not.
+    pub(super) async fn to_the_end<T: Send + 'static>(
+        &self,
+        deed: impl Future<Output = Result<T, RunError>> + Send + 'static,
+    ) -> Result<T, RunError> {
+        match self.tasks.spawn(deed).await {
+            Ok(done) => done,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_ended_with_the_runtime) => Err(StoreError::Closed.into()),
+            },
         }
     }
 

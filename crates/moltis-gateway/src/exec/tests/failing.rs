@@ -49,3 +49,20 @@ async fn an_ending_that_the_database_failed_to_take_is_written_later() {
         bench.end().await;
     }
 }
+
+#[tokio::test]
+async fn a_cancel_goes_on_when_its_asker_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let started = bench.start(request());
+    let id = keeper.hear_start().await;
+    started.await.unwrap();
+    as_far_as_it_comes(bench.runs.cancel(id, None, &Principal::Operator)).await;
+    let cancel = keeper.hear_word().await;
+    assert!(
+        matches!(cancel, ToKeeper::Cancel { run_id, .. } if run_id == id),
+        "{cancel:?}"
+    );
+    bench.end().await;
+}

@@ -65,6 +65,56 @@ async fn output_of_a_run_that_its_node_has_stays_where_its_request_comes_before_
 }
 
 #[tokio::test]
+async fn a_claim_goes_on_when_its_asker_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let summary = invented();
+    let id = summary.run_id;
+    let mut keeper = bench.keeper(vec![summary]).await;
+    claimable(&bench, id).await;
+    as_far_as_it_comes(bench.runs.claim(id, &Principal::Operator)).await;
+    let resumed = keeper.hear_word().await;
+    assert!(
+        matches!(resumed, ToKeeper::Resume { run_id, .. } if run_id == id),
+        "{resumed:?}"
+    );
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_claim_is_heard_of_by_who_takes_the_run_up_in_this_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::in_dir(dir.path()).await;
+    let (shared, id) = (Arc::clone(&bench.shared), random_id());
+    let Spot::Free(place) = shared.table.spot(id).await else {
+        panic!("nobody has it");
+    };
+    let (here, at) = (shared.roster.incarnation(), shared.clock.now());
+    let (digest, shown) = (Digest::from_bytes([3; 32]), "local".to_owned());
+    let added =
+        shared
+            .store
+            .add_unclaimed(id, digest, &Target::Local, shown, BOOT, JOURNAL, here, at);
+    added.await.unwrap().unwrap();
+    let row = shared.store.run(id).await.unwrap().unwrap();
+    let runs = bench.runs.clone();
+    let claim = async move { runs.claim(id, &Principal::Operator).await };
+    let claim = shared.tasks.spawn(claim);
+    until(async || {
+        let row = shared.store.run(id).await.unwrap().unwrap();
+        (!row.unclaimed).then_some(())
+    })
+    .await;
+    let run = place.fill(shared.live_of(row).unwrap());
+    assert!(!claim.await.unwrap().unwrap().record.unclaimed);
+    assert!(
+        !run.record().unclaimed,
+        "it cannot be claimed a second time"
+    );
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn a_request_for_a_run_that_is_let_go_of_in_this_moment_starts_it_anew() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::in_dir(dir.path()).await;

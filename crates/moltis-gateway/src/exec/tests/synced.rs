@@ -117,6 +117,32 @@ async fn who_leaves_a_run_alone_that_runs_and_is_not_kept_is_told_just_that() {
 }
 
 #[tokio::test]
+async fn a_cancel_goes_out_although_the_store_cannot_note_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, disk) = Disk::store(dir.path()).await;
+    let mut bench = Bench::on(store, dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let started = bench.start(request());
+    let id = keeper.hear_start().await;
+    started.await.unwrap();
+    drop(disk);
+    assert!(bench.shared.store.synced_so_far().await.is_err());
+    let cancelled = bench.runs.cancel(id, None, &Principal::Operator).await;
+    assert!(cancelled.unwrap().record.cancel_requested_at.is_some());
+    let cancel = keeper.hear_word().await;
+    assert!(
+        matches!(cancel, ToKeeper::Cancel { run_id, .. } if run_id == id),
+        "{cancel:?}"
+    );
+    // Of one whose keeper is away nobody can promise it.
+    drop(keeper);
+    until(async || bench.shared.seat_of(&Target::Local).is_none().then_some(())).await;
+    let refused = bench.runs.cancel(id, None, &Principal::Operator).await;
+    assert!(matches!(refused, Err(RunError::Store(_))), "{refused:?}");
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn who_repeats_a_request_and_leaves_waits_for_the_disk_as_well() {
     let dir = tempfile::tempdir().unwrap();
     let (store, disk) = Disk::store(dir.path()).await;
