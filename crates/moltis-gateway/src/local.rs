@@ -220,6 +220,7 @@ impl LocalSession {
         let stood = self.seat.ready().is_some();
         self.local.0.shared.leave_local_seat(&self.seat);
         self.seat.leave();
+        self.local.0.shared.let_be(&self.seat);
         if stood {
             self.local.0.ended.notify_one();
         }

@@ -387,6 +387,7 @@ impl Session {
         self.seat.leave();
         let system = self.shared.outputs.system();
         system.left(device, self.seat.sitter.epoch);
+        self.shared.let_be(&self.seat);
         let conn = self.seat.sitter.epoch.counter;
         if end.is_fault() {
             self.shared.count_fault();

@@ -196,6 +196,7 @@ impl Follow {
             let (changes, record) = (&mut self.changes, &mut self.record);
             let changed = async {
                 tokio::select! {
+                    biased; // a run that is let go of with its last word has told it
                     changed = changes.changed() => changed.is_ok(),
                     changed = record.changed() => changed.is_ok(),
                 }

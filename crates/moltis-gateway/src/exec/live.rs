@@ -219,6 +219,11 @@ impl LiveRun {
         self.owner.load(Ordering::SeqCst) == epoch.counter
     }
 
+    /// Returns whether a connection behind this one has it.
+    pub(crate) fn is_owned_behind(&self, epoch: Epoch) -> bool {
+        self.owner.load(Ordering::SeqCst) > epoch.counter
+    }
+
     /// Returns the row as the table of reconciliation sees it. A sleep of this machine makes it older:
     /// what was asked for before is not started behind it.
     pub(crate) fn row(&self, now: Moment) -> Row {

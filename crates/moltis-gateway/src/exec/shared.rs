@@ -236,6 +236,17 @@ impl Shared {
         }
     }
 
+    /// A connection has ended. Runs that are over and whose output came again on it are let be as
+    /// their rows have them: who follows one hears its end, and the next list finds what is missing.
+    pub(crate) fn let_be(&self, seat: &Seat) {
+        for run in self.table.at(&seat.sitter.target) {
+            if run.is_over() && !run.is_owned_behind(seat.sitter.epoch) && run.take_ending() {
+                run.output.finish(run.record().totals);
+                self.table.remove(&run);
+            }
+        }
+    }
+
     /// A node has started a run.
     pub(crate) fn note_started(&self, run: &Arc<LiveRun>, pid: Option<u32>) {
         if run.record().stage != RunStage::Starting {

@@ -111,6 +111,9 @@ impl Shared {
         }
         let run = place.fill(self.live_of(row)?);
         self.listed(seat, &run, summary).await;
+        if seat.is_closing() {
+            self.let_be(seat); // the connection may have ended before it was there
+        }
         Ok(settled)
     }
 

@@ -173,6 +173,42 @@ async fn output_of_an_ended_run_that_a_power_cut_took_comes_again_before_its_nod
 }
 
 #[tokio::test]
+async fn who_follows_an_ended_run_hears_its_end_when_the_node_that_brings_its_output_again_goes_away()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let written = 2 * HEAD_BYTES_MAX;
+    let row = ended_before_a_power_cut(&bench, written).await;
+    let id = row.id;
+    let listed = RunSummary {
+        run_id: id,
+        digest: row.digest,
+        journal_id: JOURNAL,
+        state: RunState::Ended,
+        totals: totals(written),
+        stdin: 0,
+    };
+    let mut keeper = bench.keeper(vec![listed.clone()]).await;
+    assert!(matches!(keeper.hear_word().await, ToKeeper::Resume { .. }));
+    let mut follow = bench.runs.follow(id, 0, 0).await.unwrap();
+    drop(keeper);
+    let told = async {
+        let gap = follow.next().await;
+        (gap, follow.next().await)
+    };
+    let (gap, end) = tokio::time::timeout(PATIENCE, told).await.unwrap();
+    assert!(
+        matches!(gap, Some(RunEvent::Gap { from: 0, to, .. }) if to == written as u64),
+        "{gap:?}"
+    );
+    assert_eq!(end, Some(RunEvent::Ended(Arc::new(row))));
+    // The next keeper is asked for it again.
+    let mut keeper = bench.keeper(vec![listed]).await;
+    assert!(matches!(keeper.hear_word().await, ToKeeper::Resume { .. }));
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn output_that_lies_where_that_of_a_new_run_belongs_is_not_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::in_dir(dir.path()).await;
