@@ -109,6 +109,11 @@ impl LiveRun {
         self.asked.map(|asked| now.saturating_duration_since(asked))
     }
 
+    /// Returns whether this word of a node is of this run, and not of another command with its id.
+    pub(crate) fn is_told_of_by(&self, summary: &RunSummary) -> bool {
+        summary.digest == self.record.borrow().digest
+    }
+
     /// Keeps what the node says of a run until its connection takes it up: an unclaimed one when
     /// somebody claims it.
     pub(crate) fn set_listed(&self, summary: Option<RunSummary>) {

@@ -97,6 +97,10 @@ impl Shared {
             warn_of_two(seat, id);
             return Ok(Settled::Done);
         }
+        if row.digest != summary.digest {
+            warn_of_another(seat, id);
+            return Ok(Settled::Done);
+        }
         if row.stage == RunStage::Ended {
             // One that was concluded to be lost is as long as it was then, whatever its node has.
             let may_have_more = summary.state == RunState::Ended && summary.totals == row.totals;
@@ -121,6 +125,10 @@ impl Shared {
     async fn listed(&self, seat: &Arc<Seat>, run: &Arc<LiveRun>, summary: RunSummary) {
         if run.target() != seat.sitter.target {
             warn_of_two(seat, run.id);
+            return;
+        }
+        if !run.is_told_of_by(&summary) {
+            warn_of_another(seat, run.id);
             return;
         }
         run.set_listed(Some(summary));
@@ -208,6 +216,10 @@ enum Settled {
 
 fn warn_of_two(seat: &Seat, id: RunId) {
     tracing::warn!(run.id = %id, route = %seat.sitter.target, "two devices list one run: the one that it was sent to keeps it");
+}
+
+fn warn_of_another(seat: &Seat, id: RunId) {
+    tracing::warn!(run.id = %id, route = %seat.sitter.target, "a node lists another command under the id of a run: it is left alone");
 }
 
 fn unclaimed(runs: &[Arc<LiveRun>]) -> usize {

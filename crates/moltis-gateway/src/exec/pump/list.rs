@@ -77,6 +77,11 @@ impl Pump {
         for run in self.shared.table.at(&self.seat.sitter.target) {
             known.insert(run.id);
             let summary = listed.get(&run.id).copied();
+            if summary.is_some_and(|summary| !run.is_told_of_by(summary)) {
+                run.set_listed(None);
+                self.reconcile(&run, summary, Action::Alert);
+                continue;
+            }
             if run.record().unclaimed {
                 match summary {
                     Some(summary) => run.set_listed(Some(summary.clone())),
@@ -267,7 +272,7 @@ impl Pump {
         let run_id = summary.run_id;
         let attached = self.attached(run_id)?;
         let asked = matches!(attached.phase, Phase::AwaitStart | Phase::AwaitWord);
-        if !asked || summary.digest != attached.run.record().digest {
+        if !asked || !attached.run.is_told_of_by(summary) {
             return Err(Violation::OutOfTurn {
                 run_id,
                 what: "nobody asked where it stands",

@@ -136,3 +136,25 @@ async fn a_request_for_a_run_that_is_let_go_of_in_this_moment_starts_it_anew() {
     assert_eq!(keeper.hear_forget().await, id);
     bench.end().await;
 }
+
+#[tokio::test]
+async fn another_command_under_the_id_of_a_run_is_left_alone() {
+    for is_taken_up in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::in_dir(dir.path()).await;
+        let new = row_of(&bench, &keyed());
+        let (id, by) = (new.id, Actor::operator());
+        bench.shared.store.create_run(new, &by).await.unwrap();
+        if is_taken_up {
+            bench.runs.handle(id).await.unwrap();
+        }
+        let (another, last) = (listed(id, Digest::from_bytes([9; 32])), invented());
+        let settled = last.run_id;
+        let mut keeper = bench.keeper(vec![another, last]).await;
+        claimable(&bench, settled).await;
+        let mark = bench.mark().await;
+        assert_eq!(keeper.hear_forget().await, mark, "it is another command");
+        assert_ne!(bench.stage(id).await, RunStage::Ended);
+        bench.end().await;
+    }
+}
