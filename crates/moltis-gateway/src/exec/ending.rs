@@ -155,7 +155,15 @@ impl Shared {
             Source::Known => here,
         };
         run.output.finish(totals);
-        run.output.written().await;
+        tokio::select! {
+            biased;
+            () = run.output.written() => {}
+            () = self.stops_with_a_full_disk() => {
+                // A node keeps the run, and what follows from what is known here follows again.
+                tracing::warn!(run.id = %run.id, "the ending of a run waits for the disk longer than this process lives");
+                return;
+            }
+        }
         let heads = run.output.heads();
         let at = self.clock.now();
         let record = run.record();
@@ -207,6 +215,13 @@ impl Shared {
             Source::Known => {}
         }
         self.table.remove(run);
+    }
+
+    /// Waits until the gateway stops while output cannot be written.
+    async fn stops_with_a_full_disk(&self) {
+        self.tasks.stop().cancelled().await;
+        let mut trouble = self.outputs.trouble();
+        trouble.wait_for(Option::is_some).await.map(drop).ok(); // `self` holds the sender
     }
 
     /// Lets everybody who holds the run know that it is over.

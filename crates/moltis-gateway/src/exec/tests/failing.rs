@@ -51,6 +51,37 @@ async fn an_ending_that_the_database_failed_to_take_is_written_later() {
 }
 
 #[tokio::test]
+async fn an_ending_that_waits_for_a_full_disk_holds_up_no_end_of_the_gateway() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let started = bench.start(request());
+    let id = keeper.hear_start().await;
+    drop(started.await.unwrap());
+    // Somebody else's file has the name of the directory that its output would be written to.
+    fs::write(dir.path().join("outputs").join(id.to_string()), "").unwrap();
+    keeper.say_started(id).await;
+    let (first, rest) = (vec![7; HEAD_BYTES_MAX / 2], vec![8; HEAD_BYTES_MAX / 4 * 3]);
+    let (behind, written) = (first.len() as u64, first.len() + rest.len());
+    keeper.say_output(id, &Bytes::from(first)).await;
+    keeper
+        .say(FromKeeper::Output {
+            run_id: id,
+            stream: Stream::Stdout,
+            offset: behind,
+            bytes: Payload(Bytes::from(rest)),
+        })
+        .await;
+    keeper.say_ended(id, written).await;
+    let run = bench.shared.table.get(id).unwrap();
+    until(async || run.is_ending().then_some(())).await;
+    let left = bench.shared.tasks.shut_down(PATIENCE).await;
+    assert_eq!(left, 0, "it waits for the disk");
+    assert_ne!(bench.stage(id).await, RunStage::Ended);
+    bench.shared.store.close().await;
+}
+
+#[tokio::test]
 async fn a_cancel_goes_on_when_its_asker_leaves() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::in_dir(dir.path()).await;
