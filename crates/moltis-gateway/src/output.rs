@@ -471,7 +471,11 @@ impl Space {
     }
 
     fn less(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        // What could not be counted may go all the same.
+        let less = |used: u64| Some(used.saturating_sub(bytes));
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .ok(); // it always has a new value
         self.look();
     }
 

@@ -20,6 +20,7 @@ use self::life::COUNT_EVERY;
 pub(crate) use self::life::Life;
 use crate::exec::Shared;
 use crate::output::{OutputError, Outputs};
+use crate::session::chain;
 use crate::store::{Store, StoreError};
 use crate::telemetry::HOURS_KEPT;
 
@@ -182,11 +183,11 @@ async fn let_go(
         let Some((last, _)) = old.last() else { break };
         after = *last;
         let old = at_rest(outputs, old);
-        gone += old.len();
         // As below: a death in between leaves rows that say why their output is not there.
         store.free_output(old.clone(), now).await?;
-        remove(outputs, &old).await?;
-        store.delete_runs(old).await?;
+        let removed = remove(outputs, old).await;
+        gone += removed.len();
+        store.delete_runs(removed).await?;
     }
     Ok(gone)
 }
@@ -204,10 +205,9 @@ async fn make_room(store: &Store, outputs: &Outputs, now: Timestamp) -> Result<u
             if !*outputs.over_limit().borrow() {
                 break; // what need not go stays
             }
-            freed += 1;
             // First the word, then the loss: a reader in between finds nothing rather than a lie.
             store.free_output(vec![run_id], now).await?;
-            remove(outputs, &[run_id]).await?;
+            freed += remove(outputs, vec![run_id]).await.len();
         }
     }
     Ok(freed)
@@ -238,8 +238,7 @@ async fn leftovers(store: &Store, outputs: &Outputs) -> Result<usize, SweepError
     for run_id in stored {
         let row = store.run(run_id).await?;
         if row.is_some_and(|row| row.output_freed_at.is_some()) {
-            remove(outputs, &[run_id]).await?;
-            removed += 1;
+            removed += remove(outputs, vec![run_id]).await.len();
         }
     }
     Ok(removed)
@@ -262,8 +261,10 @@ async fn orphans(
     let Some(until) = until else { return Ok(0) };
     let mut removed = 0;
     for run_id in store.orphans(until).await? {
-        if store.run(run_id).await?.is_none() && !outputs.is_at_work(run_id) {
-            remove(outputs, &[run_id]).await?;
+        if store.run(run_id).await?.is_some() || outputs.is_at_work(run_id) {
+            continue;
+        }
+        for run_id in remove(outputs, vec![run_id]).await {
             store.forget_orphan(run_id).await?;
             removed += 1;
         }
@@ -271,12 +272,21 @@ async fn orphans(
     Ok(removed)
 }
 
-async fn remove(outputs: &Outputs, runs: &[RunId]) -> Result<(), OutputError> {
-    let (below, runs) = (outputs.clone(), runs.to_vec());
-    let removed = outputs
-        .system()
-        .blocking(move || runs.into_iter().try_for_each(|run_id| below.remove(run_id)));
-    removed.await.unwrap_or(Ok(())) // the runtime is shutting down
+/// Deletes the files of runs, and returns those that have none any more. One that cannot be deleted
+/// keeps up no other: it is told, and the next sweep tries it again.
+async fn remove(outputs: &Outputs, mut runs: Vec<RunId>) -> Vec<RunId> {
+    let below = outputs.clone();
+    let removed = outputs.system().blocking(move || {
+        runs.retain(|run_id| match below.remove(*run_id) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(run.id = %run_id, error = %chain(&error), "output of a run cannot be deleted");
+                false
+            }
+        });
+        runs
+    });
+    removed.await.unwrap_or_default() // the runtime is shutting down
 }
 
 #[cfg(test)]
@@ -361,6 +371,33 @@ mod tests {
         );
         assert_eq!(outputs.bytes(), 2 * BYTES as u64);
         assert_eq!(outputs.stored_runs().unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_run_whose_files_cannot_be_deleted_keeps_up_no_other() {
+        let store = store().await;
+        let outputs = open(&store, u64::MAX);
+        for number in 1..4 {
+            ended(&store, &outputs, number, 0).await;
+        }
+        // A directory in the place of a file cannot be deleted as one.
+        let files = store.dir.path().join("outputs").join(run(1).id.to_string());
+        let segment = files.join(format!("out-{:016x}", 0));
+        std::fs::remove_file(&segment).unwrap();
+        std::fs::create_dir(&segment).unwrap();
+        let keep = Keep {
+            runs: Duration::from_secs(1000),
+        };
+        live(&store, 10_000).await;
+        for (found, left) in [(2, 1), (0, 1)] {
+            let swept = sweep(&store, &outputs, keep, at(1)).await.unwrap();
+            assert_eq!(swept.runs, found);
+            assert_eq!(outputs.stored_runs().unwrap().len(), left);
+        }
+        std::fs::remove_dir(&segment).unwrap();
+        let swept = sweep(&store, &outputs, keep, at(1)).await.unwrap();
+        assert_eq!(swept.runs, 1);
+        assert!(store.run(run(1).id).await.unwrap().is_none());
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! A gateway that could not be built leaves nothing behind.
 
+use std::path::Path;
+
 use moltis_gateway::store::{Store, Target};
 use moltis_gateway::{BuildError, Gateway, GatewayConfig};
 use moltis_proto::key::Digest;
@@ -43,12 +45,23 @@ async fn the_store_is_free_after_a_failure_in_the_middle() {
     let error = Gateway::builder(config.clone()).build().await.unwrap_err();
     assert!(matches!(error, BuildError::Key(_)), "{error:?}");
     std::fs::remove_file(&key).unwrap();
-    // An open run whose files cannot be read stops it late, with tasks at work.
-    let gaps = home.join("outputs").join(id.to_string()).join("gaps");
-    std::fs::create_dir_all(&gaps).unwrap();
+    // A place that no version of Moltis writes stops it late, with tasks at work.
+    let database = home.join("gateway.db");
+    replace(&database, b"local", b"lokal");
     let error = Gateway::builder(config.clone()).build().await.unwrap_err();
     assert!(matches!(error, BuildError::Runs(_)), "{error:?}");
-    std::fs::remove_dir(&gaps).unwrap();
+    replace(&database, b"lokal", b"local");
     let gateway = Gateway::builder(config).build().await.unwrap();
     gateway.shutdown().await;
+}
+
+/// Puts one word of a file in the place of another that is as long.
+fn replace(file: &Path, word: &[u8], by: &[u8]) {
+    let mut bytes = std::fs::read(file).unwrap();
+    for at in 0..=bytes.len() - word.len() {
+        if bytes[at..].starts_with(word) {
+            bytes[at..at + by.len()].copy_from_slice(by);
+        }
+    }
+    std::fs::write(file, bytes).unwrap();
 }

@@ -22,8 +22,8 @@ use crate::metrics::{Count, RunCounts};
 use crate::output::{EndedOutput, Outputs};
 use crate::pairing::PairingDesk;
 use crate::roster::Roster;
-use crate::session::moment;
 use crate::session::seat::{Command, Seat};
+use crate::session::{chain, moment};
 use crate::store::{RunRecord, RunStage, Store, StoreError, Target};
 use crate::tasks::Tasks;
 use crate::telemetry::{self, History, HourRow, Point};
@@ -121,8 +121,16 @@ impl Shared {
     /// Takes up what an earlier process left open: runs, and the hour of telemetry.
     pub(crate) async fn load(&self) -> Result<(), ReadError> {
         for row in self.store.all_open_runs().await? {
-            if let Spot::Free(place) = self.table.spot(row.id).await {
-                place.fill(self.live_of(row)?);
+            let Spot::Free(place) = self.table.spot(row.id).await else {
+                continue;
+            };
+            let id = row.id;
+            match self.live_of(row) {
+                Ok(run) => drop(place.fill(run)),
+                // The others are not to wait for it: who asks for it, and its node, meet the error.
+                Err(error) => {
+                    tracing::error!(run.id = %id, error = %chain(&error), "a run cannot be taken up");
+                }
             }
         }
         let hour = self.clock.now().as_second().div_euclid(3600);

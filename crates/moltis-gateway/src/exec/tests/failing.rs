@@ -82,6 +82,33 @@ async fn an_ending_that_waits_for_a_full_disk_holds_up_no_end_of_the_gateway() {
 }
 
 #[tokio::test]
+async fn a_run_whose_files_cannot_be_read_keeps_no_other_from_being_taken_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::in_dir(dir.path()).await;
+    let by = Actor::operator();
+    let new = row_of(&bench, &keyed());
+    let id = new.id;
+    for run in [new, testing::run(9)] {
+        bench.shared.store.create_run(run, &by).await.unwrap();
+    }
+    bench.end().await;
+    let files = dir.path().join("outputs").join(id.to_string());
+    fs::create_dir_all(files.join("gaps")).unwrap();
+    std::os::unix::fs::symlink("nowhere", files.join(format!("out-{:016x}", 0))).unwrap();
+
+    let bench = Bench::in_dir(dir.path()).await;
+    assert!(bench.shared.table.get(testing::run(9).id).is_some());
+    assert!(matches!(
+        bench.runs.handle(id).await,
+        Err(RunError::Output(_))
+    ));
+    // It is there again when its files are.
+    fs::remove_dir_all(&files).unwrap();
+    bench.runs.handle(id).await.unwrap();
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn a_cancel_goes_on_when_its_asker_leaves() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::in_dir(dir.path()).await;
