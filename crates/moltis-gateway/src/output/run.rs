@@ -23,6 +23,7 @@ use super::{
     Space, files,
 };
 use crate::metrics::OutputCounts;
+use crate::session::chain;
 use crate::store::Heads;
 use crate::system::System;
 
@@ -453,13 +454,19 @@ impl RunOutput {
     pub(super) fn write_some(self: &Arc<Self>) -> Result<Wait, OutputError> {
         self.scheduled.store(false, Ordering::Release);
         let mut wait = Wait::Idle;
-        let mut bytes = 0;
+        let (mut bytes, mut failed) = (0, None);
         for stream in Stream::BOTH {
             let next = self.memory()[stream.index()].next_to_write(TURN_BYTES, TURN_PIECES);
             let Some(next) = next else { continue };
-            wait = Wait::More;
-            bytes += self.write(stream, next)?;
+            match self.write(stream, next) {
+                Ok(wrote) => {
+                    wait = Wait::More;
+                    bytes += wrote;
+                }
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
+        // What one stream has got is told although the other one failed.
         if wait == Wait::More {
             self.give_up_some();
             self.syncing.note(self, bytes);
@@ -468,7 +475,10 @@ impl RunOutput {
                 bell.notify_one();
             }
         }
-        Ok(wait)
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(wait),
+        }
     }
 
     /// Returns how many bytes were written.
@@ -482,7 +492,9 @@ impl RunOutput {
                     memory.noted(from, to, reason);
                     memory.trim(self.limits.recent_bytes.min(self.live.share()));
                 }
-                self.shorten_notes()?;
+                if let Err(error) = self.shorten_notes() {
+                    tracing::warn!(run.id = %self.run_id, error = %chain(&error), "the notes of gaps cannot be made short");
+                }
                 Ok(0)
             }
             ToWrite::Bytes { from, pieces } => {
@@ -1122,6 +1134,27 @@ mod tests {
             read_all(&run, Stream::Stdout).await,
             [(0, gap, Some(GapReason::Freed)), (gap, end, None)]
         );
+    }
+
+    #[tokio::test]
+    async fn what_one_stream_has_got_is_told_although_the_other_cannot_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        let below = dir.path().join("outputs").join(id(1).to_string());
+        std::fs::create_dir_all(files::segment(&below, Stream::Stderr, 0)).unwrap();
+        // The thread that writes has no turn: it is taken here.
+        run.schedule();
+        let bell = Arc::new(Notify::new());
+        run.wake(Arc::clone(&bell));
+        for stream in Stream::BOTH {
+            append(&run, stream, 60 * KIB);
+            append(&run, stream, 60 * KIB);
+        }
+        run.write_some().unwrap_err();
+        let told = *run.subscribe().borrow();
+        assert_eq!(told.stored, [120, 60].map(|kib| kib * KIB as u64));
+        bell.notified().await;
     }
 
     #[tokio::test]
