@@ -211,15 +211,23 @@ impl Disk {
         reason: GapReason,
     ) -> Result<(), OutputError> {
         let path = self.dir.join(files::GAPS);
-        if self.gaps.is_none() {
-            self.gaps = Some(Arc::new(self.make(&path)?));
-        }
-        let file = Arc::clone(self.gaps.as_ref().expect("it was just made"));
-        let line = files::gap_line(stream, from, to, reason);
+        let mut line = files::gap_line(stream, from, to, reason);
+        // Taken, so that behind a write that failed it is looked at anew.
+        let file = match self.gaps.take() {
+            Some(file) => file,
+            None => {
+                let torn = files::is_torn(&path);
+                if torn.map_err(|error| OutputError::file("read", &path, error))? {
+                    line.insert(0, '\n'); // a line of its own, and not the rest of that one
+                }
+                Arc::new(self.make(&path)?)
+            }
+        };
         let write = || (&*file).write_all(line.as_bytes());
         self.system
             .step("output.gap", &path, write)
             .map_err(|error| OutputError::file("write to", &path, error))?;
+        self.gaps = Some(Arc::clone(&file));
         self.notes += 1;
         self.note_unsynced(path, &file);
         Ok(())

@@ -75,6 +75,21 @@ pub(super) fn append_to(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// Returns whether a file ends in the middle of a line: its writer died there, or its disk was full.
+pub(super) fn is_torn(path: &Path) -> io::Result<bool> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let Some(last) = file.metadata()?.len().checked_sub(1) else {
+        return Ok(false);
+    };
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, last)?;
+    Ok(byte != *b"\n")
+}
+
 /// Returns the path of a segment.
 pub(super) fn segment(dir: &Path, stream: Stream, from: u64) -> PathBuf {
     dir.join(format!("{}-{from:016x}", stream_name(stream)))

@@ -1158,6 +1158,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_gap_behind_a_line_that_was_torn_has_a_line_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("outputs").join(id(1).to_string());
+        std::fs::create_dir_all(&below).unwrap();
+        let torn = "out 0 9 disk_fu";
+        std::fs::write(below.join(files::GAPS), torn).unwrap();
+        let outputs = Outputs::open(dir.path(), None, limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        run.gap(Stream::Stdout, 0, 9, GapReason::DiskFull).unwrap();
+        run.written().await;
+        run.gap(Stream::Stdout, 9, 12, GapReason::Freed).unwrap();
+        run.written().await;
+        drop(run);
+        let reborn = Outputs::open(dir.path(), None, limits()).unwrap();
+        assert_eq!(
+            read_all(&reborn.run(id(1)).unwrap(), Stream::Stdout).await,
+            [
+                (0, 9, Some(GapReason::DiskFull)),
+                (9, 12, Some(GapReason::Freed))
+            ]
+        );
+    }
+
+    #[tokio::test]
     async fn a_death_in_the_middle_of_making_room_was_no_power_cut() {
         let dir = tempfile::tempdir().unwrap();
         let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
