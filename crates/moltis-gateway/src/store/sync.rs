@@ -30,14 +30,14 @@ const SOON: Duration = Duration::from_millis(200);
 pub struct Written(pub(super) u64);
 
 impl Written {
-    /// Stands for what was there before: nothing to wait for.
+    /// Stands for no write: nothing to wait for.
     pub const NOTHING: Self = Self(0);
 }
 
 /// Asks the thread for syncs, and hears of them.
 #[derive(Debug)]
 pub(super) struct Syncer {
-    /// Transactions committed so far.
+    /// Transactions committed so far, and one that stands for what lay in the file before.
     written: Arc<AtomicU64>,
     worker: Worker<Asked>,
     done: watch::Receiver<Done>,
@@ -80,7 +80,7 @@ impl Syncer {
     where
         F: FnMut() -> io::Result<()> + Send + 'static,
     {
-        let written = Arc::new(AtomicU64::new(0));
+        let written = Arc::new(AtomicU64::new(1));
         let (told, done) = watch::channel(Done {
             up_to: 0,
             failed: None,
@@ -271,6 +271,13 @@ mod tests {
             syncer.failure(),
             Some(StoreError::ReadOnly { .. })
         ));
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_process_has_written_is_synced_by_who_asks_for_all() {
+        let syncer = start(|| Err(io::Error::other("the disk is gone"))).unwrap();
+        let error = syncer.synced(syncer.so_far()).await.unwrap_err();
+        assert!(error.to_string().contains("the disk is gone"), "{error}");
     }
 
     #[tokio::test]
