@@ -47,21 +47,21 @@ async fn the_store_is_free_after_a_failure_in_the_middle() {
     std::fs::remove_file(&key).unwrap();
     // A place that no version of Moltis writes stops it late, with tasks at work.
     let database = home.join("gateway.db");
-    replace(&database, b"local", b"lokal");
+    replace(&database, b"local", b"lokal").unwrap();
     let error = Gateway::builder(config.clone()).build().await.unwrap_err();
     assert!(matches!(error, BuildError::Runs(_)), "{error:?}");
-    replace(&database, b"lokal", b"local");
+    replace(&database, b"lokal", b"local").unwrap();
     let gateway = Gateway::builder(config).build().await.unwrap();
     gateway.shutdown().await;
 }
 
 /// Puts one word of a file in the place of another that is as long.
-fn replace(file: &Path, word: &[u8], by: &[u8]) {
-    let mut bytes = std::fs::read(file).unwrap();
+fn replace(file: &Path, word: &[u8], by: &[u8]) -> std::io::Result<()> {
+    let mut bytes = std::fs::read(file)?;
     for at in 0..=bytes.len() - word.len() {
         if bytes[at..].starts_with(word) {
             bytes[at..at + by.len()].copy_from_slice(by);
         }
     }
-    std::fs::write(file, bytes).unwrap();
+    std::fs::write(file, bytes)
 }

@@ -5,9 +5,11 @@
 //! reason. Under an idempotency key the first request writes down whom it meant, and a repeated
 //! one asks those (ADR 63).
 
+mod run;
+
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, FuturesUnordered};
@@ -17,13 +19,13 @@ use moltis_proto::key::Digest;
 use moltis_proto::run::{ExitStatus, Outcome};
 use moltis_proto::{Codec, NodeId, NodeName, RunId};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::watch;
 
+pub use self::run::FleetRun;
 use super::select::{Known, Selector, Standing};
 use super::start::{Goal, Name};
 use super::{
-    Asker, READY_TIME_MAX, RunHandle, RunKey, RunRecord, RunRequest, RunStage, Runs, SpecError,
-    StartError, StdinSource, random_id,
+    Asker, READY_TIME_MAX, RunKey, RunRecord, RunRequest, Runs, SpecError, StartError, StdinSource,
+    random_id,
 };
 use crate::roster::NodeView;
 use crate::store::{
@@ -81,17 +83,6 @@ pub struct Fleet {
     pub skipped: Vec<Skipped>,
 }
 
-/// One run of a fleet. It holds no output: [`Runs::handle`] does.
-#[derive(Debug, Clone)]
-pub struct FleetRun {
-    /// Its id.
-    pub id: RunId,
-    /// Whether an earlier request with the same key had made it.
-    pub existed: bool,
-    record: watch::Receiver<Arc<RunRecord>>,
-    unwritten: Arc<OnceLock<StoreError>>,
-}
-
 /// A node that was meant and has no run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skipped {
@@ -144,36 +135,6 @@ pub enum FleetError {
 impl From<StoreError> for FleetError {
     fn from(error: StoreError) -> Self {
         Self::Start(error.into())
-    }
-}
-
-impl FleetRun {
-    pub(super) fn of(handle: &RunHandle) -> Self {
-        Self {
-            id: handle.id(),
-            existed: handle.existed(),
-            record: handle.record.clone(),
-            unwritten: Arc::clone(&handle.unwritten),
-        }
-    }
-
-    /// Returns its record as it is now.
-    pub fn record(&self) -> Arc<RunRecord> {
-        Arc::clone(&self.record.borrow())
-    }
-
-    /// Waits until it is over, and returns the record with its ending; without one where the store
-    /// does not take it, as [`RunHandle::wait`].
-    ///
-    /// # Cancel safety
-    /// Dropping it lets go of the waiting only.
-    pub async fn wait(&mut self) -> Arc<RunRecord> {
-        let unwritten = &self.unwritten;
-        let ended =
-            |record: &Arc<RunRecord>| record.stage == RunStage::Ended || unwritten.get().is_some();
-        // An error means that nobody changes it any more: it is what it is.
-        self.record.wait_for(ended).await.map(drop).ok();
-        self.record()
     }
 }
 

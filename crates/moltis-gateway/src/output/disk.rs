@@ -213,15 +213,14 @@ impl Disk {
         let path = self.dir.join(files::GAPS);
         let mut line = files::gap_line(stream, from, to, reason);
         // Taken, so that behind a write that failed it is looked at anew.
-        let file = match self.gaps.take() {
-            Some(file) => file,
-            None => {
-                let torn = files::is_torn(&path);
-                if torn.map_err(|error| OutputError::file("read", &path, error))? {
-                    line.insert(0, '\n'); // a line of its own, and not the rest of that one
-                }
-                Arc::new(self.make(&path)?)
+        let file = if let Some(file) = self.gaps.take() {
+            file
+        } else {
+            let torn = files::is_torn(&path);
+            if torn.map_err(|error| OutputError::file("read", &path, error))? {
+                line.insert(0, '\n'); // a line of its own, and not the rest of that one
             }
+            Arc::new(self.make(&path)?)
         };
         let write = || (&*file).write_all(line.as_bytes());
         self.system
