@@ -15,6 +15,9 @@ const SMALL: usize = 4 * 1024;
 /// Pieces that stay in memory after they were written, however short: gaps have no bytes at all.
 pub(super) const RECENT_PIECES_MAX: usize = 1024;
 
+/// Memory that a gap counts for while it waits for the disk; more than it takes.
+const GAP_COST: usize = 1024;
+
 /// Length to which small pieces are put together.
 const JOINED: usize = 32 * 1024;
 
@@ -84,8 +87,10 @@ pub(super) struct Memory {
     joining: BytesMut,
     end: u64,
     written: u64,
-    /// Of what waits for the disk, what are gaps: they hold no memory.
+    /// Of what waits for the disk, what are gaps: however long they are, they hold little memory.
     gaps_waiting: u64,
+    /// How many those are.
+    gaps: usize,
     /// Bytes that may be acknowledged.
     stored: u64,
     extents: Vec<Extent>,
@@ -141,11 +146,12 @@ impl Memory {
         if self.filed { self.written } else { 0 }
     }
 
-    /// Returns the bytes in memory that wait for the disk.
+    /// Returns the bytes in memory that wait for the disk, with something for each gap.
     pub(super) fn waiting(&self) -> usize {
         if self.filed {
             let waiting = self.end - self.written - self.gaps_waiting;
-            usize::try_from(waiting).unwrap_or(usize::MAX)
+            let waiting = usize::try_from(waiting).unwrap_or(usize::MAX);
+            waiting.saturating_add(self.gaps * GAP_COST)
         } else {
             0
         }
@@ -189,6 +195,7 @@ impl Memory {
         self.join();
         self.push(self.end, What::Gap(reason), to - self.end);
         self.gaps_waiting += to - self.end;
+        self.gaps += 1;
         self.end = to;
     }
 
@@ -293,6 +300,7 @@ impl Memory {
             what: OnDisk::Gap(reason),
         });
         self.gaps_waiting -= to - from;
+        self.gaps -= 1;
         self.advance(to);
     }
 

@@ -176,13 +176,7 @@ impl RunOutput {
     ) -> Result<(), OutputError> {
         let filed = {
             let mut memory = self.memory();
-            let waiting = memory[0].waiting() + memory[1].waiting();
-            if waiting > WAITING_MAX {
-                return Err(OutputError::Overrun {
-                    run_id: self.run_id,
-                    bytes: waiting,
-                });
-            }
+            self.check_room(&memory)?;
             let memory = &mut memory[stream.index()];
             self.expect(memory.end(), offset)?;
             self.counts.received.add(bytes.len() as u64);
@@ -198,7 +192,7 @@ impl RunOutput {
     /// Marks that the bytes from `from` up to `to` are gone.
     ///
     /// # Errors
-    /// Where `from` is not where the stream ends.
+    /// Where `from` is not where the stream ends, or more waits for the disk than any window allows.
     pub fn gap(
         self: &Arc<Self>,
         stream: Stream,
@@ -208,6 +202,7 @@ impl RunOutput {
     ) -> Result<(), OutputError> {
         {
             let mut memory = self.memory();
+            self.check_room(&memory)?;
             let memory = &mut memory[stream.index()];
             self.expect(memory.end(), from)?;
             if to <= from {
@@ -216,6 +211,18 @@ impl RunOutput {
             memory.gap(to, reason);
         }
         self.changed(true);
+        Ok(())
+    }
+
+    /// Looks at whether a stream may have more wait for the disk.
+    fn check_room(&self, memory: &[Memory; 2]) -> Result<(), OutputError> {
+        let waiting = memory[0].waiting() + memory[1].waiting();
+        if waiting > WAITING_MAX {
+            return Err(OutputError::Overrun {
+                run_id: self.run_id,
+                bytes: waiting,
+            });
+        }
         Ok(())
     }
 
@@ -1111,6 +1118,24 @@ mod tests {
         trouble.wait_for(Option::is_none).await.unwrap();
         run.synced().await.unwrap();
         assert_eq!(run.stored(Stream::Stdout), run.end(Stream::Stdout));
+    }
+
+    #[tokio::test]
+    async fn gaps_that_wait_for_the_disk_have_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        let below = dir.path().join("outputs").join(id(1).to_string());
+        std::fs::write(&below, "").unwrap();
+        let gap = |at| run.gap(Stream::Stdout, at, at + 1, GapReason::Freed);
+        let bound = (0..WAITING_MAX as u64).find_map(|at| gap(at).err());
+        assert!(
+            matches!(bound, Some(OutputError::Overrun { .. })),
+            "{bound:?}"
+        );
+        std::fs::remove_file(&below).unwrap();
+        run.written().await;
+        gap(run.end(Stream::Stdout)).unwrap();
     }
 
     #[tokio::test]
