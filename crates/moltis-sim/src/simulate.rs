@@ -14,6 +14,7 @@ mod dice;
 mod disk;
 mod entropy;
 mod fate;
+mod freeze;
 mod kernel;
 mod many;
 mod model;

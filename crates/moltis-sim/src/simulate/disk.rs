@@ -6,7 +6,7 @@
 
 pub(super) mod leavings;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -29,7 +29,7 @@ pub(super) type Boundary = (&'static str, Edge);
 
 /// Steps that are seldom taken. Somebody dies at them on purpose, or nobody would in thousands of
 /// worlds.
-const RARE: [&str; 14] = [
+const RARE: [&str; 19] = [
     "journal.clear",
     "journal.draft",
     "journal.rename",
@@ -41,10 +41,37 @@ const RARE: [&str; 14] = [
     "output.remove",
     "output.replace_gaps",
     "output.sync_gaps",
+    "spool.after",
+    "spool.before",
     "spool.delete",
+    "spool.make",
+    "spool.read",
     "spool.stray",
+    "spool.sums",
     "store.close",
 ];
+
+/// Steps of the gateway that are taken least of all.
+pub(super) const RAREST_OF_GATEWAY: [&str; 5] = [
+    "output.cut",
+    "output.new_gaps",
+    "output.replace_gaps",
+    "output.sync_gaps",
+    "store.close",
+];
+
+/// Steps of a journal that is written anew.
+pub(super) const STEPS_OF_DRAFTS: [&str; 3] =
+    ["journal.draft", "journal.rename", "journal.rewrite"];
+
+/// How a process dies at a boundary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Death {
+    /// It is killed.
+    Alone,
+    /// With its machine, whose power is gone.
+    OfPower,
+}
 
 /// How often a boundary was met.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -84,6 +111,10 @@ struct State {
     death_in: Option<u32>,
     /// The same, of the rare ones alone.
     rare_death_in: Option<u32>,
+    /// Whoever comes to the first of these boundaries dies there, and then to the next.
+    deaths_at: VecDeque<Boundary>,
+    /// Whoever comes to this one loses its power there.
+    power_cut_at: Option<Boundary>,
     /// The trouble, and how many more steps meet it.
     trouble: Option<(Trouble, u32)>,
     troubled: u64,
@@ -102,6 +133,16 @@ impl Disk {
         self.state().rare_death_in = Some(steps);
     }
 
+    /// Has whoever comes to these boundaries die there, one after the other.
+    pub(super) fn kill_at(&self, boundaries: Vec<Boundary>) {
+        self.state().deaths_at = boundaries.into();
+    }
+
+    /// Has the machine lose its power in the moment in which somebody comes to this boundary.
+    pub(super) fn cut_power_at(&self, boundary: Boundary) {
+        self.state().power_cut_at = Some(boundary);
+    }
+
     /// Has the next steps meet trouble, so many of them.
     pub(super) fn trouble(&self, trouble: Trouble, steps: u32) {
         self.state().trouble = Some((trouble, steps));
@@ -116,6 +157,8 @@ impl Disk {
     pub(super) fn heal(&self) {
         let mut state = self.state();
         (state.death_in, state.rare_death_in) = (None, None);
+        state.deaths_at.clear();
+        state.power_cut_at = None;
         (state.trouble, state.takes) = (None, Duration::ZERO);
     }
 
@@ -145,8 +188,8 @@ pub(super) struct Mounted {
     pub(super) who: String,
     pub(super) fate: Fate,
     pub(super) trace: Trace,
-    /// Called in the moment of a death at a boundary of this step.
-    pub(super) dies: Box<dyn Fn(&'static str) + Send + Sync>,
+    /// Called in the moment of a death at a boundary.
+    pub(super) dies: Box<dyn Fn(Death) + Send + Sync>,
     /// Told of what the model has to know.
     pub(super) tells: Box<dyn Fn(Noted) + Send + Sync>,
     /// Whether a power cut may ask what is synced.
@@ -168,12 +211,20 @@ impl Mounted {
         let met = state.met.entry((what, edge)).or_default();
         met.passed += 1;
         let is_rare = RARE.contains(&what) && count_down(&mut state.rare_death_in);
-        if count_down(&mut state.death_in) || is_rare {
+        let here = (what, edge);
+        let loses_power = state.power_cut_at.take_if(|at| *at == here).is_some();
+        let is_there = state.deaths_at.pop_front_if(|at| *at == here).is_some();
+        let is_meant = is_there || is_rare || loses_power;
+        if count_down(&mut state.death_in) || is_meant {
             state.met.entry((what, edge)).or_default().died += 1;
             drop(state);
             note!(self.trace, &self.who, "dies {edge:?} {what}");
             self.fate.end();
-            (self.dies)(what);
+            (self.dies)(if loses_power {
+                Death::OfPower
+            } else {
+                Death::Alone
+            });
             return Err(io::Error::other("the process is dead"));
         }
         if edge == Edge::Before

@@ -60,6 +60,8 @@ struct Process {
     /// The run that it was started for.
     run: (RunId, JournalId),
     is_reaped: bool,
+    /// Somebody has sent a signal to its group.
+    was_signalled: bool,
     /// What the witness knows of its outputs and its end.
     told: ([u64; 2], bool),
     exit: Vec<Waker>,
@@ -109,6 +111,29 @@ impl Kernel {
         }
     }
 
+    /// Returns whether the child of a request lives.
+    pub(super) fn lives(&self, tag: Tag) -> bool {
+        let processes = self.processes();
+        let mut ours = processes.children.values().filter(|one| one.is_of(tag));
+        ours.any(|one| one.child.status.is_none())
+    }
+
+    /// Returns how much a keeper that lives has read of the outputs of a child that does.
+    pub(super) fn read_of(&self, tag: Tag) -> Option<[u64; 2]> {
+        let processes = self.processes();
+        let mut ours = processes.children.values().filter(|one| one.is_of(tag));
+        let child = &ours.find(|one| one.child.status.is_none())?.child;
+        let is_read = child.outputs.iter().all(|output| !output.is_closed);
+        is_read.then(|| child.outputs.map(|output| output.read))
+    }
+
+    /// Returns whether the child of a request has had a signal, or has ended by itself.
+    pub(super) fn was_signalled(&self, tag: Tag) -> bool {
+        let processes = self.processes();
+        let mut ours = processes.children.values().filter(|one| one.is_of(tag));
+        ours.all(|one| one.was_signalled || one.child.status.is_some())
+    }
+
     /// Lets a child do what it can, and whoever waits for it know.
     fn touch(&self, pid: i32) {
         let mut processes = self.processes();
@@ -150,11 +175,16 @@ impl Process {
             child: Child::new(script),
             run,
             is_reaped: false,
+            was_signalled: false,
             told: ([0; 2], false),
             exit: Vec::new(),
             readers: [None, None],
             writer: None,
         }
+    }
+
+    fn is_of(&self, tag: Tag) -> bool {
+        self.child.script().tag == tag
     }
 
     /// Returns what is new of it since it was last asked.
@@ -322,7 +352,10 @@ impl simulation::Kernel for Handle {
 
     fn signal_group(&self, leader: i32, signal: i32) {
         if !self.keeper.is_over() {
-            self.kernel.with(leader, |one| one.child.signal(signal));
+            self.kernel.with(leader, |one| {
+                one.was_signalled = true;
+                one.child.signal(signal);
+            });
         }
     }
 

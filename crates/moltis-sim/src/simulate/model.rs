@@ -9,6 +9,7 @@ mod excuses;
 mod known;
 mod output;
 mod told;
+mod wrong;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -23,6 +24,7 @@ pub(super) use self::excuses::Trouble;
 use self::excuses::{Excuses, Since};
 use self::known::{Known, Told, at};
 use self::output::{Room, check_text};
+pub(super) use self::wrong::{Violation, violation};
 use super::kernel::script::{Script, Stream, Tag};
 use super::net::Place;
 use super::plan::GATEWAY;
@@ -79,6 +81,8 @@ pub(super) enum Happened {
     },
     /// A reader was told of a gap.
     Missed { tag: Tag, gap: Gap },
+    /// This machine is the gateway's own.
+    IsBeside { place: Place },
     /// A keeper begins on a machine.
     KeeperBegan { place: Place },
     /// A machine has slept for longer than a connection may be silent.
@@ -90,25 +94,6 @@ pub(super) enum Happened {
     /// Something went wrong in the world itself, which excuses some of what follows.
     Befell(Trouble),
 }
-
-/// Something that must never be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{invariant}: {words}")]
-pub(super) struct Violation {
-    pub(super) invariant: &'static str,
-    pub(super) words: String,
-}
-
-/// Makes a violation.
-macro_rules! violation {
-    ($invariant:literal, $($words:tt)*) => {
-        $crate::simulate::model::Violation {
-            invariant: $invariant,
-            words: format!($($words)*),
-        }
-    };
-}
-pub(super) use violation;
 
 /// What is known of the world.
 #[derive(Debug, Default)]
@@ -128,6 +113,8 @@ pub(super) struct Model {
     woken: BTreeMap<Place, Since>,
     /// When each node was connected last: what befell it since then may not be known here.
     connected: BTreeMap<Place, Since>,
+    /// Nodes on the gateway's machine.
+    beside: BTreeSet<Place>,
     /// Connections that were accepted.
     epochs: BTreeSet<(u32, u32)>,
 }
@@ -217,6 +204,10 @@ impl Model {
                 let known = known_of(&mut self.runs, tag)?;
                 known.missed(tag, gap, room, &self.excuses)
             }
+            Happened::IsBeside { place } => {
+                self.beside.insert(place);
+                Ok(())
+            }
             // Whatever it is told is told behind its list of runs, and so behind the sleep.
             Happened::KeeperBegan { place } => {
                 self.excuses.note(Trouble::KeeperBegan(place));
@@ -242,6 +233,12 @@ impl Model {
                 Ok(())
             }
             Happened::Befell(trouble) => {
+                if let Trouble::KeeperDied(place) = trouble {
+                    let here = self.runs.values_mut().filter(|run| run.place == place);
+                    for run in here.filter(|run| run.is_alive()) {
+                        run.written_to_keeper.get_or_insert(run.written);
+                    }
+                }
                 self.excuses.note(trouble);
                 Ok(())
             }
@@ -277,10 +274,13 @@ impl Model {
         self.by_id.keys().cloned().collect()
     }
 
-    /// Returns whether the keeper of a child has died, and none has begun since that could end it.
+    /// Returns whether the keeper of a child has died, and none has begun since that could end it; or
+    /// whether it was given up because another machine has its node's key.
     pub(super) fn is_orphan(&self, tag: Tag) -> bool {
         self.runs.get(&tag).is_some_and(|run| {
-            self.excuses.keeper_died(run.place, run.begun()) && !self.excuses.has_heir(run.place)
+            let is_left = self.excuses.keeper_died(run.place, run.begun())
+                && !self.excuses.has_heir(run.place);
+            is_left || run.was_contested(&self.excuses)
         })
     }
 
@@ -384,21 +384,25 @@ impl Model {
         self.executed.insert(run_id, tag);
         let excuses = &self.excuses;
         let revoked = self.revoked.get(&place).copied();
-        let slept = self.woken.get(&place).copied();
+        // A copy of the machine has not slept.
+        let was_copied = excuses.cloned(place, Since::default());
+        let slept = self.woken.get(&place).copied().filter(|_| !was_copied);
+        let is_here = place == GATEWAY || self.beside.contains(&place);
         let run = known_of(&mut self.runs, tag)?;
         // Where both sides lose what they had written, nobody knows of it any more. On the gateway's
         // own machine, whose power takes both, its row is synced before; and a keeper that leaves
         // forgets only what its gateway had synced.
         let forgot_all = run.executed.is_some_and(|at| {
-            let lost_files = excuses.lost_files(place, at);
+            let lost_files = excuses.lost_files(place, at) || excuses.cloned(place, at);
             (excuses.restored_over(at) && (lost_files || excuses.keeper_left(place, at)))
-                || (excuses.power_took(at) && lost_files && place != GATEWAY)
+                || (excuses.power_took(at) && lost_files && !is_here)
         });
         if run.executed.is_some() && !forgot_all {
             return Err(violation!("I1", "{tag} is executed a second time"));
         }
         if run.executed.replace(excuses.now()).is_some() {
             (run.written, run.status, run.was_halted) = ([0; 2], None, false);
+            run.written_to_keeper = None;
             run.reads = Default::default();
             run.told = None;
         }
@@ -435,6 +439,13 @@ impl Model {
         match &run.told {
             // A start that was under way when the key was refused may arrive.
             Some((told, _)) if told.reason == Some(OutcomeReason::NodeRevoked) => Ok(()),
+            // Nor does the machine whose key is in two places hear that it was given up.
+            Some((told, _))
+                if told.reason == Some(OutcomeReason::NodeRebooted)
+                    && run.was_contested(excuses) =>
+            {
+                Ok(())
+            }
             // The same key asks anew of a database that knows nothing of it.
             Some((_, since)) if forgot_all || excuses.took_row(*since) => Ok(()),
             Some((told, _)) => Err(violation!("I10", "{tag} begins after it was told {told:?}")),

@@ -7,7 +7,7 @@ mod draw;
 
 use std::time::Duration;
 
-use super::disk::Trouble;
+use super::disk::{Boundary, Trouble};
 use super::kernel::script::{Script, Tag};
 use super::net::{Door, Place, Sent, Weather};
 
@@ -32,18 +32,35 @@ pub(super) struct Shape {
     pub(super) nodes: usize,
     /// Whether there is a keeper on the gateway's machine.
     pub(super) has_local: bool,
+    /// Whether the first node is on the gateway's machine.
+    pub(super) is_beside: bool,
     /// Whether windows, segments and limits are so small that they are met.
     pub(super) is_small: bool,
     /// Whether anything goes wrong: one world in some has good weather only.
     pub(super) is_troubled: bool,
-    /// Whether every command has so many words that a journal is written anew.
-    pub(super) is_wordy: bool,
-    /// Whether most of what goes wrong befalls the gateway's disk.
-    pub(super) is_dark: bool,
+    /// What there is more of than elsewhere.
+    pub(super) theme: Theme,
     /// What the roads are like at first, for each node.
     pub(super) weathers: Vec<Weather>,
     /// How long a keeper stays that has nothing to do.
     pub(super) keepers_stay: Duration,
+}
+
+/// What a world is about: what is seldom met by chance is met often in some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Theme {
+    /// Everything in turn.
+    Plain,
+    /// Every command has so many words that a journal is written anew.
+    Wordy,
+    /// Most of what goes wrong befalls the gateway's power and its database.
+    Dark,
+    /// Commands write more than is kept, and most of what goes wrong befalls the gateway's output.
+    Loud,
+    /// Others come with a node's key, or with its name.
+    Apart,
+    /// A line of 64 kbit/s that is full all the time, and nothing else goes wrong.
+    Thin,
 }
 
 /// One thing that happens.
@@ -78,6 +95,8 @@ pub(super) enum Wish {
     List,
     Rename(Place, u32),
     Revoke(Place),
+    /// All runs that nobody has asked for.
+    Claim,
 }
 
 /// How somebody asks for a run.
@@ -89,6 +108,17 @@ pub(super) enum How {
     Waiting,
     /// Follows it.
     Following,
+}
+
+/// What a stranger says of itself. Its key is always its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// The device and the name of a known node.
+    All,
+    /// The name of a known node.
+    Name,
+    /// Nothing that is known: somebody may let it in.
+    Nothing,
 }
 
 /// Something that goes wrong.
@@ -103,6 +133,10 @@ pub(super) enum Fault {
     Storm,
     /// A second link with the same key, for this long.
     Double(Place, Duration),
+    /// Another machine with a copy of the key, for this long.
+    Clone(Place, Duration),
+    /// Another machine that claims to be this one, or to be known, for this long.
+    Stranger(Place, Claim, Duration),
     KillLink(Place),
     StopLink(Place),
     UpgradeLink(Place),
@@ -114,6 +148,13 @@ pub(super) enum Fault {
     KillGateway(Sent),
     KillGatewayIn(u32),
     KillGatewayInRare(u32),
+    /// Of the steps that are taken least. Keepers die at these, one after the other.
+    KillKeeperAt(Place, Vec<Boundary>),
+    KillGatewayAt(Boundary),
+    /// In the moment in which it comes to such a step.
+    PowerCutGatewayAt(Boundary),
+    /// The link does nothing for so long, and goes on.
+    Freeze(Place, Duration),
     StopGateway,
     PowerCutGateway,
     /// Notes the state of the database.
@@ -133,7 +174,7 @@ pub(super) enum Fault {
 
 impl Fault {
     /// Every name that [`name`](Self::name) gives.
-    pub(super) const NAMES: [&'static str; 28] = [
+    pub(super) const NAMES: [&'static str; 34] = [
         "cut",
         "cut mid-frame",
         "half-open",
@@ -162,6 +203,12 @@ impl Fault {
         "clock jump",
         "keeper kill at a rare step",
         "gateway kill at a rare step",
+        "clone",
+        "stranger",
+        "keeper kill at a step of the rarest",
+        "gateway kill at a step of the rarest",
+        "frozen process",
+        "gateway power cut at a step",
     ];
 
     /// Returns what it is called where it is counted.
@@ -195,6 +242,12 @@ impl Fault {
             Self::ClockJumps(_) => 25,
             Self::KillKeeperInRare(..) => 26,
             Self::KillGatewayInRare(_) => 27,
+            Self::Clone(..) => 28,
+            Self::Stranger(..) => 29,
+            Self::KillKeeperAt(..) => 30,
+            Self::KillGatewayAt(_) => 31,
+            Self::Freeze(..) => 32,
+            Self::PowerCutGatewayAt(_) => 33,
         };
         Self::NAMES[at]
     }

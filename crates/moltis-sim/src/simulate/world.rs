@@ -9,29 +9,32 @@ mod callers;
 mod checks;
 mod faults;
 mod gateway;
+mod guests;
 mod link;
 mod machine;
+mod seats;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use moltis_gateway::api::pairing::{Approve, SetPairing};
 use moltis_gateway::clock::Clock;
 use moltis_identity::{Fingerprint, GatewayIdentity};
+use moltis_proto::{DeviceId, PublicKey};
 use tokio::time::Instant;
 
 use self::callers::{Caller, Request, for_a_while};
 use self::gateway::Served;
 use self::link::Linked;
-use self::machine::Machine;
+use self::machine::{Boot, Machine};
 use super::dice::Dice;
 use super::disk::{Boundary, Met};
 use super::kernel::script::Tag;
 use super::model::{Happened, Trouble, Violation, violation};
 use super::net::{Net, Place};
-use super::plan::{GATEWAY, Plan, Step, Wish};
+use super::plan::{GATEWAY, Plan, Step, Theme, Wish};
 use super::trace::{Trace, note};
 use super::witness::Witness;
 
@@ -61,6 +64,17 @@ struct World {
     served: Served,
     nodes: Vec<Linked>,
     local: Option<Machine>,
+    /// Machines that are none of the plan's nodes: copies of them, and strangers.
+    guests: Vec<Linked>,
+    /// The key of each device, as it was seen first.
+    pins: BTreeMap<DeviceId, PublicKey>,
+    /// Where the files of machines are.
+    root: PathBuf,
+    keepers_stay: Duration,
+    /// The first node is on the gateway's machine.
+    is_beside: bool,
+    /// Its line is thin, and nothing else is wrong.
+    is_thin: bool,
     net: Net,
     clock: Clock,
     witness: Witness,
@@ -81,7 +95,8 @@ pub(super) async fn play(seed: u64, root: &Path, trace: Trace) -> Outcome {
     let mut world = World::new(seed, &plan, root, &witness);
     let violation = world.live(plan).await.err();
     let mut boundaries = world.served.disk().met();
-    let machines = world.nodes.iter().map(Linked::machine).chain(&world.local);
+    let nodes = world.nodes.iter().chain(&world.guests);
+    let machines = nodes.map(Linked::machine).chain(&world.local);
     for (boundary, met) in machines.flat_map(|machine| machine.disk().met()) {
         let sum = boundaries.entry(boundary).or_default();
         sum.passed += met.passed;
@@ -100,21 +115,34 @@ impl World {
     fn new(seed: u64, plan: &Plan, root: &Path, witness: &Witness) -> Self {
         let shape = &plan.shape;
         let (net, clock) = (Net::new(), Clock::manual(at(DAWN)));
+        let boot = Boot::default();
         let machine = |place: Place| {
             let root = root.join(format!("place{place}"));
-            Machine::new(place, &root, shape.keepers_stay, witness)
+            let is_gateways = place == GATEWAY || (place == 1 && shape.is_beside);
+            let boot = is_gateways.then_some(&boot);
+            Machine::new((place, place), &root, shape.keepers_stay, boot, witness)
         };
         let local = shape.has_local.then(|| machine(GATEWAY));
         let key = gateway_key(root);
-        let around = (&net, &clock, witness);
+        let around = (&net, &clock, witness, &boot);
         let dice = Dice::new(seed, "gateway");
         let served = Served::new(local.clone(), root, shape, around, dice);
         let nodes = (1..=shape.nodes).map(|place| Linked::new(machine(place), key, &net, witness));
-        let nodes = nodes.collect();
+        let nodes: Vec<_> = nodes.collect();
+        if shape.is_beside {
+            served.put_beside(&nodes[0]);
+            witness.see(Happened::IsBeside { place: 1 });
+        }
         Self {
             served,
             nodes,
             local,
+            guests: Vec::new(),
+            pins: BTreeMap::new(),
+            root: root.to_owned(),
+            keepers_stay: shape.keepers_stay,
+            is_beside: shape.is_beside,
+            is_thin: shape.theme == Theme::Thin,
             net,
             clock,
             witness: witness.clone(),
@@ -131,6 +159,11 @@ impl World {
         self.begin().await?;
         for (place, weather) in (1..).zip(plan.shape.weathers) {
             self.net.set_weather(place, weather);
+        }
+        if self.is_thin {
+            self.net.cut(1);
+            tokio::time::sleep(BEGINNING).await;
+            self.node(1).set_steady(true);
         }
         for (pause, step) in plan.steps {
             tokio::time::sleep(pause).await;
@@ -228,7 +261,11 @@ impl World {
             }
             Wish::Cancel(tag, grace) => {
                 if let Some(id) = self.id_of(tag) {
-                    spawn(caller.cancel(tag, id, grace));
+                    if self.is_thin {
+                        self.cancel_in_time(caller, tag, id, grace);
+                    } else {
+                        spawn(caller.cancel(tag, id, grace));
+                    }
                 }
             }
             Wish::Signal(tag, signal) => {
@@ -257,6 +294,7 @@ impl World {
                 spawn(caller.rename(node, format!("box-{number}")));
             }
             Wish::Revoke(place) => self.revoke(place, caller),
+            Wish::Claim => spawn(caller.claim()),
         }
     }
 
@@ -264,10 +302,11 @@ impl World {
         self.revoked.push(place);
         self.witness.see(Happened::Befell(Trouble::Revoking(place)));
         let (node, net) = (self.node(place).node_id(), self.net.clone());
+        let device = self.node(place).device_id();
         spawn(async move {
             let before = net.open(place);
             let witness = caller.witness.clone();
-            if caller.revoke(place, node).await {
+            if caller.revoke(place, device, node).await {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 let now = net.open(place);
                 if let Some(open) = before.iter().find(|number| now.contains(number)) {

@@ -32,6 +32,9 @@ pub(in super::super) enum Trouble {
     KeeperLeft(Place),
     /// This machine was started anew.
     Rebooted(Place),
+    /// Another machine has a copy of its key, and one of the two has just taken over from the other:
+    /// to the gateway it is the same machine on another boot.
+    Cloned(Place),
     /// It has lost files on the way.
     LostFiles(Place),
     /// A step of a keeper of this machine met a full disk.
@@ -148,7 +151,7 @@ impl Excuses {
     }
 
     pub(super) fn keeper_died(&self, place: Place, since: Since) -> bool {
-        self.came(Trouble::KeeperDied(place), since)
+        self.came(Trouble::KeeperDied(place), since) || self.cloned(place, since)
     }
 
     /// Returns whether a keeper of this place died, or its machine, behind `since` and by this time.
@@ -178,7 +181,11 @@ impl Excuses {
     }
 
     pub(super) fn rebooted(&self, place: Place, since: Since) -> bool {
-        self.came(Trouble::Rebooted(place), since)
+        self.came(Trouble::Rebooted(place), since) || self.cloned(place, since)
+    }
+
+    pub(super) fn cloned(&self, place: Place, since: Since) -> bool {
+        self.came(Trouble::Cloned(place), since)
     }
 
     pub(super) fn lost_files(&self, place: Place, since: Since) -> bool {
@@ -237,16 +244,24 @@ impl Excuses {
     /// Returns whether a database was put back that did not hold an ending that was told then.
     pub(super) fn restored_without_ending(&self, told: Since) -> bool {
         let mut restores = self.restores.iter();
-        restores.any(|(at, copy)| *at > told && copy.may_lack_ending(told))
+        restores.any(|(at, copy)| {
+            *at > told && (copy.may_lack_ending(told) || self.took_ending_by(told, copy.at))
+        })
     }
 
     /// Returns whether the gateway may have died before the row of an ending was written, or synced,
     /// that was told then.
     pub(super) fn death_took_ending(&self, told: Since) -> bool {
-        let mut deaths = self.deaths.iter();
-        let mut cuts = self.cuts.iter();
-        deaths.any(|death| death.at > told && death.may_lack_ending(told))
-            || cuts.any(|cut| cut.at > told && (cut.synced < told || cut.may_lack_ending(told)))
+        self.took_ending_by(told, self.now)
+    }
+
+    /// Returns whether it may have died so by this moment.
+    fn took_ending_by(&self, told: Since, by: Since) -> bool {
+        let is_between = |stand: &&Stand| stand.at > told && stand.at <= by;
+        let mut deaths = self.deaths.iter().filter(is_between);
+        let mut cuts = self.cuts.iter().filter(is_between);
+        deaths.any(|death| death.may_lack_ending(told))
+            || cuts.any(|cut| cut.synced < told || cut.may_lack_ending(told))
     }
 
     /// Returns whether an ending that was told then may have been on nobody's disk: the gateway

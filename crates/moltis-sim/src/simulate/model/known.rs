@@ -44,6 +44,8 @@ pub(super) struct Known {
     pub(super) is_row_synced: bool,
     pub(super) executed: Option<Since>,
     pub(super) written: [u64; 2],
+    /// How much that was when a keeper of its place died first: perhaps nobody has read the rest.
+    pub(super) written_to_keeper: Option<[u64; 2]>,
     pub(super) status: Option<(ExitStatus, Since)>,
     pub(super) was_halted: bool,
     pub(super) is_cancelled: bool,
@@ -134,6 +136,7 @@ impl Known {
             is_row_synced: false,
             executed: None,
             written: [0; 2],
+            written_to_keeper: None,
             status: None,
             was_halted: false,
             is_cancelled: false,
@@ -254,8 +257,9 @@ impl Known {
             excuses.keeper_left(place, begun) && excuses.disk_had_trouble(place, begun);
         match told.reason {
             Some(OutcomeReason::NodeRebooted) => {
-                excuses.rebooted(place, begun)
-                    && (self.was_unnoted(excuses) || self.was_forgotten(excuses))
+                self.was_contested(excuses)
+                    || excuses.rebooted(place, begun)
+                        && (self.was_unnoted(excuses) || self.was_forgotten(excuses))
             }
             Some(OutcomeReason::KeeperDied) => {
                 (excuses.keeper_died(place, begun) && self.was_unnoted(excuses)) || left_in_trouble
@@ -264,6 +268,7 @@ impl Known {
             // was told that it is over.
             Some(OutcomeReason::JournalWiped) => {
                 excuses.lost_files(place, begun)
+                    || self.was_contested(excuses)
                     || self.was_forgotten(excuses)
                     || excuses.disk_had_trouble(place, begun)
                     || (self.executed.is_none()
@@ -282,11 +287,19 @@ impl Known {
         }
     }
 
+    /// Returns whether a machine took over from another one with the same key since it was asked for: to
+    /// the gateway its machine is on another boot, whether its start arrives or not.
+    pub(super) fn was_contested(&self, excuses: &Excuses) -> bool {
+        excuses.cloned(self.place, self.asked)
+    }
+
     /// Returns whether its end may stand in no journal: it had no end of its own, or its keeper died
     /// before it could write that down.
     fn was_unnoted(&self, excuses: &Excuses) -> bool {
         let (place, begun) = (self.place, self.begun());
-        let is_spoiled = excuses.lost_files(place, begun) || excuses.disk_had_trouble(place, begun);
+        let is_spoiled = excuses.lost_files(place, begun)
+            || excuses.disk_had_trouble(place, begun)
+            || self.was_contested(excuses);
         let by = |(_, ended): (_, Since)| ended.time + NOTED_WITHIN;
         is_spoiled
             || self
@@ -345,10 +358,12 @@ impl Known {
             told.reason,
             Some(OutcomeReason::KeeperDied | OutcomeReason::NodeRebooted)
         );
-        let has_spool =
-            !excuses.lost_files(place, begun) && !excuses.disk_had_trouble(place, begun);
+        let has_spool = !excuses.lost_files(place, begun)
+            && !excuses.disk_had_trouble(place, begun)
+            && !self.was_contested(excuses);
         let spooled = if by_node && has_spool {
-            self.written[at].saturating_sub(MEMORY_BYTES)
+            let written = self.written_to_keeper.unwrap_or(self.written);
+            written[at].saturating_sub(MEMORY_BYTES)
         } else {
             0
         };

@@ -33,6 +33,7 @@ impl fmt::Debug for Happened {
             ),
             Self::Answered { tag, run_id } => write!(f, "answered {tag}: {}", short(run_id)),
             Self::Refused { tag } => write!(f, "refused {tag}"),
+            Self::IsBeside { place } => write!(f, "{place} is on the gateway's machine"),
             Self::KeeperBegan { place } => write!(f, "{place} has a new keeper"),
             Self::Woke { place } => write!(f, "{place} has slept"),
             Self::Connected { place, epoch } => {

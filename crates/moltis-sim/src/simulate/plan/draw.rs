@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Fault, How, Plan, STEPS, Shape, Step, Wish};
+use super::{Claim, Fault, How, Plan, STEPS, Shape, Step, Theme, Wish};
 use crate::simulate::dice::Dice;
-use crate::simulate::disk::Trouble;
+use crate::simulate::disk::{Boundary, Edge, RAREST_OF_GATEWAY, STEPS_OF_DRAFTS, Trouble};
 use crate::simulate::kernel::script::{Act, Finish, Script, Stream, Tag};
 use crate::simulate::net::{Door, Place, Sent, Weather};
 
@@ -18,28 +18,28 @@ impl Plan {
     /// Returns the plan of this number.
     pub(in super::super) fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed, "plan");
-        let is_wordy = dice.percent(4);
-        let nodes = if is_wordy {
+        let theme = *dice.weighted(&[
+            (72, Theme::Plain),
+            (4, Theme::Wordy),
+            (9, Theme::Dark),
+            (6, Theme::Loud),
+            (6, Theme::Apart),
+            (3, Theme::Thin),
+        ]);
+        let is_for_one = matches!(theme, Theme::Wordy | Theme::Thin);
+        let nodes = if is_for_one {
             1
         } else {
             *dice.weighted(&[(4, 1), (4, 2), (2, 3)])
         };
         let shape = Shape {
             nodes,
-            has_local: !is_wordy && dice.percent(40),
-            is_small: dice.percent(60),
-            is_troubled: dice.percent(95),
-            is_wordy,
-            is_dark: !is_wordy && dice.percent(10),
-            weathers: (0..nodes)
-                .map(|_| {
-                    if is_wordy {
-                        Weather::FAIR
-                    } else {
-                        weather(&mut dice)
-                    }
-                })
-                .collect(),
+            has_local: !is_for_one && dice.percent(40),
+            is_beside: matches!(theme, Theme::Plain | Theme::Dark) && dice.percent(12),
+            is_small: dice.percent(60) || theme == Theme::Loud,
+            is_troubled: dice.percent(95) && theme != Theme::Thin,
+            theme,
+            weathers: (0..nodes).map(|_| weather_of(theme, &mut dice)).collect(),
             keepers_stay: dice.millis(5_000, 600_000),
         };
         let mut draw = Draw {
@@ -76,6 +76,18 @@ fn weather(dice: &mut Dice) -> Weather {
     }
 }
 
+fn weather_of(theme: Theme, dice: &mut Dice) -> Weather {
+    match theme {
+        Theme::Wordy => Weather::FAIR,
+        Theme::Thin => Weather {
+            delay: dice.millis(1, 300),
+            bytes_per_second: 8_000,
+            door: Door::Open,
+        },
+        Theme::Plain | Theme::Dark | Theme::Loud | Theme::Apart => weather(dice),
+    }
+}
+
 impl Draw<'_> {
     fn pause(&mut self) -> Duration {
         let (from, to) = *self.dice.weighted(&[
@@ -88,12 +100,16 @@ impl Draw<'_> {
     }
 
     fn step(&mut self) -> Step {
-        let faults = if self.shape.is_wordy { 8 } else { 28 };
+        let faults = if self.is(Theme::Wordy) { 14 } else { 28 };
         if self.shape.is_troubled && self.dice.percent(faults) {
             Step::Fault(self.fault())
         } else {
             Step::Wish(self.wish())
         }
+    }
+
+    fn is(&self, theme: Theme) -> bool {
+        self.shape.theme == theme
     }
 
     /// Returns where something runs.
@@ -134,11 +150,13 @@ impl Draw<'_> {
             (2, 8),
             (1, 9),
             (1, 10),
+            (1, 11),
         ]);
-        let kind = if self.shape.is_wordy && self.dice.percent(60) {
-            0
-        } else {
-            kind
+        let kind = match self.shape.theme {
+            Theme::Wordy if self.dice.percent(60) => 0,
+            // What is under way to a child is none of what waits here.
+            Theme::Thin if kind == 5 => 3,
+            _ => kind,
         };
         let Some(tag) = self.tag().filter(|_| kind > 0) else {
             return self.start();
@@ -168,6 +186,7 @@ impl Draw<'_> {
                 self.node(),
                 u32::try_from(self.dice.below(100)).unwrap_or(0),
             ),
+            11 => Wish::Claim,
             // Once in some worlds: a node that is refused for good is of no more use.
             _ if self.shape.nodes > 1 && self.dice.percent(30) => Wish::Revoke(self.node()),
             _ => Wish::Look(tag),
@@ -199,8 +218,8 @@ impl Draw<'_> {
         } else {
             Finish::Signal(*self.dice.pick(&[6, 9, 11]))
         };
-        let pad = if self.shape.is_wordy {
-            usize::try_from(self.dice.between(30_000, 60_000)).unwrap_or_default()
+        let pad = if self.is(Theme::Wordy) {
+            usize::try_from(self.dice.between(50_000, 60_000)).unwrap_or_default()
         } else {
             0
         };
@@ -220,6 +239,12 @@ impl Draw<'_> {
             (2, 200_000),
             (1, 1_300_000),
         ]);
+        let is_full = matches!(self.shape.theme, Theme::Loud | Theme::Thin);
+        let bytes = if is_full && self.dice.percent(30) {
+            1_300_000
+        } else {
+            bytes
+        };
         let bytes = 1 + self.dice.below(bytes);
         match *self
             .dice
@@ -249,16 +274,11 @@ impl Draw<'_> {
             .dice
             .weighted(&[(3, Trouble::Full), (1, Trouble::Failing)]);
         let rare = 1 + u32::try_from(self.dice.below(8)).unwrap_or(0);
-        if self.shape.is_wordy && self.dice.percent(50) {
-            return Fault::KillKeeperInRare(node, rare);
-        }
-        if self.shape.is_dark && self.dice.percent(50) {
-            return match self.dice.below(5) {
-                0 => Fault::Backup,
-                1 => Fault::Restore,
-                2 => Fault::PowerCutGateway,
-                _ => Fault::KillGatewayInRare(rare),
-            };
+        let of_theme = self.shape.theme;
+        // A journal is written anew only by a keeper that has lived for long.
+        let share = if of_theme == Theme::Wordy { 90 } else { 50 };
+        if of_theme != Theme::Plain && self.dice.percent(share) {
+            return self.fault_of(of_theme, node, rare);
         }
         match *self.dice.weighted(&[
             (4, 26),
@@ -289,6 +309,8 @@ impl Draw<'_> {
             (3, 23),
             (3, 24),
             (3, 25),
+            (3, 32),
+            (8, 30),
         ]) {
             0 => Fault::Cut(node),
             1 => {
@@ -325,6 +347,8 @@ impl Draw<'_> {
                 let takes = self.dice.millis(1, 2_000);
                 Fault::SlowDisks(takes, self.dice.millis(500, 20_000))
             }
+            30 => Fault::KillKeeperAt(place, vec![self.boundary(&["spool.stray"])]),
+            32 => Fault::Freeze(node, self.dice.millis(1_000, 120_000)),
             24 => Fault::Suspend(node, self.dice.millis(1_000, 120_000)),
             _ => {
                 let seconds = *self
@@ -333,5 +357,37 @@ impl Draw<'_> {
                 Fault::ClockJumps(seconds)
             }
         }
+    }
+
+    /// Returns what goes wrong most in worlds that are about something.
+    fn fault_of(&mut self, theme: Theme, node: Place, rare: u32) -> Fault {
+        match (theme, self.dice.below(5)) {
+            // What one that dies so leaves is cleared by the next.
+            (Theme::Wordy, _) => {
+                let boundaries = [&STEPS_OF_DRAFTS[..], &["journal.clear"]];
+                Fault::KillKeeperAt(node, boundaries.map(|of| self.boundary(of)).into())
+            }
+            (Theme::Loud, 1..=3) => Fault::KillGatewayAt(self.boundary(&RAREST_OF_GATEWAY)),
+            (Theme::Dark, 0) => Fault::Backup,
+            (Theme::Dark, 1) => Fault::Restore,
+            (Theme::Dark, 2) => Fault::PowerCutGateway,
+            // What stands behind the place that was synced last.
+            (Theme::Loud, 0) => Fault::PowerCutGatewayAt(("output.gap", Edge::After)),
+            (Theme::Apart, 0) => {
+                let claim = *self.dice.pick(&[Claim::All, Claim::Name, Claim::Nothing]);
+                Fault::Stranger(node, claim, self.dice.millis(5_000, 60_000))
+            }
+            (Theme::Apart, 1) => Fault::Double(node, self.dice.millis(5_000, 60_000)),
+            (Theme::Apart, 2) => Fault::KillLink(node),
+            (Theme::Apart, _) => Fault::Clone(node, self.dice.millis(5_000, 200_000)),
+            (Theme::Dark | Theme::Loud | Theme::Plain | Theme::Thin, _) => {
+                Fault::KillGatewayInRare(rare)
+            }
+        }
+    }
+
+    fn boundary(&mut self, of: &[&'static str]) -> Boundary {
+        let edge = *self.dice.pick(&[Edge::Before, Edge::After]);
+        (*self.dice.pick::<&'static str>(of), edge)
     }
 }

@@ -13,6 +13,7 @@ use moltis_gateway::api::runs::{
     Cancel, FollowQuery, ListRuns, Run, SendSignal, StartRun, StdinQuery, Stream as ApiStream,
 };
 use moltis_gateway::in_process::Streamed;
+use moltis_proto::DeviceId;
 
 use super::gateway::Served;
 use crate::simulate::kernel::script::{self, Script, Stream, Tag};
@@ -138,6 +139,9 @@ impl Caller {
         let answer = self.ask(async |api| api.cancel_run(&id, &cancel).await);
         match answer.await {
             Ok(run) => {
+                if let Ok(run_id) = run.id.parse() {
+                    self.served.seats().cancelled(run_id);
+                }
                 self.saw(run);
                 self.witness.see(Happened::CancelTaken { tag });
             }
@@ -228,6 +232,20 @@ impl Caller {
         }
     }
 
+    /// Takes all runs that nobody has asked for.
+    pub(super) async fn claim(self) {
+        for run in self.clone().list().await {
+            if !run.unclaimed {
+                continue;
+            }
+            match self.ask(async |api| api.claim_run(&run.id).await).await {
+                Ok(run) => self.saw(run),
+                Err(NoAnswer::Problem(problem)) => self.refused("claim", 0, &problem),
+                Err(NoAnswer::Cut) => return,
+            }
+        }
+    }
+
     pub(super) async fn rename(self, node: String, name: String) {
         let patch = PatchNode {
             name: Some(name),
@@ -240,9 +258,10 @@ impl Caller {
     }
 
     /// Refuses a node's key. Returns whether the operator was told that it is so.
-    pub(super) async fn revoke(self, place: Place, node: String) -> bool {
+    pub(super) async fn revoke(self, place: Place, device: DeviceId, node: String) -> bool {
         let answer = self.ask(async |api| api.revoke_node(&node).await).await;
         if answer.is_ok() {
+            self.served.seats().revoked(device);
             self.witness.see(Happened::Revoked { place });
         }
         answer.is_ok()
@@ -271,6 +290,10 @@ impl Caller {
     }
 
     fn saw(&self, run: Run) {
+        // Of one that was claimed nobody here has the words.
+        if run.command.is_none() && !run.unclaimed {
+            return;
+        }
         self.witness.see(Happened::Seen(Box::new(run)));
     }
 

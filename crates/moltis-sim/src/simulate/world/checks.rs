@@ -1,5 +1,10 @@
 //! What is looked at behind each step, and when all faults are over.
 
+mod audit;
+mod memory;
+mod pins;
+mod thin;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
@@ -10,6 +15,7 @@ use moltis_proto::limits::SPOOL_BYTES_MAX;
 
 use super::World;
 use super::callers::Caller;
+use super::guests::machines as machines_of;
 use super::link::Linked;
 use super::machine::Machine;
 use crate::simulate::model::{Happened, Model, Violation, tag_of, violation};
@@ -26,14 +32,20 @@ impl World {
     pub(super) async fn check_step(&mut self) -> Result<(), Violation> {
         if self.dice.percent(10) {
             self.check_spools()?;
+            self.check_written_pins().await?;
         }
+        self.check_pins()?;
+        self.served.seats().check_told()?;
         let ids = self.witness.ask(Model::ids);
         if !ids.is_empty() {
             let id = self.dice.pick(&ids).clone();
             if let Some(api) = self.served.life().and_then(|life| life.api())
                 && let Ok(run) = api.show_run(&id).await
             {
-                self.witness.see(Happened::Seen(Box::new(run)));
+                self.check_memory(&run)?;
+                if run.command.is_some() || run.unclaimed {
+                    self.witness.see(Happened::Seen(Box::new(run)));
+                }
             }
         }
         self.objected()
@@ -59,7 +71,11 @@ impl World {
         self.check_answered(&runs)?;
         self.check_alive(&runs)?;
         self.check_nodes().await?;
-        self.check_audit().await?;
+        // Whoever waits is told of an ending some milliseconds before it is written.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        self.check_audit(&caller.clone().list().await).await?;
+        self.check_pins()?;
+        self.check_written_pins().await?;
         if let Err((place, violation)) = self.check_forgotten(&runs) {
             // One that goes leaves to the next what it had no time to delete, and that one does it
             // where no other lives.
@@ -89,7 +105,7 @@ impl World {
 
     /// I15: no spool is longer than it may be.
     fn check_spools(&self) -> Result<(), Violation> {
-        for machine in self.machines() {
+        for machine in self.machines().chain(machines_of(&self.guests)) {
             for entry in fs::read_dir(machine.runs()).into_iter().flatten().flatten() {
                 let length = entry.metadata().map_or(0, |file| file.len());
                 if length > SPOOL_BYTES_MAX + SPOOL_MORE {
@@ -106,7 +122,10 @@ impl World {
         if run.state == State::Ended || run.unclaimed {
             return Ok(());
         }
-        let tag = tag_of(run).unwrap_or_default();
+        // One that was claimed has no words that say whose it is.
+        let Some(tag) = tag_of(run) else {
+            return Ok(());
+        };
         let alive = self.witness.ask(Model::alive);
         let Some((_, place)) = alive.iter().find(|(alive, _)| *alive == tag) else {
             return Err(violation!(
@@ -196,24 +215,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    /// I19: the audit log is whole.
-    async fn check_audit(&self) -> Result<(), Violation> {
-        let life = self.served.life();
-        let Some(gateway) = life.as_ref().and_then(|life| life.gateway()) else {
-            return Ok(());
-        };
-        let verdict = gateway.store().verify_audit().await;
-        let verdict = verdict.map_err(|error| violation!("I19", "it cannot be read: {error}"))?;
-        match verdict.first_bad {
-            None => Ok(()),
-            Some(row) => Err(violation!(
-                "I19",
-                "row {row} of {} is wrong",
-                verdict.entries
-            )),
-        }
     }
 
     /// I6: what is over and stored leaves nothing at its node.

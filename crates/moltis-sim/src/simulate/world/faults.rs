@@ -16,6 +16,12 @@ impl World {
     pub(super) async fn fault(&mut self, fault: Fault) {
         *self.faults.entry(fault.name()).or_default() += 1;
         note!(self.witness.trace, "FAULT", "{fault:?}");
+        let fault = match fault {
+            // What befalls a machine befalls all that is on it.
+            Fault::Reboot(1) if self.is_beside => Fault::Reboot(GATEWAY),
+            Fault::PowerCut(1 | GATEWAY) if self.is_beside => Fault::PowerCutGateway,
+            fault => fault,
+        };
         match fault {
             Fault::Cut(place) => self.net.cut(place),
             Fault::CutAfter(place, bytes) => self.net.cut_after(place, bytes),
@@ -27,6 +33,8 @@ impl World {
             Fault::Door(place, door, time) => self.shut(place, door, time),
             Fault::Storm => (1..=self.nodes.len()).for_each(|place| self.net.cut(place)),
             Fault::Double(place, time) => self.node(place).double(time),
+            Fault::Clone(place, time) => self.clone_node(place, time),
+            Fault::Stranger(place, claim, time) => self.send_stranger(place, claim, time),
             Fault::KillLink(place) => self.node(place).kill(),
             Fault::StopLink(place) => self.node(place).stop(),
             Fault::UpgradeLink(place) => self.node(place).upgrade(),
@@ -53,6 +61,14 @@ impl World {
             Fault::KillGateway(sent) => self.kill_gateway(Death::Killed(sent)),
             Fault::KillGatewayIn(steps) => self.served.disk().kill_in(steps),
             Fault::KillGatewayInRare(steps) => self.served.disk().kill_in_rare(steps),
+            Fault::KillKeeperAt(place, boundaries) => {
+                if let Some(machine) = self.machine(place) {
+                    machine.disk().kill_at(boundaries);
+                }
+            }
+            Fault::KillGatewayAt(boundary) => self.served.disk().kill_at(vec![boundary]),
+            Fault::PowerCutGatewayAt(boundary) => self.served.disk().cut_power_at(boundary),
+            Fault::Freeze(place, time) => self.node(place).freeze(time),
             Fault::StopGateway => {
                 let served = self.served.clone();
                 spawn(async move { served.shut_down().await });
@@ -93,11 +109,20 @@ impl World {
     /// Ends whatever is wrong with the world.
     pub(super) fn heal(&mut self) {
         for place in 1..=self.nodes.len() {
+            self.node(place).freeze(Duration::ZERO);
             self.net.set_weather(place, Weather::FAIR);
+        }
+        if self.is_thin {
+            // What waits for the thin line goes by another one.
+            self.node(1).set_steady(false);
+            self.net.cut(1);
         }
         let machines = self.nodes.iter().map(Linked::machine);
         for machine in machines.chain(&self.local) {
             machine.disk().heal();
+        }
+        for guest in std::mem::take(&mut self.guests) {
+            guest.vanish();
         }
         self.served.disk().heal();
         // A store whose disk has failed takes nothing more until somebody begins the gateway anew.
@@ -127,8 +152,14 @@ impl World {
         if place == GATEWAY {
             // Its keepers go with it, and come back with it.
             self.kill_gateway(Death::Killed(Sent::IsLost));
+            self.served.next_boot();
             if let Some(machine) = &self.local {
                 machine.reboot();
+            }
+            if self.is_beside {
+                let node = self.node(1);
+                node.kill();
+                node.machine().reboot();
             }
             return;
         }

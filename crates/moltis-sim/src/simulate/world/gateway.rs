@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use moltis_gateway::api::events::EventKind;
 use moltis_gateway::clock::Clock;
 use moltis_gateway::config::STANDARD_WINDOWS;
+use moltis_gateway::events::{Event, Kinds};
 use moltis_gateway::http::peer::Peer;
 use moltis_gateway::local::{Connecting, KeeperStream};
 use moltis_gateway::output::OutputLimits;
@@ -23,14 +25,16 @@ use moltis_node::keeper::connect;
 use moltis_node::simulation::Sockets;
 use moltis_proto::message::Windows;
 
-use super::machine::Machine;
+use super::link::Linked;
+use super::machine::{Boot, Machine};
+use super::seats::Seats;
 use super::spawn;
 use crate::simulate::dice::Dice;
-use crate::simulate::disk::{Disk, Mounted, Noted, leavings};
+use crate::simulate::disk::{self, Disk, Mounted, Noted, leavings};
 use crate::simulate::fate::Fate;
 use crate::simulate::model::{Happened, Model, Trouble, violation};
 use crate::simulate::net::{Net, Sent};
-use crate::simulate::plan::Shape;
+use crate::simulate::plan::{Shape, Theme};
 use crate::simulate::trace::note;
 use crate::simulate::witness::Witness;
 
@@ -48,6 +52,14 @@ const SMALL_OUTPUT: OutputLimits = OutputLimits {
     total_bytes_max: 8 * 1024 * 1024,
     segment_bytes: 128 * 1024,
     recent_bytes: 64 * 1024,
+};
+
+/// Limits that are met all the time.
+const LOUD_OUTPUT: OutputLimits = OutputLimits {
+    run_bytes_max: 192 * 1024,
+    total_bytes_max: 4 * 1024 * 1024,
+    segment_bytes: 16 * 1024,
+    recent_bytes: 16 * 1024,
 };
 
 /// Handshakes whose keys are computed at once: a world is to be the same on every machine.
@@ -75,17 +87,21 @@ struct Inner {
     machine: Option<Machine>,
     root: PathBuf,
     is_small: bool,
+    is_loud: bool,
     disk: Disk,
     net: Net,
     clock: Clock,
     witness: Witness,
+    seats: Seats,
+    boot: Boot,
     state: Mutex<State>,
 }
 
 struct State {
     /// The number of the directory that the present life, or the next one, is in.
     number: u32,
-    boot: u8,
+    /// A node on its machine.
+    beside: Option<Linked>,
     life: Option<Life>,
     /// How long the service manager waits.
     back_in: Duration,
@@ -120,21 +136,25 @@ impl Served {
         machine: Option<Machine>,
         root: &Path,
         shape: &Shape,
-        (net, clock, witness): (&Net, &Clock, &Witness),
+        (net, clock, witness, boot): (&Net, &Clock, &Witness, &Boot),
         dice: Dice,
     ) -> Self {
-        witness.tell(|model| model.keeps(output_limits(shape.is_small)));
+        witness
+            .tell(|model| model.keeps(output_limits(shape.is_small, shape.theme == Theme::Loud)));
         let served = Self(Arc::new(Inner {
             machine,
             root: root.to_owned(),
             is_small: shape.is_small,
+            is_loud: shape.theme == Theme::Loud,
             disk: Disk::default(),
             net: net.clone(),
             clock: clock.clone(),
             witness: witness.clone(),
+            seats: Seats::default(),
+            boot: boot.clone(),
             state: Mutex::new(State {
                 number: 0,
-                boot: 1,
+                beside: None,
                 life: None,
                 back_in: Duration::ZERO,
                 dice,
@@ -145,8 +165,30 @@ impl Served {
         served
     }
 
+    /// This node is on its machine.
+    pub(super) fn put_beside(&self, node: &Linked) {
+        self.state().beside = Some(node.clone());
+    }
+
+    /// Has its machine start anew: whatever is on it has another boot from now on. A gateway gives up
+    /// there what was not synced, for it cannot tell this from a power cut.
+    pub(super) fn next_boot(&self) {
+        self.0.boot.next();
+        self.befell(Trouble::GatewayLostPower);
+    }
+
     pub(super) fn disk(&self) -> &Disk {
         &self.0.disk
+    }
+
+    /// Returns where its present life, or the next one, keeps output.
+    pub(super) fn outputs(&self) -> PathBuf {
+        self.dir(self.state().number).join("outputs")
+    }
+
+    /// Returns who holds its connections.
+    pub(super) fn seats(&self) -> &Seats {
+        &self.0.seats
     }
 
     /// Returns the present life, where it answers.
@@ -217,8 +259,9 @@ impl Served {
         state.number += 1;
         let left = match death {
             Death::PowerCut => {
-                state.boot += 1;
+                self.0.boot.next();
                 self.befell(Trouble::GatewayLostPower);
+                self.0.seats.lost_rows();
                 let dice = &mut state.dice;
                 self.0
                     .disk
@@ -229,6 +272,7 @@ impl Served {
         left.expect("files of a world can be copied");
         if death == Death::Restored && state.has_backup {
             self.befell(Trouble::Restored);
+            self.0.seats.restored();
             for name in DATABASE {
                 fs::remove_file(to.join(name)).ok(); // it may not be there
                 fs::copy(self.0.root.join("backup").join(name), to.join(name)).ok(); // likewise
@@ -240,11 +284,15 @@ impl Served {
                 synced.all();
             }
         });
-        if death == Death::PowerCut
-            && let Some(machine) = &self.0.machine
-        {
-            machine.reboot();
-            machine.lose_files(&mut state.dice);
+        if death == Death::PowerCut {
+            if let Some(node) = &state.beside {
+                node.kill();
+            }
+            let beside = state.beside.as_ref().map(|node| node.machine().clone());
+            for machine in self.0.machine.iter().chain(&beside) {
+                machine.reboot();
+                machine.lose_files(&mut state.dice);
+            }
         }
     }
 
@@ -263,9 +311,12 @@ impl Served {
     fn begin(&self) -> Life {
         let fate = Fate::default();
         let here = self.clone();
-        let dies = move |_: &'static str| {
+        let dies = move |death: disk::Death| {
             let life = here.state().life.take();
             if let Some(life) = life {
+                if death == disk::Death::OfPower {
+                    return here.end(&life, Death::PowerCut);
+                }
                 let arrives = here.state().dice.percent(50);
                 let sent = if arrives { Sent::Arrives } else { Sent::IsLost };
                 here.end(&life, Death::Killed(sent));
@@ -287,9 +338,19 @@ impl Served {
             }),
             is_watched: true,
         };
+        self.0.seats.begin();
+        let (seats, witness, alive) = (&self.0.seats, &self.0.witness, fate.clone());
+        let (seats, witness) = (seats.clone(), witness.clone());
+        let watch = move |seen| {
+            if !alive.is_over()
+                && let Err(violation) = seats.handle(seen)
+            {
+                witness.violated(violation);
+            }
+        };
         let life = Life {
             fate,
-            incarnation: Incarnation::new(Arc::new(mounted)),
+            incarnation: Incarnation::watched(Arc::new(mounted), watch),
             sockets: None,
             gateway: None,
         };
@@ -332,6 +393,7 @@ impl Served {
             life.gateway = Some(gateway.clone());
             life.sockets = sockets;
         }
+        self.follow_clones(&gateway, &life.fate);
         let fate = life.fate.clone();
         spawn(async move {
             loop {
@@ -350,25 +412,42 @@ impl Served {
         });
     }
 
+    /// Hears whose key is told to be in two places.
+    fn follow_clones(&self, gateway: &Gateway, fate: &Fate) {
+        let (seats, fate) = (self.0.seats.clone(), fate.clone());
+        let kinds = Kinds::from_iter([EventKind::KeyCloned]);
+        let mut follower = gateway.events().follow(kinds);
+        spawn(async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = fate.over() => return,
+                    event = follower.recv() => {
+                        if let Ok(Event::KeyCloned(device)) = event {
+                            seats.told(device);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
     async fn build(
         &self,
         life: &Life,
     ) -> Result<(Gateway, Option<Sockets>), moltis_gateway::BuildError> {
-        let (dir, boot) = {
-            let state = self.state();
-            (self.dir(state.number), state.boot)
-        };
+        let dir = self.dir(self.state().number);
         let mut config = GatewayConfig::new(dir);
         config.windows = if self.0.is_small {
             SMALL_WINDOWS
         } else {
             STANDARD_WINDOWS
         };
-        config.runs.output = output_limits(self.0.is_small);
+        config.runs.output = output_limits(self.0.is_small, self.0.is_loud);
         config.admission.crypto_at_once = CRYPTO_AT_ONCE;
         let mut builder = Gateway::builder(config)
             .clock(self.0.clock.clone())
-            .boot_id(moltis_proto::BootId::from_bytes([boot; 16]))
+            .boot_id(self.0.boot.id())
             .simulated(&life.incarnation);
         let mut sockets = None;
         if let Some(machine) = &self.0.machine {
@@ -413,8 +492,10 @@ impl Served {
     }
 }
 
-fn output_limits(is_small: bool) -> OutputLimits {
-    if is_small {
+fn output_limits(is_small: bool, is_loud: bool) -> OutputLimits {
+    if is_loud {
+        LOUD_OUTPUT
+    } else if is_small {
         SMALL_OUTPUT
     } else {
         OutputLimits::default()

@@ -1,13 +1,15 @@
 //! A node's link, and the service manager that begins it anew whenever it ends.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use moltis_identity::{Fingerprint, NodeIdentity};
 use moltis_node::simulation::{Dial, Facts, Road, Sockets};
-use moltis_node::{LinkEvent, Node, NodeConfig};
+use moltis_node::{LinkError, LinkEvent, Node, NodeConfig};
+use moltis_proto::DeviceId;
+use moltis_proto::code::CloseCode;
 use moltis_proto::limits::SILENCE_MAX;
 use moltis_proto::telemetry::Platform;
 use tokio::sync::mpsc;
@@ -17,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use super::machine::Machine;
 use super::spawn;
 use crate::simulate::fate::Fate;
-use crate::simulate::model::Happened;
+use crate::simulate::freeze::Freeze;
+use crate::simulate::model::{Happened, Trouble, violation};
 use crate::simulate::net::{Net, Place};
 use crate::simulate::trace::note;
 use crate::simulate::witness::Witness;
@@ -37,11 +40,17 @@ struct Inner {
     net: Net,
     witness: Witness,
     began: Instant,
+    /// Another machine has its key, or had it when its link was accepted last. A copy shares this.
+    is_contested: Arc<AtomicBool>,
+    /// Nothing is wrong with its road, so no connection breaks.
+    is_steady: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// Its machine is switched off for good: no link begins any more.
+    is_gone: bool,
     lives: Vec<Life>,
     version: u32,
     /// How long the machine has slept in all.
@@ -53,6 +62,7 @@ struct State {
 struct Life {
     fate: Fate,
     stop: CancellationToken,
+    freeze: Freeze,
     sockets: Sockets,
 }
 
@@ -82,8 +92,61 @@ impl Linked {
             net: net.clone(),
             witness: witness.clone(),
             began: Instant::now(),
+            is_contested: Arc::default(),
+            is_steady: AtomicBool::new(false),
             state: Mutex::default(),
         }))
+    }
+
+    /// Another machine that comes to the same gateway with this identity.
+    pub(super) fn beside(&self, machine: Machine, identity: NodeIdentity) -> Self {
+        let is_copy = machine.of() == self.place();
+        if is_copy {
+            self.0.is_contested.store(true, Ordering::Relaxed);
+        }
+        let is_contested = is_copy.then(|| Arc::clone(&self.0.is_contested));
+        Self(Arc::new(Inner {
+            machine,
+            identity,
+            gateway_key: self.0.gateway_key,
+            net: self.0.net.clone(),
+            witness: self.0.witness.clone(),
+            began: self.0.began,
+            is_contested: is_contested.unwrap_or_default(),
+            is_steady: AtomicBool::new(false),
+            state: Mutex::default(),
+        }))
+    }
+
+    /// Switches its machine off for good.
+    pub(super) fn vanish(&self) {
+        self.state().is_gone = true;
+        self.kill();
+        self.0.machine.switch_off();
+    }
+
+    /// Says whether anything may break its connections.
+    pub(super) fn set_steady(&self, is_steady: bool) {
+        self.0.is_steady.store(is_steady, Ordering::Relaxed);
+    }
+
+    /// I16: a connection of which nothing but its width is wrong does not break.
+    fn check_steady(&self, error: &LinkError) {
+        let broke = match error {
+            LinkError::Lifeless(_) | LinkError::Broken(_) | LinkError::Hangup { .. } => true,
+            LinkError::Closed(code) => *code == CloseCode::Silence,
+            _ => false,
+        };
+        if broke && self.0.is_steady.load(Ordering::Relaxed) {
+            let place = self.place();
+            let words = format!("the connection of {place} breaks on a thin line: {error}");
+            self.0.witness.violated(violation!("I16", "{words}"));
+        }
+    }
+
+    /// Returns who it is.
+    pub(super) fn identity(&self) -> &NodeIdentity {
+        &self.0.identity
     }
 
     /// Has the service manager begin its link, now and whenever it ends.
@@ -104,6 +167,11 @@ impl Linked {
         self.0.identity.node_id.to_string()
     }
 
+    /// Returns the id of the device, by which its key is known.
+    pub(super) fn device_id(&self) -> DeviceId {
+        self.0.identity.device_id
+    }
+
     /// Returns the fingerprint of its key.
     pub(super) fn fingerprint(&self) -> String {
         self.0.identity.fingerprint().to_string()
@@ -114,6 +182,13 @@ impl Linked {
         for life in std::mem::take(&mut self.state().lives) {
             life.sockets.cut();
             life.fate.end();
+        }
+    }
+
+    /// Stops every link of this node for so long.
+    pub(super) fn freeze(&self, time: Duration) {
+        for life in &self.state().lives {
+            life.freeze.stop(time);
         }
     }
 
@@ -151,7 +226,7 @@ impl Linked {
     }
 
     async fn keep_up(self) {
-        loop {
+        while !self.state().is_gone {
             self.live(Kind::Service).await;
             tokio::time::sleep(Duration::from_millis(700)).await;
         }
@@ -168,6 +243,7 @@ impl Linked {
         let life = Life {
             fate: Fate::default(),
             stop: CancellationToken::new(),
+            freeze: Freeze::default(),
             sockets,
         };
         self.state().lives.push(life.clone());
@@ -199,7 +275,7 @@ impl Linked {
             biased;
             () = life.fate.over() => note!(self.0.witness.trace, &name, "is dead"),
             () = self.listen(&name, happening, &dialled) => {}
-            ended = node.run(life.stop) => {
+            ended = life.freeze.process(node.run(life.stop)) => {
                 note!(self.0.witness.trace, &name, "ends: {:?}", ended.map_err(|error| error.to_string()));
             }
         }
@@ -216,12 +292,17 @@ impl Linked {
             let trace = &self.0.witness.trace;
             match event {
                 LinkEvent::Accepted { epoch, .. } => {
-                    let place = self.place();
+                    let place = self.0.machine.of();
                     self.0.net.let_in(dialled.load(Ordering::Relaxed));
+                    if self.0.is_contested.load(Ordering::Relaxed) {
+                        let cloned = Trouble::Cloned(place);
+                        self.0.witness.see(Happened::Befell(cloned));
+                    }
                     self.0.witness.see(Happened::Connected { place, epoch });
                     note!(trace, name, "is accepted");
                 }
                 LinkEvent::Disconnected { error, retry_in } => {
+                    self.check_steady(&error);
                     note!(
                         trace,
                         name,

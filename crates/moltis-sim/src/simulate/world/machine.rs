@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub(super) struct Machine(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     place: Place,
+    /// The place whose runs are its runs: its own, or that of the machine which it is a copy of.
+    of: Place,
     witness: Witness,
     kernel: Kernel,
     disk: Disk,
@@ -36,7 +39,29 @@ struct Inner {
     /// Where its keepers have their journals.
     runs: PathBuf,
     keepers_stay: Duration,
+    /// The boot of the gateway's machine, where this is a part of it.
+    boot_of_gateway: Option<Boot>,
     state: Mutex<State>,
+}
+
+/// Counts the boots of the gateway's machine, on which there may be keepers too. Cloning shares it.
+#[derive(Debug, Clone)]
+pub(super) struct Boot(Arc<AtomicU8>);
+
+impl Default for Boot {
+    fn default() -> Self {
+        Self(Arc::new(AtomicU8::new(1)))
+    }
+}
+
+impl Boot {
+    pub(super) fn id(&self) -> BootId {
+        BootId::from_bytes([self.0.load(Ordering::Relaxed); 16])
+    }
+
+    pub(super) fn next(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -54,23 +79,27 @@ struct Keeper {
 }
 
 impl Machine {
-    /// A machine that is switched on, without a keeper.
+    /// A machine that is switched on, without a keeper. Its runs are those of a place, which is its
+    /// own unless it is a copy.
     pub(super) fn new(
-        place: Place,
+        (place, of): (Place, Place),
         root: &Path,
         keepers_stay: Duration,
+        boot_of_gateway: Option<&Boot>,
         witness: &Witness,
     ) -> Self {
-        let kernel = Kernel::new(place, witness.clone());
+        let kernel = Kernel::new(of, witness.clone());
         spawn(kernel.clone().run());
         Self(Arc::new(Inner {
             place,
+            of,
             witness: witness.clone(),
             kernel,
             disk: Disk::default(),
             sockets: Sockets::default(),
             runs: root.join("runs"),
             keepers_stay,
+            boot_of_gateway: boot_of_gateway.cloned(),
             state: Mutex::new(State {
                 boot: 1,
                 keepers: Vec::new(),
@@ -80,6 +109,16 @@ impl Machine {
 
     pub(super) fn place(&self) -> Place {
         self.0.place
+    }
+
+    /// Returns the place whose runs are its runs.
+    pub(super) fn of(&self) -> Place {
+        self.0.of
+    }
+
+    /// Returns its processes.
+    pub(super) fn kernel(&self) -> &Kernel {
+        &self.0.kernel
     }
 
     /// Returns the disk of its keepers.
@@ -93,6 +132,9 @@ impl Machine {
     }
 
     pub(super) fn boot_id(&self) -> BootId {
+        if let Some(boot) = &self.0.boot_of_gateway {
+            return boot.id();
+        }
         let mut id = [u8::try_from(self.0.place).unwrap_or(u8::MAX); 16];
         id[0] = self.state().boot;
         BootId::from_bytes(id)
@@ -117,7 +159,7 @@ impl Machine {
                 note!(self.0.witness.trace, &self.name(), "is killed");
                 keeper.fate.end();
                 keeper.sockets.cut();
-                self.befell(Trouble::KeeperDied(self.0.place));
+                self.befell(Trouble::KeeperDied(self.0.of));
             }
         }
     }
@@ -125,7 +167,7 @@ impl Machine {
     /// Asks every keeper to leave.
     pub(super) fn leave_keepers(&self) {
         if !self.state().keepers.is_empty() {
-            self.befell(Trouble::KeeperLeaves(self.0.place));
+            self.befell(Trouble::KeeperLeaves(self.0.of));
         }
         for keeper in &self.state().keepers {
             keeper.stop.cancel();
@@ -137,13 +179,19 @@ impl Machine {
         self.0.kernel.halt();
         self.kill_keepers();
         self.state().boot += 1;
-        self.befell(Trouble::Rebooted(self.0.place));
+        self.befell(Trouble::Rebooted(self.0.of));
+    }
+
+    /// Switches the machine off for good.
+    pub(super) fn switch_off(&self) {
+        self.0.kernel.halt();
+        self.kill_keepers();
     }
 
     /// Has files suffer that nobody synced: all that a keeper writes.
     pub(super) fn lose_files(&self, dice: &mut Dice) {
         if fs::exists(&self.0.runs).unwrap_or(false) {
-            self.befell(Trouble::LostFiles(self.0.place));
+            self.befell(Trouble::LostFiles(self.0.of));
             leavings::spoil_all(&self.0.runs, dice).expect("files of a world can be written");
         }
     }
@@ -155,7 +203,7 @@ impl Machine {
             sockets: sockets.clone(),
             stop: CancellationToken::new(),
         };
-        let (here, place) = (self.clone(), self.0.place);
+        let (here, place) = (self.clone(), self.0.of);
         let mounted = Mounted {
             disk: self.0.disk.clone(),
             who: self.name(),
@@ -163,7 +211,7 @@ impl Machine {
             trace: self.0.witness.trace.clone(),
             dies: Box::new({
                 let sockets = sockets.clone();
-                move |_step| {
+                move |_death| {
                     sockets.cut();
                     here.befell(Trouble::KeeperDied(place));
                 }
