@@ -22,8 +22,8 @@ const BUILD: Duration = Duration::from_mins(30);
 
 /// Worlds of each change, all of which have to be played.
 const SHORT: u64 = 10_000;
-/// How long they may take: at an eighth of a second each, two processors need eleven minutes.
-const SHORT_TIME: Duration = Duration::from_mins(30);
+/// How long they may take: at a fifth of a second each, two processors need seventeen minutes.
+const SHORT_TIME: Duration = Duration::from_mins(40);
 
 /// Worlds of each night, if there is time.
 const LONG: u64 = 1_000_000;
