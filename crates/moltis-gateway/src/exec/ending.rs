@@ -121,6 +121,21 @@ pub(crate) fn from_node(mut ending: Ending) -> Ending {
     ending
 }
 
+/// Returns the ending of a run of which output has come: what was not started prints nothing, so
+/// another machine has answered, as one with a copy of the node's key does.
+fn not_contradicted(ending: Ending) -> Ending {
+    if ending.reason != Some(Reason::NotStarted) {
+        return ending;
+    }
+    Ending {
+        outcome: Outcome::Lost,
+        reason: Some(Reason::NodeForgot),
+        detail: "the node says that it does not know this run, and has sent output of it"
+            .to_owned(),
+        ..ending
+    }
+}
+
 /// Where an ending comes from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Source {
@@ -146,6 +161,10 @@ impl Shared {
         // Then all that was left to do was to take what a power cut had taken of its output.
         let was_over = run.is_over();
         let here = run.output.totals();
+        let ending = match source {
+            Source::Known if here != Totals::default() => not_contradicted(ending),
+            _ => ending,
+        };
         let totals = match source {
             // What has come here and waits for the disk may be more than its node has left.
             Source::Node(totals) => Totals {

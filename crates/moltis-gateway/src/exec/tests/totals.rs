@@ -253,3 +253,35 @@ async fn a_run_that_ended_stays_as_long_as_it_was_then_whatever_its_node_has() {
     assert_eq!(keeper.hear_forget().await, id);
     bench.end().await;
 }
+
+#[tokio::test]
+async fn a_run_that_has_printed_is_not_said_to_be_not_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let order = create::Order {
+        new: row_of(&bench, &keyed()),
+        stdin: StdinSource::Empty,
+        detach: false,
+        by: Actor::operator(),
+        asked: tokio::time::Instant::now(),
+    };
+    let mut handle = bench.shared.create(order).await.unwrap();
+    let [run] = &bench.shared.table.at(&Target::Local)[..] else {
+        panic!("there is one run");
+    };
+    let said = Bytes::from_static(b"said");
+    run.output.append(Stream::Stdout, 0, said).unwrap();
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(31)).await;
+    tokio::time::resume();
+    // As a machine does that has a copy of the other one's key.
+    let _keeper = bench.keeper_of(OTHER_BOOT, Vec::new()).await;
+    let record = tokio::time::timeout(PATIENCE, handle.wait()).await.unwrap();
+    let ending = record.ending.as_ref().unwrap();
+    assert_eq!(
+        (ending.outcome, ending.reason),
+        (Outcome::Lost, Some(Reason::NodeForgot))
+    );
+    assert_eq!(record.totals, totals(4));
+    bench.end().await;
+}
