@@ -174,7 +174,7 @@ const PARTS: &[Part] = &[
     },
     Part {
         name: "simulate",
-        about: "ten thousand worlds in which everything goes wrong that can",
+        about: "worlds in which everything goes wrong that can",
         run: simulate::check,
     },
 ];

@@ -278,6 +278,7 @@ impl Known {
             // (ADR 70), and of one that was not started a power cut may take the row that says so.
             Some(OutcomeReason::NodeForgot) => {
                 self.was_forgotten(excuses)
+                    || excuses.cloned(place, self.asked)
                     || (self.executed.is_none()
                         && excuses.gateway_died(self.asked)
                         && excuses.keeper_began(place, begun))
