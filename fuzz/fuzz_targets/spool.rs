@@ -1,24 +1,17 @@
 //! What a dead keeper left of a spool: a header of any figures whose checksum holds, a page that is
 //! damaged, a file that is shorter than it says. A client gets what the header speaks of or a gap, and
 //! then the ending; no figures make the outbox of the next keeper fail, hang or fill its memory.
-//!
-//! An input that begins with 255 is a whole spool that a power cut befalls: no output is told that was
-//! never written, and what is whole is told.
 #![no_main]
-
-use std::sync::LazyLock;
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use moltis_fuzz::Input;
-use moltis_node::keeper::fuzzing::spool::{Cut, Step, Story};
 use moltis_node::keeper::fuzzing::{PAGE_BYTES, page_of, read_page};
 use moltis_proto::message::Windows;
 use moltis_proto::run::outbox::{
     Outbox, OutboxLimits, Recovered, SpoolDone, SpoolHeader, SpoolOp, Transmit,
 };
 use moltis_proto::run::{Ending, GapReason, Outcome, Reason, Stream, Totals};
-use tempfile::TempDir;
 
 /// What stands on every disk.
 static DISK: [u8; 256 * 1024] = [7; 256 * 1024];
@@ -73,33 +66,7 @@ fn recovered(input: &mut Input<'_>) -> Recovered {
     }
 }
 
-/// Writes a spool and cuts the power of its machine.
-fn power_cut(bytes: &[u8]) {
-    static DIR: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("there is room"));
-    let mut input = Input::new(bytes);
-    let mut steps = Vec::new();
-    for _ in 0..input.below(24) {
-        steps.push(match input.short() % 10_000 {
-            0 => Step::NoMoreRoom,
-            length => Step::Written(length),
-        });
-    }
-    let cut = Cut {
-        ends_at: input.flag().then(|| u64::from(input.short()) * 2),
-        flipped: input
-            .flag()
-            .then(|| (u64::from(input.short()) * 2, input.byte())),
-        ages: input.rest().to_vec(),
-    };
-    if let Some(story) = Story::tell(DIR.path(), &steps) {
-        story.befall(DIR.path(), &cut);
-    }
-}
-
 fuzz_target!(|bytes: &[u8]| {
-    if let Some(cut) = bytes.strip_prefix(&[255]) {
-        return power_cut(cut);
-    }
     let mut input = Input::new(bytes);
     let limits = OutboxLimits::default();
     let now = moltis_fuzz::start();

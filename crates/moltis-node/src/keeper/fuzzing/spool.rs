@@ -1,7 +1,11 @@
 //! A spool that is written, befallen by a power cut, and read by the next keeper.
 
-use std::fs;
+use std::fs::{self, File};
+use std::iter;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -30,6 +34,12 @@ const WINDOWS: Windows = Windows {
     stdin_bytes: 100,
     chunk_bytes_max: 3_000,
 };
+
+/// What a power cut takes or leaves.
+const FILE_PAGE: usize = 4096;
+
+/// More than any story writes.
+const OUTPUT_BYTES_MAX: u64 = 1 << 20;
 
 const RUN: RunId = RunId::from_bytes([1; 16]);
 
@@ -66,7 +76,7 @@ struct Told {
 pub struct Story {
     written: u64,
     /// The file behind each step that its keeper took, but for bytes without their header.
-    history: Vec<Vec<u8>>,
+    history: History,
     /// What has gone because there was no room, as a keeper of the same boot tells it.
     limit: u64,
 }
@@ -82,37 +92,44 @@ impl Story {
         let path = path_in(dir);
         fs::remove_file(&path).ok(); // of another story
         let mut outbox = Outbox::new(LIMITS);
-        let (mut written, mut history) = (0, Vec::new());
+        let (mut written, mut history) = (0, History::default());
         for step in steps {
             match step {
                 Step::Written(length) => {
                     let to = written + u64::from(*length);
-                    let bytes: Bytes = (written..to).map(byte_at).collect();
+                    let bytes = Bytes::from_static(output(written, to));
                     written = to;
                     outbox.handle_output(Stream::Stdout, bytes, start());
                     outbox.spill(start());
                 }
-                Step::NoMoreRoom => outbox.let_spools_grow(history.is_empty()),
+                Step::NoMoreRoom => outbox.let_spools_grow(history.steps == 0),
             }
             while let Some(op) = outbox.poll_spool(Stream::Stdout) {
                 for op in in_steps(op) {
+                    let touched = touched(&op);
                     let done = spool.perform(op);
                     assert_eq!(done, Ok(SpoolDone::Done));
-                    history.push(fs::read(&path).expect("it is there"));
+                    history.push(&path, &touched);
                 }
                 outbox.handle_spool(Stream::Stdout, Ok(SpoolDone::Done), start());
             }
         }
         let told = read(dir, false);
         assert!(told.next <= written && told.spoiled == 0, "{told:?}");
-        if let [.., before, last] = &history[..] {
-            let file = [&before[..PAGE_BYTES], &last[PAGE_BYTES..]].concat();
+        if history.steps > 0 {
+            let whole = fs::read(&path).expect("it is there");
+            assert!(history.left(&Cut::default()) == whole, "an unseen write");
+        }
+        if history.steps > 1 {
+            let mut file = history.left(&Cut::default());
+            let before = history.page(0, history.steps - 2);
+            file[..PAGE_BYTES].copy_from_slice(&before[..PAGE_BYTES]);
             fs::write(&path, file).expect("it can be written");
             assert_eq!(read(dir, false).spoiled, 0);
             // Behind a power cut it is right too, and only what stands about its last bytes may be gone.
             read(dir, true);
         }
-        (!history.is_empty()).then_some(Self {
+        (history.steps > 0).then_some(Self {
             written,
             history,
             limit: told.limit,
@@ -125,7 +142,7 @@ impl Story {
     /// # Panics
     /// If one of these is not so.
     pub fn befall(&self, dir: &Path, cut: &Cut) {
-        fs::write(path_in(dir), left(&self.history, cut)).expect("it can be written");
+        fs::write(path_in(dir), self.history.left(cut)).expect("it can be written");
         let told = read(dir, true);
         assert!(told.next <= self.written, "{told:?}");
         let length = self.length();
@@ -147,8 +164,85 @@ impl Story {
 
     /// Returns the bytes of the file.
     pub fn length(&self) -> u64 {
-        self.history.last().map_or(0, |whole| whole.len() as u64)
+        self.history.length as u64
     }
+}
+
+/// A file behind each step, as what each of its pages was.
+#[derive(Debug, Default)]
+struct History {
+    steps: usize,
+    /// Bytes of the file behind the last step.
+    length: usize,
+    /// What a page became, and at which step; nothing before the first of these.
+    pages: Vec<Vec<(usize, Vec<u8>)>>,
+}
+
+impl History {
+    /// Looks at what one more step has made of these pages.
+    fn push(&mut self, path: &Path, touched: &[Range<usize>]) {
+        let file = File::open(path).expect("it is there");
+        let length = file.metadata().expect("it is open").len();
+        self.length = index(length);
+        self.pages
+            .resize_with(self.length.div_ceil(FILE_PAGE), Vec::new);
+        for at in touched.iter().cloned().flatten() {
+            let Some(versions) = self.pages.get_mut(at) else {
+                continue;
+            };
+            let from = at * FILE_PAGE;
+            let mut page = vec![0; FILE_PAGE.min(self.length - from)];
+            file.read_exact_at(&mut page, from as u64)
+                .expect("it is so long");
+            if versions.last().is_none_or(|(_, last)| *last != page) {
+                versions.push((self.steps, page));
+            }
+        }
+        self.steps += 1;
+    }
+
+    /// Returns what a page was behind a step; nothing where it was never written.
+    fn page(&self, at: usize, step: usize) -> &[u8] {
+        let versions = self.pages[at].iter().rev();
+        let mut since = versions.skip_while(|(then, _)| *then > step);
+        since.next().map_or(&[], |(_, page)| page)
+    }
+
+    /// Returns what a power cut leaves.
+    fn left(&self, cut: &Cut) -> Vec<u8> {
+        let mut ages = cut.ages.iter().cycle();
+        let mut left = Vec::with_capacity(self.length);
+        for at in 0..self.pages.len() {
+            let age = ages.next().copied().unwrap_or(0);
+            let then = self.steps - 1 - usize::from(age).min(self.steps - 1);
+            left.extend_from_slice(self.page(at, then));
+            // A hole, where the page was never written.
+            left.resize(self.length.min((at + 1) * FILE_PAGE), 0);
+        }
+        if let Some(ends_at) = cut.ends_at {
+            left.truncate(index(ends_at));
+        }
+        if let Some((at, bits)) = cut.flipped
+            && let Some(byte) = left.get_mut(index(at))
+        {
+            *byte ^= bits;
+        }
+        left
+    }
+}
+
+/// Returns the pages that this changes: that of the header, the first of the sums, which has all of
+/// so small a spool, and those of the bytes.
+fn touched(op: &SpoolOp) -> Vec<Range<usize>> {
+    let parts = match op {
+        SpoolOp::Write { parts, .. } => &parts[..],
+        _ => &[],
+    };
+    let parts = parts.iter().map(|(position, bytes)| {
+        let from = index(BYTES_AT + position);
+        from / FILE_PAGE..(from + bytes.len()).div_ceil(FILE_PAGE)
+    });
+    iter::once(0..2).chain(parts).collect()
 }
 
 /// Takes a write apart, so that there is a time at which only its first header is there.
@@ -176,33 +270,6 @@ fn path_in(dir: &Path) -> PathBuf {
 
 fn index(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
-}
-
-/// Returns the file that is left of these, the newest of which is the last.
-fn left(history: &[Vec<u8>], cut: &Cut) -> Vec<u8> {
-    let mut ages = cut.ages.iter().cycle();
-    let mut left = Vec::new();
-    let length = history.last().map_or(0, Vec::len);
-    while left.len() < length {
-        let age = ages.next().copied().unwrap_or(0);
-        let then = history.len() - 1 - usize::from(age).min(history.len() - 1);
-        let page = history[then].get(left.len()..).unwrap_or_default();
-        let room = (length - left.len()).min(4096);
-        let page = &page[..page.len().min(room)];
-        let to = left.len() + room;
-        left.extend_from_slice(page);
-        // A hole, where the page was never written.
-        left.resize(to, 0);
-    }
-    if let Some(ends_at) = cut.ends_at {
-        left.truncate(index(ends_at));
-    }
-    if let Some((at, bits)) = cut.flipped
-        && let Some(byte) = left.get_mut(index(at))
-    {
-        *byte ^= bits;
-    }
-    left
 }
 
 /// Has the next keeper tell all that is in the spool.
@@ -233,7 +300,7 @@ fn read(dir: &Path, was_rebooted: bool) -> Told {
         match outbox.poll_transmit(usize::MAX, start()) {
             Some(Transmit::Output { offset, bytes, .. }) => {
                 assert_eq!(offset, told.next);
-                let right: Vec<u8> = (offset..offset + bytes.len() as u64).map(byte_at).collect();
+                let right = output(offset, offset + bytes.len() as u64);
                 assert!(bytes == right, "at {offset}: what was never written");
                 told.next += bytes.len() as u64;
             }
@@ -266,7 +333,13 @@ fn read(dir: &Path, was_rebooted: bool) -> Told {
     }
 }
 
-/// The byte that the child writes at an offset.
+/// Returns what the child writes from one offset to another.
+fn output(from: u64, to: u64) -> &'static [u8] {
+    static OUTPUT: LazyLock<Vec<u8>> =
+        LazyLock::new(|| (0..OUTPUT_BYTES_MAX).map(byte_at).collect());
+    &OUTPUT[index(from)..index(to)]
+}
+
 fn byte_at(offset: u64) -> u8 {
     (offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).to_le_bytes()[0]
 }
@@ -277,7 +350,7 @@ fn ending() -> Ending {
 
 /// Nothing here takes time.
 fn start() -> Instant {
-    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(now);
+    static START: LazyLock<Instant> = LazyLock::new(now);
     *START
 }
 
