@@ -210,6 +210,71 @@ fn a_command_that_the_kernel_kills_ends_alone() {
     assert!(node.is_running());
 }
 
+/// A control group in which the kernel ends what takes more than 32 MiB.
+struct Tight(PathBuf);
+
+impl Tight {
+    /// Returns `None` where no such group can be made: without its rights, or a memory controller.
+    fn new() -> Option<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let second = fs::read_to_string(root.join("cgroup.controllers"));
+        let is_second = second.is_ok_and(|all| all.split_whitespace().any(|one| one == "memory"));
+        let (parent, files) = if is_second {
+            // It may be on already.
+            fs::write(root.join("cgroup.subtree_control"), "+memory").ok();
+            (root.to_owned(), ["memory.max", "memory.swap.max"])
+        } else {
+            let files = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"];
+            (root.join("memory"), files)
+        };
+        let group = parent.join(format!("moltis-test-{}", std::process::id()));
+        fs::create_dir(&group).ok()?;
+        let tight = Self(group);
+        let [memory, swap] = files.map(|file| tight.0.join(file));
+        fs::write(memory, "33554432").ok()?;
+        let least = if is_second { "0" } else { "33554432" };
+        fs::write(swap, least).ok(); // there is none where nothing is swapped
+        Some(tight)
+    }
+}
+
+impl Drop for Tight {
+    fn drop(&mut self) {
+        fs::remove_dir(&self.0).ok(); // nobody is in it any more, or it stays
+    }
+}
+
+#[test]
+fn a_command_that_is_out_of_memory_ends_alone() {
+    let Some(tight) = Tight::new() else {
+        let why = "no control group with a bound of memory can be made here";
+        return not_tested("an OOM kill by the kernel", why);
+    };
+    let (home, machine) = (Home::new(), Home::new());
+    let gateway = home.gateway();
+    let mut node = gateway.join(&machine, "box");
+    let other = detach(&home, "until [ -e go ]; do sleep 0.05; done; echo went");
+    let script = format!(
+        "echo before; echo $$ > {}/cgroup.procs && exec tail /dev/zero",
+        tight.0.display()
+    );
+    let run = ended(&home, &detach(&home, &script));
+    assert_eq!(
+        (&run["outcome"], &run["signal"], &run["exit_code"]),
+        (&"signaled".into(), &9.into(), &Value::Null),
+        "{run}"
+    );
+    assert_eq!(run["stdout_bytes"], 7, "{run}");
+    fs::write(machine.user().join("go"), "").unwrap();
+    let attached = home.run(["runs", "attach", &other]);
+    assert_eq!(
+        (attached.code, &*attached.stdout),
+        (0, "went\n"),
+        "{attached:?}"
+    );
+    assert!(node.is_running());
+}
+
 #[test]
 fn a_key_on_two_machines_is_told_and_the_newest_of_them_works() {
     let (home, machine, copy) = (Home::new(), Home::new(), Home::new());
