@@ -156,9 +156,10 @@ fn rage(kills: usize, mut dice: Dice) -> anyhow::Result<()> {
     stage.node_when(|_| true)?;
     let mut came = Vec::new();
     complaints.extend(judge(&site, &struck, &all, &mut came)?);
-    complaints.extend(leftovers(&site, &all, &came));
     show(&struck, &all, &came);
+    // Keepers on both machines begin at the latest now, and end what others have left.
     complaints.extend(still_works(&stage, &site)?);
+    complaints.extend(leftovers(&site));
     stage.close()?;
     conclude(&complaints)
 }
@@ -345,33 +346,21 @@ fn judge(
     Ok(complaints)
 }
 
-/// Ends what killed keepers left running; nobody else may have left anything.
-fn leftovers(site: &Site, all: &[Asked], came: &[Option<Came>]) -> Vec<String> {
-    let lost: Vec<_> = all
-        .iter()
-        .zip(came)
-        .filter(|(_, came)| **came == Some(Came::Lost))
-        .map(|(asked, _)| site.work.join(&asked.key))
-        .collect();
-    let nobodys = || {
-        let mut left = site::working_below(&site.work);
-        left.retain(|(_, dir)| !lost.contains(dir));
-        left
-    };
+/// Nobody has left anything: what a killed keeper left is ended by the next one.
+fn leftovers(site: &Site) -> Vec<String> {
     let since = Instant::now();
-    while !nobodys().is_empty() && since.elapsed() < STEP {
+    let mut left = site::working_below(&site.work);
+    while !left.is_empty() && since.elapsed() < STEP {
         thread::sleep(process::TICK);
+        left = site::working_below(&site.work);
     }
-    let complaints = nobodys().into_iter().map(|(pid, dir)| {
+    let complaints = left.iter().map(|(pid, dir)| {
         let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = line.replace('\0', " ");
         format!("process {pid} of {} is still there: {line}", dir.display())
     });
     let complaints = complaints.collect();
-    let left: Vec<_> = site::working_below(&site.work)
-        .into_iter()
-        .map(|(pid, _)| pid)
-        .collect();
+    let left: Vec<_> = left.into_iter().map(|(pid, _)| pid).collect();
     process::end_strangers(&left);
     complaints
 }

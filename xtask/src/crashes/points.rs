@@ -24,7 +24,7 @@ impl Who {
 }
 
 /// Calls that change files.
-const FILE_CALLS: [&str; 17] = [
+const FILE_CALLS: [&str; 21] = [
     "openat",
     "write",
     "writev",
@@ -37,7 +37,11 @@ const FILE_CALLS: [&str; 17] = [
     "fallocate",
     "rename",
     "renameat2",
+    "renameat",
     "unlink",
+    "unlinkat",
+    "rmdir",
+    "copy_file_range",
     "link",
     "mkdir",
     "chmod",
