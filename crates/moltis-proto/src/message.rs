@@ -257,6 +257,21 @@ pub struct Windows {
     pub chunk_bytes_max: u32,
 }
 
+impl Windows {
+    /// Returns what each of `count` keepers behind one connection may have under way, so that all of
+    /// them together keep to this. A keeper always has room for a chunk.
+    #[must_use]
+    pub fn shared_by(self, count: usize) -> Self {
+        let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        let connection_bytes = (self.connection_bytes / count).max(self.chunk_bytes_max);
+        Self {
+            run_bytes: self.run_bytes.min(connection_bytes),
+            connection_bytes,
+            ..self
+        }
+    }
+}
+
 impl ToKeeper {
     /// Returns the run that the message is about; `None` for `Attach` and `Leave`.
     pub fn run_id(&self) -> Option<RunId> {
@@ -335,6 +350,26 @@ mod tests {
                 stderr: (1 << 53) - 1,
             },
             stdin: (1 << 53) - 1,
+        }
+    }
+
+    #[test]
+    fn keepers_that_share_a_connection_keep_to_its_window_together() {
+        let windows = Windows {
+            run_bytes: 1000,
+            connection_bytes: 8000,
+            stdin_bytes: 300,
+            chunk_bytes_max: 60,
+        };
+        assert_eq!(windows.shared_by(1), windows);
+        let parts = [(2, 1000, 4000), (9, 888, 888), (200, 60, 60)];
+        for (count, run_bytes, connection_bytes) in parts {
+            let part = Windows {
+                run_bytes,
+                connection_bytes,
+                ..windows
+            };
+            assert_eq!(windows.shared_by(count), part);
         }
     }
 

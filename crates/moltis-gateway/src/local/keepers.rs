@@ -70,6 +70,7 @@ impl Keepers {
         streams: Vec<Box<dyn KeeperStream>>,
         windows: Windows,
     ) -> Result<Self, Failure> {
+        let windows = windows.shared_by(streams.len());
         let (mut peers, mut doors) = (Vec::new(), Vec::new());
         for stream in streams {
             let (reader, writer) = tokio::io::split(stream);
@@ -297,4 +298,39 @@ fn put(message: &ToKeeper, out: &mut BytesMut) -> Result<(), Failure> {
     out.put_u32(u32::try_from(bytes.len())?);
     out.put_slice(&bytes);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn keepers_share_the_window_of_the_connection() {
+        let windows = Windows {
+            run_bytes: 1000,
+            connection_bytes: 3000,
+            stdin_bytes: 300,
+            chunk_bytes_max: 60,
+        };
+        let (mut streams, mut ends) = (Vec::new(), Vec::new());
+        for _ in 0..4 {
+            let (ours, theirs) = tokio::io::duplex(4096);
+            streams.push(Box::new(ours) as Box<dyn KeeperStream>);
+            ends.push(theirs);
+        }
+        let mut keepers = Keepers::attach(streams, windows).unwrap();
+        while keepers.to.has_waiting() {
+            keepers.to.drive().await.unwrap();
+        }
+        for mut end in ends {
+            let mut frame = vec![0; end.read_u32().await.unwrap() as usize];
+            end.read_exact(&mut frame).await.unwrap();
+            let ToKeeper::Attach { windows } = Codec::Postcard.decode(&frame).unwrap() else {
+                panic!("it was told something else");
+            };
+            assert_eq!((windows.run_bytes, windows.connection_bytes), (750, 750));
+        }
+    }
 }

@@ -74,6 +74,7 @@ impl Attached {
         windows: Windows,
         codec: Codec,
     ) -> Result<(Self, VecDeque<ToGateway>), LinkError> {
+        let windows = windows.shared_by(streams.len());
         let attach = Codec::Postcard.encode(&ToKeeper::Attach { windows });
         let attach = attach.map_err(LinkError::Codec)?;
         let (mut readers, mut doors) = (Vec::new(), Vec::new());
@@ -334,5 +335,71 @@ fn keeper_error(problem: &'static str, error: WireError) -> LinkError {
     LinkError::Keeper {
         problem,
         source: error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use moltis_proto::key::Digest;
+    use moltis_proto::run::{RunState, Totals};
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    const WINDOWS: Windows = Windows {
+        run_bytes: 1000,
+        connection_bytes: 3000,
+        stdin_bytes: 300,
+        chunk_bytes_max: 60,
+    };
+
+    fn summary(number: u8) -> RunSummary {
+        RunSummary {
+            run_id: RunId::from_bytes([number; 16]),
+            digest: Digest::from_bytes([0; 32]),
+            journal_id: JournalId::from_bytes([number; 16]),
+            state: RunState::Running { pid: 1 },
+            totals: Totals::default(),
+            stdin: 0,
+        }
+    }
+
+    /// A keeper that lists one run; returns what it was told that it may have under way.
+    async fn keeper(number: u8, stream: tokio::io::DuplexStream) -> Windows {
+        let (reader, mut writer) = tokio::io::split(KeeperStream::from(stream));
+        let mut reader = FrameReader::new(reader);
+        let attach = reader.next().await.unwrap().unwrap();
+        let ToKeeper::Attach { windows } = decode(&attach).unwrap() else {
+            panic!("it was told something else");
+        };
+        let list = FromKeeper::Runs {
+            boot_id: BootId::from_bytes([0; 16]),
+            journals: vec![JournalId::from_bytes([number; 16])],
+            runs: vec![summary(number)],
+            last: true,
+        };
+        let mut frame = BytesMut::new();
+        frame_into(&Codec::Postcard.encode(&list).unwrap(), &mut frame);
+        writer.write_all(&frame).await.unwrap();
+        windows
+    }
+
+    #[tokio::test]
+    async fn keepers_share_the_window_of_the_connection() {
+        let (streams, keepers): (Vec<_>, Vec<_>) = (1..=4)
+            .map(|number| {
+                let (ours, theirs) = tokio::io::duplex(4096);
+                (ours.into(), tokio::spawn(keeper(number, theirs)))
+            })
+            .unzip();
+        let attached = Attached::new(streams, WINDOWS, Codec::Postcard);
+        let attached = tokio::time::timeout(Duration::from_secs(5), attached).await;
+        attached.unwrap().unwrap();
+        for keeper in keepers {
+            let windows = keeper.await.unwrap();
+            assert_eq!((windows.run_bytes, windows.connection_bytes), (750, 750));
+        }
     }
 }
