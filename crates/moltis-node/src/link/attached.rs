@@ -388,17 +388,17 @@ mod tests {
 
     #[tokio::test]
     async fn keepers_share_the_window_of_the_connection() {
-        let (streams, keepers): (Vec<_>, Vec<_>) = (1..=4)
-            .map(|number| {
-                let (ours, theirs) = tokio::io::duplex(4096);
-                (ours.into(), tokio::spawn(keeper(number, theirs)))
-            })
-            .unzip();
+        let mut keepers = tokio::task::JoinSet::new();
+        let mut streams = Vec::new();
+        for number in 1..=4 {
+            let (ours, theirs) = tokio::io::duplex(4096);
+            streams.push(ours.into());
+            keepers.spawn(keeper(number, theirs));
+        }
         let attached = Attached::new(streams, WINDOWS, Codec::Postcard);
         let attached = tokio::time::timeout(Duration::from_secs(5), attached).await;
         attached.unwrap().unwrap();
-        for keeper in keepers {
-            let windows = keeper.await.unwrap();
+        for windows in keepers.join_all().await {
             assert_eq!((windows.run_bytes, windows.connection_bytes), (750, 750));
         }
     }
