@@ -30,6 +30,11 @@ const FLOORS: &[(&str, &[&str], &str)] = &[
         "a service manager knows programs, and nobody of ours",
     ),
     (
+        "moltis-agent",
+        &[],
+        "a conversation knows tools by name, and neither nodes nor the wire",
+    ),
+    (
         "moltis-gateway",
         &["moltis-proto", "moltis-identity"],
         "the two ends never import each other, and a gateway measures no machine",
