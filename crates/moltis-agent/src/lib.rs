@@ -2,14 +2,15 @@
 //!
 //! [`Turn`] is one turn as a value that is poked: whoever drives it asks the model, calls the tools,
 //! and tells what came. It knows rounds, parallel calls, retries, deadlines and the word "stop", and
-//! it leaves a history that every provider takes: no call without its result.
+//! it leaves a history that every provider takes: no call without its result. [`drive`] is who drives
+//! it, with a [`Model`], its [`Tools`] and an [`Audience`].
 //!
 //! What a model is shown goes through three small rooms: [`excerpt`] keeps the head and the tail of
 //! what is long, [`redact`] takes out the secrets that are known, and [`untrusted`] marks what
 //! machines and their users have written as data. [`window`] keeps a conversation within what a model
 //! reads at once.
 //!
-//! Nothing here knows nodes, opens a connection, reads a clock or draws a random number.
+//! Nothing here knows nodes, opens a connection, or draws a random number.
 //!
 //! # Example
 //!
@@ -38,7 +39,9 @@
 //! assert_eq!(turn.poll_step(), Some(Step::Over(StopReason::End)));
 //! ```
 
+mod driver;
 mod message;
+mod model;
 mod turn;
 
 pub mod excerpt;
@@ -46,5 +49,7 @@ pub mod redact;
 pub mod untrusted;
 pub mod window;
 
+pub use driver::{Audience, Outcome, Tools, drive};
 pub use message::{Arguments, Message, ToolCall, ToolResult};
+pub use model::{Model, Request, Said, ToolSpec};
 pub use turn::{ModelFailure, Step, StopReason, Turn, TurnLimits};

@@ -244,6 +244,27 @@ impl Turn {
         }
     }
 
+    /// Returns whether the model's answer is waited for.
+    pub fn is_answering(&self) -> bool {
+        matches!(self.state, State::AwaitAnswer { .. })
+    }
+
+    /// Returns whether calls are waited for.
+    pub fn is_calling(&self) -> bool {
+        matches!(self.state, State::AwaitResults { .. })
+    }
+
+    /// Returns the next call to make, where that is what is to be done next.
+    pub fn poll_call(&mut self) -> Option<ToolCall> {
+        match self
+            .steps
+            .pop_front_if(|step| matches!(step, Step::Call(_)))?
+        {
+            Step::Call(call) => Some(call),
+            Step::Ask | Step::Over(_) => None,
+        }
+    }
+
     /// Returns what to do next; `None` while something is waited for.
     pub fn poll_step(&mut self) -> Option<Step> {
         self.steps.pop_front()
