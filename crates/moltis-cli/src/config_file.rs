@@ -4,10 +4,12 @@
 //! what is allowed. One table, [`KEYS`], names every key and reads its value.
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use moltis_identity::files;
 use moltis_proto::nearest::distance;
 use toml::de::{DeTable, DeValue};
 
@@ -222,8 +224,11 @@ const FILE: &str = "the path of a file in PEM, as \"/etc/ssl/gateway.pem\"";
 /// # Errors
 /// It cannot be read, is not TOML, or holds a key or value that is not known.
 pub(crate) fn load(path: &Path, shown: &str) -> Result<ConfigFile, Failure> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => parse(&text, shown),
+    let mut text = String::new();
+    let read = files::open(path, File::options().read(true))
+        .and_then(|mut file| file.read_to_string(&mut text));
+    match read {
+        Ok(_) => parse(&text, shown),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(ConfigFile::default()),
         Err(error) => Err(error).or_fail(|| format!("cannot read `{shown}`")),
     }
@@ -400,6 +405,24 @@ mod tests {
         assert_eq!(file.output_bytes_max, Some(1 << 20));
         assert_eq!(file.log_filter.unwrap(), "moltis_gateway=debug");
         assert_eq!(file.log_format, Some(LogFormat::Json));
+    }
+
+    #[test]
+    fn what_is_no_file_in_its_place_is_named_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("moltis.toml");
+        let check = |what: &str| {
+            let failure = load(&path, "moltis.toml").unwrap_err();
+            let said = format!("{:?}", anyhow::Error::from(failure));
+            let expected = format!("it is {what}, expected a regular file: move it away");
+            assert!(said.contains(&expected), "{said}");
+        };
+        std::fs::create_dir(&path).unwrap();
+        check("a directory");
+        std::fs::remove_dir(&path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        check("a FIFO");
     }
 
     #[test]

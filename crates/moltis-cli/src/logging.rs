@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use moltis_identity::files;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
@@ -146,7 +147,7 @@ pub(crate) fn files(path: &Path) -> impl Iterator<Item = PathBuf> {
 /// Returns the last error that a log holds behind `from`; `None` where there is none in the last
 /// bytes, which are all that is looked at.
 pub(crate) fn last_error(path: &Path, from: u64, bytes_max: u64) -> Option<String> {
-    let mut file = File::open(path).ok()?;
+    let mut file = files::open(path, File::options().read(true)).ok()?;
     let length = file.metadata().ok()?.len();
     let from = from.max(length.saturating_sub(bytes_max));
     file.seek(SeekFrom::Start(from)).ok()?;
@@ -199,11 +200,8 @@ fn turn_over(path: &Path) {
 }
 
 fn open(path: &Path) -> io::Result<(File, u64)> {
-    let file = File::options()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut options = File::options();
+    let file = files::open_here(path, options.append(true).create(true).mode(0o600))?;
     let length = file.metadata()?.len();
     Ok((file, length))
 }
@@ -266,6 +264,19 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 5);
         let old = std::fs::metadata(older(&path, 4)).unwrap();
         assert_eq!(old.len(), FILE_BYTES_MAX);
+    }
+
+    #[test]
+    fn no_log_is_written_into_what_a_link_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("keeper.log"), dir.path().join("other"));
+        std::fs::write(&other, "somebody else's").unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        let error = open_to_append(&path).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "it is a symbolic link, expected a regular file: move it away"
+        );
     }
 
     #[test]

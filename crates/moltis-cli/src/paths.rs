@@ -1,9 +1,10 @@
 //! Where things live: one directory, mode 0700, and the names of the files below it.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use moltis_identity::files;
 use rustix::fs::Access;
 
 use crate::failure::{Failure, OrFail as _, failure};
@@ -26,7 +27,7 @@ impl Home {
     /// Finds the home by `MOLTIS_HOME`, else `~/.moltis`. Touches nothing.
     ///
     /// # Errors
-    /// The path is relative or too long for the sockets below it.
+    /// The path is relative or too long for the sockets below it, or something else is there.
     pub(crate) fn find(settings: &Settings) -> Result<Self, Failure> {
         let dir = match (&settings.moltis_home, &settings.user_home) {
             (Some(dir), _) => dir.clone(),
@@ -37,6 +38,16 @@ impl Home {
             }
         };
         check_path(&dir)?;
+        if let Ok(found) = std::fs::metadata(&dir)
+            && !found.is_dir()
+        {
+            return Err(failure(format!(
+                "`{}` cannot be the home directory: it is {}, expected a directory",
+                dir.display(),
+                files::kind(found.file_type())
+            ))
+            .hint("move it away, or set MOLTIS_HOME to a directory"));
+        }
         Ok(Self {
             dir,
             user_home: settings.user_home.clone(),
@@ -49,10 +60,7 @@ impl Home {
     /// It cannot be made or written, belongs to somebody else, or others may write to it.
     pub(crate) fn prepare(&self) -> Result<(), Failure> {
         let shown = self.show(&self.dir);
-        let made = std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.dir);
+        let made = files::make_dir(&self.dir, 0o700);
         made.or_fail(|| format!("cannot make the home directory `{shown}`"))
             .map_err(|failure| {
                 failure.hint("set MOLTIS_HOME to a directory that you may write to")
@@ -209,6 +217,18 @@ mod tests {
         let said = message(home(Path::new(&long)));
         assert!(said.contains("63 bytes long: at most 62"), "{said}");
         home(Path::new(&long[..62])).unwrap();
+    }
+
+    #[test]
+    fn what_is_in_the_place_of_the_home_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let said = message(home(&file));
+        assert!(
+            said.contains("it is a regular file, expected a directory"),
+            "{said}"
+        );
     }
 
     #[test]

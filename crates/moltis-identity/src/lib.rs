@@ -57,6 +57,7 @@
 //! # }
 //! ```
 
+pub mod files;
 pub mod fingerprint;
 #[cfg(test)]
 mod golden;

@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use moltis_identity::files;
 use serde::{Deserialize, Serialize};
 
 /// Bytes of the file, at the most.
@@ -79,14 +80,10 @@ impl NodeState {
             verb,
             source,
         };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|source| io("opened", source))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let file =
+            files::open(&path, options.mode(0o600)).map_err(|source| io("opened", source))?;
         for attempt in 1.. {
             match file.try_lock() {
                 Ok(()) => break,
@@ -194,7 +191,7 @@ pub fn read_state(path: &Path) -> Result<Option<Report>, StateError> {
         verb: "read",
         source,
     };
-    let file = match File::open(path) {
+    let file = match files::open(path, File::options().read(true)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(io(source)),
@@ -234,6 +231,28 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn what_is_no_file_in_its_place_is_named_and_not_waited_for() {
+        use std::error::Error as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.state");
+        let check = |what: &str| {
+            let expected = format!("it is {what}, expected a regular file: move it away");
+            for error in [
+                read_state(&path).unwrap_err(),
+                NodeState::lock(&path).unwrap_err(),
+            ] {
+                assert_eq!(error.source().unwrap().to_string(), expected);
+            }
+        };
+        std::fs::create_dir(&path).unwrap();
+        check("a directory");
+        std::fs::remove_dir(&path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        check("a FIFO");
+    }
 
     #[test]
     fn one_node_holds_a_home_and_a_reader_sees_what_it_says() {

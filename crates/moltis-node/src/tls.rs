@@ -7,10 +7,10 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use moltis_identity::files;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{AlertDescription, CertificateError, ClientConfig, InvalidMessage, RootCertStore};
@@ -66,16 +66,7 @@ impl ExtraRoots {
             path: path.to_owned(),
             source,
         };
-        // A pipe is opened without waiting for whoever writes to it, and then refused.
-        let file = File::options()
-            .read(true)
-            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-            .open(path)
-            .map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
-            let words = "it is no ordinary file";
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, words)));
-        }
+        let file = files::open(path, File::options().read(true)).map_err(failed)?;
         let mut text = Vec::new();
         let most = ROOTS_BYTES_MAX as u64 + 1;
         file.take(most).read_to_end(&mut text).map_err(failed)?;

@@ -1,5 +1,7 @@
 //! What can go wrong between a command and the gateway, and how it is told.
 
+use std::os::unix::fs::FileTypeExt as _;
+
 use hyper::header::{CONTENT_TYPE, LOCATION};
 use hyper::{Response, StatusCode};
 use moltis_gateway::api::problem::{Code, Problem};
@@ -117,7 +119,20 @@ impl ApiError {
                 "check host and port, and whether `moltis gateway` runs there".to_owned(),
             ),
             Address::Local { home } => {
-                let socket = home.show(&home.gateway_socket());
+                let path = home.gateway_socket();
+                let socket = home.show(&path);
+                let found = std::fs::symlink_metadata(&path).map(|found| found.file_type());
+                if let Ok(found) = found
+                    && !found.is_socket()
+                {
+                    let what = moltis_identity::files::kind(found);
+                    return Self::NotReached {
+                        message: format!("`{socket}` is {what}, expected the gateway's socket"),
+                        hint: "move it away, then start the gateway again: moltis gateway"
+                            .to_owned(),
+                        source,
+                    };
+                }
                 match crate::commands::joined_gateway(home) {
                     Some(url) => (
                         format!(

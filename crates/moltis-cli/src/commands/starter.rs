@@ -2,10 +2,11 @@
 //! keeps secret. It lives on when we end.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
+use moltis_identity::files;
 use moltis_node::keeper::Starter;
 
 use super::keeper;
@@ -39,10 +40,7 @@ pub(super) fn starter(
     let home = home.dir().to_owned();
     let passed = settings.for_keeper.clone();
     Ok(move |dir: &Path| {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)?;
+        files::make_dir(dir, 0o700)?;
         let log = logging::open_to_append(&dir.join(keeper::LOG))?;
         let mut command = tokio::process::Command::new(still_ours(&program));
         command

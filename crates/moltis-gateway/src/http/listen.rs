@@ -61,10 +61,12 @@ pub enum ListenError {
         found: usize,
     },
     /// Something that is no socket lies there.
-    #[error("`{}` is in the way: it is not a socket", path.display())]
+    #[error("`{}` is in the way: it is {found}, expected a socket: move it away", path.display())]
     NotASocket {
         /// The path.
         path: PathBuf,
+        /// What lies there.
+        found: &'static str,
     },
     /// The file cannot be made.
     #[error("cannot {doing} the socket `{}`", path.display())]
@@ -233,7 +235,11 @@ async fn clear_stale(path: &Path) -> Result<(), ListenError> {
         }
     };
     if !file.file_type().is_socket() {
-        return Err(ListenError::NotASocket { path: owned() });
+        let found = moltis_identity::files::kind(file.file_type());
+        return Err(ListenError::NotASocket {
+            path: owned(),
+            found,
+        });
     }
     match UnixStream::connect(path).await {
         Ok(_) => Err(ListenError::AlreadyRunning { path: owned() }),
@@ -278,7 +284,10 @@ mod tests {
         std::fs::write(&path, "mine").unwrap();
         assert!(matches!(
             Listener::unix(&path).await,
-            Err(ListenError::NotASocket { .. })
+            Err(ListenError::NotASocket {
+                found: "a regular file",
+                ..
+            })
         ));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
     }

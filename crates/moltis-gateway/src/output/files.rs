@@ -11,9 +11,9 @@
 //! `synced` of another boot is cut off.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use moltis_proto::limits::disk_reserve_bytes;
@@ -34,7 +34,7 @@ pub(super) const SYNCED: &str = "synced";
 
 /// Makes a directory that only its owner can enter.
 pub(super) fn make_dir(system: &System, dir: &Path) -> Result<(), OutputError> {
-    let make = || DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    let make = || moltis_identity::files::make_dir(dir, 0o700);
     system
         .step("output.make_dir", dir, make)
         .map_err(|error| OutputError::file("make", dir, error))

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use moltis_identity::files;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
 use tokio::time::Instant;
@@ -74,6 +75,7 @@ pub(super) fn is_closed(path: &Path) -> bool {
 
 /// Opens a database for reading alone.
 pub(super) async fn reader(path: &Path, access: Access) -> Result<SqliteConnection, StoreError> {
+    files::check(path).map_err(|error| StoreError::file("open", path, error))?;
     let connection = SqliteConnectOptions::new()
         .filename(path)
         .read_only(true)

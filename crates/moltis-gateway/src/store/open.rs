@@ -3,12 +3,13 @@
 //! Nobody but SQLite opens the database file once SQLite has it open: closing a second descriptor
 //! would drop its POSIX locks. The look at the first bytes comes before.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use moltis_identity::files;
 use rustix::fs::FlockOperation;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
@@ -71,6 +72,8 @@ impl Files {
         check_first_bytes(&path, &mut file)?;
         for suffix in ["-wal", "-shm"] {
             let beside = beside(&path, suffix);
+            // SQLite would wait for a FIFO.
+            files::check(&beside).map_err(|error| StoreError::file("open", &beside, error))?;
             match std::fs::set_permissions(&beside, Permissions::from_mode(0o600)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(StoreError::file("set the mode of", &beside, error));
@@ -239,11 +242,7 @@ pub(super) async fn check_version(
 }
 
 fn make_dir(dir: &Path) -> Result<(), StoreError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|error| StoreError::file("make", dir, error))?;
+    files::make_dir(dir, 0o700).map_err(|error| StoreError::file("make", dir, error))?;
     let mode = std::fs::metadata(dir)
         .map_err(|error| StoreError::file("look at", dir, error))?
         .permissions()
@@ -257,14 +256,9 @@ fn make_dir(dir: &Path) -> Result<(), StoreError> {
 
 /// Opens or makes a file that only its owner can read.
 fn open_private(path: &Path) -> Result<File, StoreError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-        .open(path)
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let file = files::open_here(path, options.mode(0o600))
         .map_err(|error| StoreError::file("open", path, error))?;
     file.set_permissions(Permissions::from_mode(0o600))
         .map_err(|error| StoreError::file("set the mode of", path, error))?;

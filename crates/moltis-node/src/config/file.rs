@@ -5,6 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use moltis_identity::files;
 use moltis_proto::NODE_ADD;
 use moltis_proto::nearest::nearest;
 
@@ -162,11 +163,7 @@ impl ConfigFile {
     }
 
     fn read(&self) -> Result<String, ConfigFileError> {
-        // A pipe in its place is not waited for.
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-            .open(&self.path);
+        let opened = files::open(&self.path, File::options().read(true));
         let file = opened.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => ConfigFileError::Missing {
                 path: self.path.clone(),
@@ -174,10 +171,6 @@ impl ConfigFile {
             _ => self.io("read", source),
         })?;
         let meta = file.metadata().map_err(|source| self.io("read", source))?;
-        if !meta.is_file() {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is no ordinary file");
-            return Err(self.io("read", source));
-        }
         if meta.mode() & 0o022 != 0 {
             return Err(ConfigFileError::Mode {
                 path: self.path.clone(),
