@@ -43,6 +43,15 @@ pub enum ConnectError {
         #[source]
         source: io::Error,
     },
+    /// A keeper may be there and cannot be connected to.
+    #[error("cannot connect to the keeper's socket `{}`", socket.display())]
+    Socket {
+        /// The socket.
+        socket: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// No keeper answered, and none could be started.
     #[error("cannot start a keeper for `{}`", dir.display())]
     Start {
@@ -160,7 +169,8 @@ pub(crate) async fn connect_all_by(
 /// Connects to a living keeper of `dir` that takes new runs; `None` where none answers.
 ///
 /// # Errors
-/// [`ConnectError::Directory`] when the directory cannot be read; one that is missing holds none.
+/// [`ConnectError::Directory`] when the directory cannot be read, and [`ConnectError::Socket`]; a
+/// directory that is missing holds none.
 pub async fn find(dir: &Path) -> Result<Option<KeeperStream>, ConnectError> {
     Ok(first(living(&Sockets::default(), dir).await?))
 }
@@ -168,7 +178,8 @@ pub async fn find(dir: &Path) -> Result<Option<KeeperStream>, ConnectError> {
 /// Connects to every living keeper of `dir`, also to those that leave.
 ///
 /// # Errors
-/// [`ConnectError::Directory`] when the directory cannot be read; one that is missing holds none.
+/// [`ConnectError::Directory`] when the directory cannot be read, and [`ConnectError::Socket`]; a
+/// directory that is missing holds none.
 pub async fn find_all(dir: &Path) -> Result<Vec<KeeperStream>, ConnectError> {
     let living = living(&Sockets::default(), dir).await?.into_iter();
     Ok(living.map(|living| living.stream).collect())
@@ -209,7 +220,7 @@ fn ours_first(living: Vec<Living>, version: &str) -> Option<Vec<KeeperStream>> {
 async fn living(by: &Sockets, dir: &Path) -> Result<Vec<Living>, ConnectError> {
     let mut living = Vec::new();
     for socket in sockets(dir)? {
-        if let Ok(stream) = by.connect(&socket).await {
+        if let Some((stream, socket)) = knock(by, socket).await? {
             living.push(Living {
                 stream,
                 leaves: socket.extension().is_some_and(|kind| kind == LEAVING),
@@ -218,6 +229,28 @@ async fn living(by: &Sockets, dir: &Path) -> Result<Vec<Living>, ConnectError> {
         }
     }
     Ok(living)
+}
+
+/// Connects to whoever listens at a socket, or has just given it the name of one that leaves; `None`
+/// where nobody does. What only hinders us says nothing about who lives: a keeper that is left out
+/// is taken for one that is gone with its runs.
+async fn knock(
+    by: &Sockets,
+    mut socket: PathBuf,
+) -> Result<Option<(KeeperStream, PathBuf)>, ConnectError> {
+    loop {
+        match by.connect(&socket).await {
+            Ok(stream) => return Ok(Some((stream, socket))),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if socket.extension().is_none_or(|kind| kind != SOCKET) {
+                    return Ok(None);
+                }
+                socket.set_extension(LEAVING);
+            }
+            Err(source) => return Err(ConnectError::Socket { socket, source }),
+        }
+    }
 }
 
 /// Returns the sockets in `dir`, whether or not anybody listens.
@@ -302,5 +335,43 @@ impl AsyncWrite for KeeperStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.io().poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+
+    use super::*;
+
+    const ID: &str = "k00000000000000000000000000000001";
+
+    #[tokio::test]
+    async fn a_keeper_that_cannot_be_connected_to_is_not_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(format!("{ID}.sock"));
+        let stale = UnixListener::bind(&path).unwrap();
+        drop(stale);
+        assert!(find_all(dir.path()).await.unwrap().is_empty());
+        std::fs::remove_file(&path).unwrap();
+        // What the system says of it is neither that nobody listens nor that it is gone.
+        let _hinders = UnixDatagram::bind(&path).unwrap();
+        let found = find_all(dir.path()).await;
+        assert!(
+            matches!(found, Err(ConnectError::Socket { .. })),
+            "{found:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_keeper_that_begins_to_leave_while_it_is_looked_for_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join(format!("{ID}.sock"));
+        let leaving = socket.with_extension(LEAVING);
+        let _keeper = UnixListener::bind(&leaving).unwrap();
+        let found = knock(&Sockets::default(), socket.clone()).await.unwrap();
+        assert_eq!(found.unwrap().1, leaving);
+        std::fs::remove_file(&leaving).unwrap();
+        assert!(knock(&Sockets::default(), socket).await.unwrap().is_none());
     }
 }
