@@ -115,12 +115,12 @@ impl Kernel {
     }
 
     /// Ends every process that these runs of a dead keeper have left behind, and no other. Returns
-    /// whether none is left.
-    pub(super) fn end_leftovers(&self, runs: &[Name]) -> bool {
+    /// whether none is left. `journal` is the name of its journal.
+    pub(super) fn end_leftovers(&self, runs: &[Name], journal: &str) -> bool {
         match self {
             Self::System(system) => {
                 let marks: Option<Vec<_>> = runs.iter().map(|run| system.mark_of(*run)).collect();
-                marks.is_some_and(|marks| process::end_marked(&marks))
+                marks.is_some_and(|marks| process::end_marked(&marks, journal))
             }
             #[cfg(feature = "simulation")]
             Self::Simulated(kernel) => {

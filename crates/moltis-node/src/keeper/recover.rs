@@ -112,7 +112,8 @@ impl Estate {
                 run: *id,
                 journal: journal.id(),
             });
-            if kernel.end_leftovers(&names.collect::<Vec<_>>()) {
+            let file = journal.path().file_name().unwrap_or_default();
+            if kernel.end_leftovers(&names.collect::<Vec<_>>(), &file.to_string_lossy()) {
                 Processes::Ended
             } else {
                 Processes::MayLive

@@ -11,6 +11,28 @@ use crate::client::{argv, id, shell};
 use crate::fixture::{Inside, Outside, gone, is_alive};
 
 #[tokio::test]
+async fn a_copy_of_a_keepers_directory_does_not_end_what_runs_in_the_original() {
+    let keeper = Outside::start().await;
+    let mut client = keeper.client().await;
+    client.start(id(1), argv(&["sleep", "60"])).await;
+    let pid = client.until(id(1), |run| run.pid.is_some()).await.pid;
+    let copy = Arc::new(tempfile::tempdir().unwrap());
+    for entry in std::fs::read_dir(keeper.dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|kind| kind == "journal") {
+            std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let other = Outside::start_in(copy, 1).await;
+    let (_, listed) = other.attach().await;
+    assert_eq!(listed.runs.len(), 1);
+    assert!(is_alive(pid.unwrap()), "its keeper lives");
+    client.cancel(id(1), 0).await;
+    let ending = client.finish(id(1)).await.ending().clone();
+    assert_eq!(ending.outcome, Outcome::Cancelled);
+}
+
+#[tokio::test]
 async fn a_dead_keepers_runs_are_taken_over() {
     let keeper = Outside::start().await;
     let mut client = keeper.client().await;

@@ -129,9 +129,12 @@ pub(in crate::keeper) fn escaped(
 /// Kills every process that carries one of these marks, and those that they start meanwhile.
 /// Returns whether none is left.
 ///
+/// Where a keeper lives that has a file of this name open, its journal, they are no leftovers but
+/// the children of that one, and nobody is killed: what was taken over is a copy.
+///
 /// A process is held by its descriptor while its mark is read, so that the signal cannot reach
 /// another one that has been given its number.
-pub(in crate::keeper) fn end_marked(marks: &[Mark]) -> bool {
+pub(in crate::keeper) fn end_marked(marks: &[Mark], journal: &str) -> bool {
     if marks.is_empty() {
         return true;
     }
@@ -149,6 +152,9 @@ pub(in crate::keeper) fn end_marked(marks: &[Mark]) -> bool {
             };
             let is_ours = mark_of(pid).is_some_and(|mark| marks.contains(&mark));
             if is_ours && !is_zombie(pid) {
+                if has_keeper(pid, marks, journal) {
+                    return false;
+                }
                 found += 1;
                 pidfd_send_signal(&process, Signal::KILL).ok(); // it has ended meanwhile
             }
@@ -158,6 +164,34 @@ pub(in crate::keeper) fn end_marked(marks: &[Mark]) -> bool {
         }
     }
     false
+}
+
+/// Returns whether the first process above this one that has none of the marks is a keeper that
+/// writes such a journal. One of a dead keeper is the child of whoever takes orphans.
+fn has_keeper(pid: Pid, marks: &[Mark], journal: &str) -> bool {
+    let mut above = parent_of(pid);
+    while let Some(pid) = above
+        && mark_of(pid).is_some_and(|mark| marks.contains(&mark))
+    {
+        above = parent_of(pid);
+    }
+    let Some(above) = above.filter(|above| *above != getpid()) else {
+        return false;
+    };
+    let Ok(open) = fs::read_dir(format!("{PROC}/{above}/fd")) else {
+        return false;
+    };
+    let mut files = open
+        .flatten()
+        .filter_map(|fd| fs::read_link(fd.path()).ok());
+    files.any(|file| file.file_name().is_some_and(|name| name == journal))
+}
+
+/// Returns the parent of a process.
+fn parent_of(pid: Pid) -> Option<Pid> {
+    let stat = fs::read(format!("{PROC}/{pid}/stat")).ok()?;
+    let parent = behind_name(&stat)?.split(' ').nth(1)?;
+    Pid::from_raw(parent.parse().ok()?)
 }
 
 /// Reaps those of our children that are nobody's run (`is_ours` tells) and have ended. Returns the

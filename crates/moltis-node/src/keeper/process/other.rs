@@ -55,7 +55,7 @@ pub(in crate::keeper) fn escaped(
 }
 
 /// Finds nobody, and says so.
-pub(in crate::keeper) fn end_marked(_marks: &[Mark]) -> bool {
+pub(in crate::keeper) fn end_marked(_marks: &[Mark], _journal: &str) -> bool {
     false
 }
 
