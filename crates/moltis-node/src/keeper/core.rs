@@ -532,6 +532,7 @@ mod tests {
             timeout_default: None,
             working_dir: dir.to_owned(),
             base_env: BTreeMap::new(),
+    use super::super::journal::Record;
         };
         let boot_id = BootId::from_bytes([1; 16]);
         let config = KeeperConfig::new(dir, Arc::new(rules), boot_id, "1.2.3");
@@ -551,6 +552,27 @@ mod tests {
             cwd: None,
             env: BTreeMap::new(),
             timeout_ms: None,
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_takes_nothing_is_not_asked_at_each_message_to_adopt_what_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut core = core(dir.path());
+        let id = JournalId::from_bytes([3; 16]);
+        let mut dead = Journal::create(&core.disk, dir.path(), id, core.boot_id, "1.2.3").unwrap();
+        let run_id = RunId::from_bytes([7; 16]);
+        dead.append(&Record::Forgotten { run_id }).unwrap();
+        core.journals.push(dead);
+        core.told_journals = 2;
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let good = core.journals[0].write_to(full.unwrap());
+        core.let_spent_journals_go();
+        core.journals[0].write_to(good);
+        core.let_spent_journals_go();
+        assert_eq!(core.journals.len(), 2, "it was asked a moment ago");
+        tokio::time::advance(Duration::from_secs(5)).await;
+        core.let_spent_journals_go();
+        assert_eq!(core.journals.len(), 1);
+    }
+
             grace_ms: 0,
             stdin: StdinMode::Empty,
             tty: None,

@@ -5,6 +5,8 @@
 //! keeper, not the machine; another boot ends every run anyway. Each record is a length, a CRC-32
 //! and a postcard body; what follows the last good one is the end of a keeper that died writing.
 
+mod damage;
+
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
@@ -12,6 +14,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use moltis_identity::files;
 use moltis_proto::key::Digest;
 use moltis_proto::node::USED_MAX;
 use moltis_proto::run::{Ending, RunSpec, Totals};
@@ -100,6 +103,8 @@ pub(super) struct Found {
     pub(super) runs: HashMap<RunId, Past>,
     /// The newest of those that are, the oldest first.
     pub(super) forgotten: Vec<RunId>,
+    /// More runs may have stood in it.
+    pub(super) is_spoiled: bool,
 }
 
 /// Whose a file is that looks like a journal.
@@ -112,6 +117,8 @@ pub(super) enum Taken {
     /// Nobody's: it is gone, or it has no beginning, as its keeper died or its machine went down before
     /// that was on the disk. No run can be found by it, or it is about to be begun.
     Nothing,
+    /// Its keeper is dead, and what it wrote cannot be read: a copy of it is kept.
+    Spoiled,
 }
 
 /// What the bytes of a journal say, as far as they are good. Pure.
@@ -179,7 +186,7 @@ impl Journal {
 
     /// Takes over the journal of a dead keeper.
     pub(super) fn take_over(disk: &Disk, path: &Path) -> Result<Taken, JournalError> {
-        let opened = match OpenOptions::new().read(true).write(true).open(path) {
+        let opened = match files::open(path, OpenOptions::new().read(true).write(true)) {
             // Its keeper has just left.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Taken::Nothing),
             opened => opened,
@@ -198,8 +205,17 @@ impl Journal {
         file.read_to_end(&mut bytes)
             .map_err(|source| wrong(path, "read", source))?;
         let Some(told) = Told::read(&bytes) else {
-            return Ok(Taken::Nothing);
+            if !damage::is_no_beginning(&bytes) {
+                return Ok(Taken::Nothing);
+            }
+            damage::keep(path, &bytes, 0);
+            delete_nothing(disk, path);
+            return Ok(Taken::Spoiled);
         };
+        let is_spoiled = damage::is_spoiled(&bytes[told.length..]);
+        if is_spoiled {
+            damage::keep(path, &bytes, told.length);
+        }
         let found = Found {
             forgotten: told.index.forgotten.iter().copied().collect(),
             journal: Self {
@@ -214,6 +230,7 @@ impl Journal {
             },
             boot_id: told.boot_id,
             runs: told.runs,
+            is_spoiled,
         };
         // What is behind the last good record would hide what we append.
         let (file, length) = (&found.journal.file, found.journal.length);
@@ -224,6 +241,12 @@ impl Journal {
 
     pub(super) fn id(&self) -> JournalId {
         self.id
+    }
+
+    /// Has what is written from now on go to this file.
+    #[cfg(test)]
+    pub(super) fn write_to(&mut self, file: File) -> File {
+        std::mem::replace(&mut self.file, file)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -448,7 +471,10 @@ pub(super) fn delete_nothing(disk: &Disk, path: &Path) {
 
 /// Returns the forgotten runs that a journal tells of, the oldest first, whoever writes it.
 pub(super) fn forgotten_in(path: &Path) -> Vec<RunId> {
-    let told = fs::read(path).ok().and_then(|bytes| Told::read(&bytes));
+    let mut bytes = Vec::new();
+    let read = files::open(path, File::options().read(true))
+        .and_then(|mut file| file.read_to_end(&mut bytes));
+    let told = read.ok().and_then(|_| Told::read(&bytes));
     told.map_or_else(Vec::new, |told| told.index.forgotten.into())
 }
 
@@ -471,7 +497,7 @@ pub(super) fn all(dir: &Path) -> io::Result<Vec<PathBuf>> {
 /// Returns what a journal says about its keeper, without taking it over; `None` when it is none.
 pub(super) fn version_of(path: &Path) -> Option<String> {
     let mut bytes = vec![0; 1024];
-    let file = File::open(path).ok()?;
+    let file = files::open(path, File::options().read(true)).ok()?;
     let length = file.read_at(&mut bytes, 0).ok()?;
     bytes.truncate(length);
     bytes.strip_prefix(MAGIC)?;
@@ -535,11 +561,20 @@ pub(super) fn encode_into(record: &Record<'_>, out: &mut Vec<u8>) -> io::Result<
     Ok(())
 }
 
+/// Returns how long the body says to be of the record that begins here.
+fn length_of(record: &[u8]) -> Option<usize> {
+    Some(u32::from_be_bytes(*record.first_chunk()?) as usize)
+}
+
+/// Returns its checksum.
+fn crc_of(record: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(*record.get(4..)?.first_chunk()?))
+}
+
 /// Reads the record at `position`; `None` when there is no good one.
 fn decode(bytes: &[u8], position: usize) -> Option<(Record<'static>, usize)> {
     let rest = bytes.get(position..)?;
-    let length = u32::from_be_bytes(*rest.first_chunk()?) as usize;
-    let crc = u32::from_be_bytes(*rest.get(4..)?.first_chunk()?);
+    let (length, crc) = (length_of(rest)?, crc_of(rest)?);
     let body = rest.get(HEAD_BYTES..HEAD_BYTES.checked_add(length)?)?;
     if length > BODY_BYTES_MAX || crc32fast::hash(body) != crc {
         return None;
@@ -601,7 +636,7 @@ mod tests {
     fn take_over(path: &Path) -> Option<Found> {
         match Journal::take_over(&Disk::default(), path).unwrap() {
             Taken::Over(found) => Some(*found),
-            Taken::Lives | Taken::Nothing => None,
+            Taken::Lives | Taken::Nothing | Taken::Spoiled => None,
         }
     }
 

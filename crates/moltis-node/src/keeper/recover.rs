@@ -13,7 +13,7 @@ use moltis_proto::{BootId, RunId};
 
 use super::StartLock;
 use super::disk::Disk;
-use super::door::SOCKET;
+use super::door::{LEAVING, SOCKET};
 use super::journal::{self, Found, Journal, Past, Record, Taken};
 use super::kernel::{Kernel, Name};
 use super::run::Run;
@@ -64,7 +64,12 @@ pub(super) fn take_over_all(
     let mut is_all_read = true;
     for path in journal::all(dir)? {
         match Journal::take_over(disk, &path) {
-            Ok(Taken::Over(found)) => estate.inherit(kernel, disk, dir, *found, boot_id),
+            Ok(Taken::Over(found)) => {
+                // Spools may be of runs that stood in it.
+                is_all_read &= !found.is_spoiled;
+                estate.inherit(kernel, disk, dir, *found, boot_id);
+            }
+            Ok(Taken::Spoiled) => is_all_read = false,
             Ok(Taken::Lives) => {
                 if ours.iter().all(|journal| journal.path() != path) {
                     estate.forgotten.extend(journal::forgotten_in(&path));
@@ -101,11 +106,14 @@ impl Estate {
             boot_id: then,
             runs,
             forgotten,
+            is_spoiled: _,
         } = found;
         self.forgotten.extend(forgotten);
         // Nobody listens behind its socket, and whoever saw it beside a journal that is locked would
         // take us for a keeper of that version.
-        fs::remove_file(journal.path().with_extension(SOCKET)).ok(); // it need not be there
+        for kind in [SOCKET, LEAVING] {
+            fs::remove_file(journal.path().with_extension(kind)).ok(); // it need not be there
+        }
         let processes = if then == boot_id {
             let running = runs.iter().filter(|(_, past)| past.ended.is_none());
             let names = running.map(|(id, _)| Name {
@@ -391,6 +399,44 @@ mod tests {
         assert!(look(None), "a keeper may be about to write it");
         let starting = StartLock::take(dir.path()).unwrap();
         assert!(!look(Some(&starting)));
+    }
+
+    #[test]
+    fn of_a_damaged_journal_the_runs_before_the_damage_are_told_and_a_copy_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, boot_id) = (Disk::default(), BootId::from_bytes([1; 16]));
+        let id = JournalId::from_bytes([2; 16]);
+        let mut dead = Journal::create(&disk, dir.path(), id, boot_id, "1.2.3").unwrap();
+        let run_id = |number| RunId::from_bytes([number; 16]);
+        for number in [3, 4] {
+            dead.append(&Record::Accepted {
+                run_id: run_id(number),
+                digest: moltis_proto::key::Digest::from_bytes([3; 32]),
+                spec: Cow::Owned(crate::keeper::fuzzing::spec(3)),
+            })
+            .unwrap();
+        }
+        let path = dead.path().to_owned();
+        drop(dead);
+        let kernel = Kernel::System(System::default());
+        let look = || take_over_all(&kernel, &disk, dir.path(), boot_id, &[], None).unwrap();
+        let good = fs::read(&path).unwrap();
+        let kept = path.with_extension("journal-bad");
+        let mut bad = good.clone();
+        *bad.last_mut().unwrap() ^= 0x10;
+        fs::write(&path, &bad).unwrap();
+        let estate = look();
+        let runs: Vec<_> = estate.runs.iter().map(|run| run.id).collect();
+        assert_eq!(runs, [run_id(3)]);
+        assert_eq!(fs::read(&kept).unwrap(), bad);
+        // The same where nothing can be read.
+        drop(estate);
+        let mut bad = good;
+        bad[2] ^= 0x10;
+        fs::write(&path, &bad).unwrap();
+        assert!(look().runs.is_empty());
+        assert_eq!(fs::read(&kept).unwrap(), bad);
+        assert!(!path.exists());
     }
 
     #[test]

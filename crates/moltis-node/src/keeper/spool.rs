@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use moltis_identity::files;
 use moltis_proto::RunId;
 use moltis_proto::run::outbox::{SpoolDone, SpoolHeader, SpoolOp};
 use moltis_proto::run::{GapReason, Stream};
@@ -121,15 +122,17 @@ impl Spool {
 
     /// Returns the header that a dead keeper left; `None` where there is no sound one.
     pub(super) fn header(&mut self) -> Option<SpoolHeader> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&self.path)
-            .ok()?;
         let mut page = [0; PAGE_BYTES];
-        file.read_exact_at(&mut page, 0).ok()?;
-        self.found = read_page(&page);
-        self.file = Some(file);
+        // It is closed again: a dead keeper may have left as many as we may open.
+        let read = files::open(&self.path, File::options().read(true))
+            .and_then(|file| file.read_exact_at(&mut page, 0));
+        match read {
+            Ok(()) => self.found = read_page(&page),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), error = %error, "a dead keeper's spool cannot be read: what it holds is told as a gap");
+            }
+        }
         self.found.map(|page| page.header)
     }
 
@@ -198,7 +201,7 @@ impl Spool {
             options.read(true).write(true).create(true).truncate(false);
             options.mode(0o600);
             let made = disk.step("spool.make", path, || {
-                while_nothing_spawns(|| options.open(&*path))
+                while_nothing_spawns(|| files::open(path, &mut options))
             });
             *file = Some(made?);
         }
@@ -397,6 +400,13 @@ mod tests {
             reason: GapReason::PowerCut,
         });
         assert_eq!(spool.perform(READ), gone);
+    }
+
+    #[test]
+    fn whoever_has_read_what_a_spool_says_of_itself_holds_no_descriptor_of_it() {
+        let (_dir, mut spool) = spool(Some(0), BYTES_AT);
+        assert!(spool.file.is_none());
+        assert!(spool.perform(READ).is_ok());
     }
 
     #[test]

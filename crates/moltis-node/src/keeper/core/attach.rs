@@ -31,7 +31,7 @@ impl Core {
         }
         self.list_runs(&mut client);
         self.client = Some(client);
-        self.told_journals = self.journals.len();
+        self.told_journals = self.journals.len().min(limits::JOURNALS_MAX);
     }
 
     /// A keeper may have died while this one lived: what it had is ours now.

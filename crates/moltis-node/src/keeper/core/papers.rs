@@ -20,6 +20,8 @@ pub(super) struct Unwritten {
     runs: BTreeSet<RunId>,
     /// When the disk is asked again.
     pub(super) again_at: Option<Instant>,
+    /// Until when it is not asked to take over what a dead keeper has forgotten.
+    not_adopted_until: Option<Instant>,
 }
 
 impl Unwritten {
@@ -62,6 +64,13 @@ impl Core {
     /// read the list in which they are: it has concluded by then what it can conclude from a run that
     /// is not in one of them. What they have forgotten our own tells from then on.
     pub(in crate::keeper) fn let_spent_journals_go(&mut self) {
+        if self
+            .unwritten
+            .not_adopted_until
+            .is_some_and(|until| now() < until)
+        {
+            return;
+        }
         let mut at = 1;
         while at < self.told_journals.min(self.journals.len()) {
             let (ours, others) = self.journals.split_at_mut(1);
@@ -70,6 +79,7 @@ impl Core {
                 at += 1;
             } else if let Err(error) = ours[0].adopt_forgotten(spent) {
                 tracing::warn!(error = %error, "the journal of a dead keeper stays for now");
+                self.unwritten.not_adopted_until = Some(now() + AGAIN_AFTER);
                 return;
             } else {
                 spent.delete();
