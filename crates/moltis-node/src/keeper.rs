@@ -49,6 +49,7 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::core::Core;
 use self::disk::Disk;
@@ -116,8 +117,8 @@ pub enum Served {
 /// Serves a directory as a process of its own, on a Unix socket, until `stop` or until there is
 /// nothing to do for long. Takes over the journals of dead keepers first.
 ///
-/// It changes the process that it runs in: a session of its own, more descriptors, and orphans of
-/// its children become its children.
+/// It changes the process that it runs in: a session of its own, more descriptors, SIGCHLD is not
+/// ignored, and orphans of its children become its children.
 ///
 /// # Errors
 /// [`KeeperError`]; nothing was served then.
@@ -137,9 +138,19 @@ pub(crate) async fn serve_simulated(
 ) -> Result<Served, KeeperError> {
     serve_on(Machine::simulated(machine), config, stop).await
 }
+    hear_of_children();
 
 async fn serve_on(
     machine: Machine,
+/// Whoever starts us may ignore SIGCHLD, and that survives an exec(2): then the system reaps our
+/// children before we have read how they ended. With a handler, which may do nothing, it does not.
+fn hear_of_children() {
+    let heard = signal(SignalKind::child()); // it stays for the life of the process
+    if let Err(error) = heard {
+        tracing::warn!(error = %error, "how commands end may not be known");
+    }
+}
+
     config: KeeperConfig,
     stop: CancellationToken,
 ) -> Result<Served, KeeperError> {

@@ -28,6 +28,21 @@ async fn a_command_ends_with_its_code_and_both_outputs() {
 }
 
 #[tokio::test]
+async fn how_a_command_ends_is_known_though_whoever_started_the_keeper_ignores_sigchld() {
+    let keeper = Outside::start_deaf().await;
+    let mut client = keeper.client().await;
+    let run = client.run(id(1), shell("exit 7")).await;
+    assert_eq!(run.ending().status, Some(ExitStatus::Code(7)));
+    // The commands do not ignore it either.
+    let run = client
+        .run(id(2), shell("grep SigIgn /proc/self/status"))
+        .await;
+    let ignored = run.stdout();
+    let ignored = ignored.trim().rsplit_once('\t').unwrap().1;
+    assert_eq!(u64::from_str_radix(ignored, 16).unwrap() >> 16 & 1, 0);
+}
+
+#[tokio::test]
 async fn a_command_that_a_signal_ends_says_which() {
     let keeper = Inside::new();
     let mut client = keeper.client().await;

@@ -119,6 +119,48 @@ impl Outside {
     async fn start_as(mut command: Command, dir: Arc<TempDir>, boot: u8) -> Self {
         let child = command
             .args(["--exact", "fixture::a_keeper_when_asked", "--nocapture"])
+    /// One that sees a directory on which nothing answers, as long as the file is open that is
+    /// returned; or why there can be none here.
+    pub(crate) async fn start_beside_dead(dead: &Path) -> Result<(Self, File), String> {
+        let fuse = File::options().read(true).write(true).open("/dev/fuse");
+        let fuse = fuse.map_err(|error| format!("no /dev/fuse: {error}"))?;
+        // Nobody ever reads what the kernel asks there.
+        let mount = "mount -i -t fuse -o fd=0,rootmode=40000,user_id=0,group_id=0 dead";
+        let in_namespace = |then: &str| {
+            let mut command = Command::new("unshare");
+            command
+                .args(["-m", "sh", "-c", &format!("{mount} \"$DEAD\" {then}")])
+                .arg(std::env::current_exe().unwrap())
+                .env("DEAD", dead)
+                .stdin(fuse.try_clone().unwrap());
+            command
+        };
+        let tried = in_namespace("").output();
+        let tried = tried.map_err(|error| format!("no unshare: {error}"))?;
+        if !tried.status.success() {
+            return Err(String::from_utf8_lossy(&tried.stderr).into_owned());
+        }
+        // A descriptor of it mounts once.
+        let fuse = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .unwrap();
+        let mut command = in_namespace("&& exec \"$0\" \"$@\" </dev/null");
+        command.stdin(fuse.try_clone().unwrap());
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        Ok((Self::start_as(command, dir, 1).await, fuse))
+    }
+
+    /// One that was started by somebody who ignores SIGCHLD.
+    pub(crate) async fn start_deaf() -> Self {
+        let mut deaf = Command::new("sh");
+        deaf.args(["-c", "trap '' CHLD; exec \"$0\" \"$@\""])
+            .arg(std::env::current_exe().unwrap())
+            .stdin(Stdio::null());
+        Self::start_as(deaf, Arc::new(tempfile::tempdir().unwrap()), 1).await
+    }
+
             .env(ASKED, dir.path())
             .env(BOOT, boot.to_string())
             .env("OPENAI_API_KEY", "a-secret-of-the-keeper")
