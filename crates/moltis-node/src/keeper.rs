@@ -11,8 +11,8 @@
 //! keeper into an embedder's program or a test, where its runs end with the program. Clients use
 //! [`connect`].
 //!
-//! To read it, follow a run: [`wire`] and `client` (frames), `desk` (what a message does), `spawn`
-//! and `program` (from a spec to a child), `run` (pipes, outbox, spool), `ending` (how it stops),
+//! To read it, follow a run: [`wire`] and `client` (frames), `desk` (what a message does),
+//! `starting`, `lookers`, `spawn` and `program` (from a spec to a child), `run` (pipes, outbox, spool), `ending` (how it stops),
 //! `journal` and `recover` (what outlives this process), and `core`, the loop around them.
 
 mod client;
@@ -28,6 +28,7 @@ mod ending;
 pub mod fuzzing;
 mod journal;
 mod kernel;
+mod lookers;
 mod machine;
 mod ops;
 mod pipes;
@@ -37,19 +38,21 @@ mod recover;
 mod run;
 mod spawn;
 mod spool;
+mod starting;
 pub mod wire;
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use moltis_identity::files;
 use moltis_proto::JournalId;
 use rustix::fs::{FlockOperation, flock};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tokio::signal::unix::{SignalKind, signal};
 
 use self::core::Core;
 use self::disk::Disk;
@@ -78,6 +81,15 @@ pub enum KeeperError {
     Directory {
         /// The directory.
         dir: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file that keepers begin under cannot be opened.
+    #[error("the lock `{}` cannot be opened", path.display())]
+    Lock {
+        /// The file.
+        path: PathBuf,
         /// What the system said.
         #[source]
         source: io::Error,
@@ -126,7 +138,17 @@ pub async fn serve(config: KeeperConfig, stop: CancellationToken) -> Result<Serv
     rustix::process::setsid().ok(); // whoever leads a group already has one of its own
     // Whatever our starter left open is none of our children's business.
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
+    hear_of_children();
     serve_on(Machine::with(Kernel::as_owner()), config, stop).await
+}
+
+/// Whoever starts us may ignore SIGCHLD, and that survives an exec(2): then the system reaps our
+/// children before we have read how they ended. With a handler, which may do nothing, it does not.
+fn hear_of_children() {
+    let heard = signal(SignalKind::child()); // it stays for the life of the process
+    if let Err(error) = heard {
+        tracing::warn!(error = %error, "how commands end may not be known");
+    }
 }
 
 /// As [`serve`], on a machine that a simulation has made up.
@@ -138,19 +160,9 @@ pub(crate) async fn serve_simulated(
 ) -> Result<Served, KeeperError> {
     serve_on(Machine::simulated(machine), config, stop).await
 }
-    hear_of_children();
 
 async fn serve_on(
     machine: Machine,
-/// Whoever starts us may ignore SIGCHLD, and that survives an exec(2): then the system reaps our
-/// children before we have read how they ended. With a handler, which may do nothing, it does not.
-fn hear_of_children() {
-    let heard = signal(SignalKind::child()); // it stays for the life of the process
-    if let Err(error) = heard {
-        tracing::warn!(error = %error, "how commands end may not be known");
-    }
-}
-
     config: KeeperConfig,
     stop: CancellationToken,
 ) -> Result<Served, KeeperError> {
@@ -251,15 +263,14 @@ impl StartLock {
             dir: dir.to_owned(),
             source,
         };
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.map_err(wrong)?;
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(dir.join("keepers.lock"))
-            .map_err(wrong)?;
+        files::make_dir(dir, 0o700).map_err(wrong)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let path = dir.join("keepers.lock");
+        let file = files::open(&path, &mut options).map_err(|source| KeeperError::Lock {
+            path: path.clone(),
+            source,
+        })?;
         flock(&file, FlockOperation::LockExclusive).map_err(|error| wrong(error.into()))?;
         Ok(Self { _file: file })
     }

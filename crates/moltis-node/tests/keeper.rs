@@ -24,6 +24,8 @@ mod ends;
 mod input;
 #[path = "keeper/many.rs"]
 mod many;
+#[path = "keeper/mounts.rs"]
+mod mounts;
 #[path = "keeper/output.rs"]
 mod output;
 #[path = "keeper/rules.rs"]

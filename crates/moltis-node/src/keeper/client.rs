@@ -47,6 +47,8 @@ pub(super) struct Client {
     outgoing: VecDeque<Bytes>,
     outgoing_bytes: usize,
     control: VecDeque<FromKeeper>,
+    /// What it said next, and what is not taken yet.
+    held: Option<ToKeeper>,
     pub(super) turn: Turn<RunId>,
     pub(super) windows: Windows,
 }
@@ -61,6 +63,7 @@ impl Client {
             outgoing: VecDeque::new(),
             outgoing_bytes: 0,
             control: VecDeque::new(),
+            held: None,
             turn: Turn::new(attached.windows.connection_bytes),
             windows: attached.windows,
         }
@@ -76,8 +79,21 @@ impl Client {
         if !self.takes_messages() {
             return Ok(None);
         }
+        if let Some(held) = self.held.take() {
+            return Ok(Some(held));
+        }
         let frame = wire::take_frame(&mut self.incoming)?;
         frame.map(|frame| wire::decode(&frame)).transpose()
+    }
+
+    /// Puts back a message that has to wait.
+    pub(super) fn hold(&mut self, message: ToKeeper) {
+        self.held = Some(message);
+    }
+
+    /// Returns whether a message was put back that could be taken.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.is_some() && self.takes_messages()
     }
 
     /// Returns whether more frames should be made.

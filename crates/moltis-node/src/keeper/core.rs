@@ -33,6 +33,7 @@ use super::machine::Machine;
 use super::ops::{Event, Ops};
 use super::recover::Estate;
 use super::run::Run;
+use super::starting::Starts;
 use super::wire;
 
 /// Bytes of output in memory, all runs together. Above it, runs that nobody follows go to their
@@ -63,6 +64,7 @@ pub(super) struct Core {
     pub(super) runs: HashMap<RunId, Run>,
     pub(super) used: UsedIds,
     pub(super) ops: Ops,
+    pub(super) starts: Starts,
     pub(super) client: Option<Client>,
     pub(super) leaving: bool,
     leave_after: Duration,
@@ -119,6 +121,7 @@ impl Core {
             boot_id: config.boot_id,
             kernel: machine.kernel,
             ops: Ops::new(machine.disk.clone()),
+            starts: Starts::new(),
             disk: machine.disk,
             journals: vec![journal],
             told_journals: 0,
@@ -322,7 +325,7 @@ impl Core {
         Ok(())
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&mut self) -> Option<Instant> {
         let timer = self.timers.first().map(|(at, _)| *at);
         let idle = (self.runs.is_empty() && self.client.is_none())
             .then(|| self.idle_since + self.leave_after);
@@ -330,10 +333,13 @@ impl Core {
             Going::No => None,
             Going::Telling(by) | Going::Spilling(by) => Some(by),
         };
+        let is_held = self.client.as_ref().is_some_and(Client::is_held);
+        let begin_at = is_held.then(|| self.starts.poll_timeout()).flatten();
         let times = [
             timer,
             idle,
             leave_by,
+            begin_at,
             self.sweep_at,
             self.unwritten.again_at,
         ];
@@ -345,6 +351,7 @@ impl Core {
     fn handle_event(&mut self, event: Event) {
         let now = now();
         match event {
+            Event::Planned { run_id, planned } => self.handle_planned(run_id, planned),
             Event::Exited { run_id } => {
                 let adopted = || self.kernel.orphans(&self.leaders);
                 if let Some(run) = self.runs.get_mut(&run_id)
@@ -487,6 +494,9 @@ impl Core {
 
     /// Ends a run at somebody's wish.
     pub(super) fn cancel(&mut self, id: RunId, grace: Duration) {
+        if self.call_off(id) {
+            return;
+        }
         let adopted = || self.kernel.orphans(&self.leaders);
         if let Some(run) = self.runs.get_mut(&id)
             && let Some(life) = &mut run.life
@@ -522,6 +532,7 @@ mod tests {
     use moltis_proto::run::{self, RunSpec, StdinMode};
 
     use super::super::config::{Policy, Rules};
+    use super::super::journal::Record;
     use super::*;
 
     fn core(dir: &std::path::Path) -> Core {
@@ -532,7 +543,6 @@ mod tests {
             timeout_default: None,
             working_dir: dir.to_owned(),
             base_env: BTreeMap::new(),
-    use super::super::journal::Record;
         };
         let boot_id = BootId::from_bytes([1; 16]);
         let config = KeeperConfig::new(dir, Arc::new(rules), boot_id, "1.2.3");
@@ -542,16 +552,6 @@ mod tests {
         Core::new(config, machine, journal, Estate::default())
     }
 
-    #[tokio::test]
-    async fn a_leader_that_was_reaped_is_none_although_its_run_is_not_over() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut core = core(dir.path());
-        let (run_id, digest) = (RunId::from_bytes([7; 16]), Digest::from_bytes([9; 32]));
-        let spec = RunSpec {
-            command: run::Command::Shell("exec sleep 60".to_owned()),
-            cwd: None,
-            env: BTreeMap::new(),
-            timeout_ms: None,
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_takes_nothing_is_not_asked_at_each_message_to_adopt_what_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
@@ -573,11 +573,23 @@ mod tests {
         assert_eq!(core.journals.len(), 1);
     }
 
+    #[tokio::test]
+    async fn a_leader_that_was_reaped_is_none_although_its_run_is_not_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut core = core(dir.path());
+        let (run_id, digest) = (RunId::from_bytes([7; 16]), Digest::from_bytes([9; 32]));
+        let spec = RunSpec {
+            command: run::Command::Shell("exec sleep 60".to_owned()),
+            cwd: None,
+            env: BTreeMap::new(),
+            timeout_ms: None,
             grace_ms: 0,
             stdin: StdinMode::Empty,
             tty: None,
         };
-        core.begin(run_id, digest, &spec);
+        core.begin(run_id, digest, spec);
+        let planned = core.ops.next().await;
+        core.handle_event(planned);
         let leader = *core.leaders.iter().next().unwrap();
         // Its group has a member until we wait for it, and the run with it.
         let member = Command::new("sleep")

@@ -48,6 +48,18 @@ impl Disk {
         Ok(done)
     }
 
+    /// Returns whether a simulation has made it up.
+    #[cfg_attr(
+        not(feature = "simulation"),
+        expect(clippy::unused_self, reason = "there is one disk")
+    )]
+    pub(super) fn is_simulated(&self) -> bool {
+        #[cfg(feature = "simulation")]
+        return self.simulated.is_some();
+        #[cfg(not(feature = "simulation"))]
+        false
+    }
+
     /// Does work that waits for the disk, on a thread of its own. It is done also when nobody asks
     /// for its result any more, which is `None` when it panicked.
     #[cfg_attr(

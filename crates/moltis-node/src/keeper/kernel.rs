@@ -4,11 +4,13 @@
 //! How the system is asked stands in [`super::process`].
 
 use std::collections::HashSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::Path;
 #[cfg(feature = "simulation")]
 use std::sync::Arc;
 
+use moltis_identity::files;
 use moltis_proto::run::ExitStatus;
 use moltis_proto::{JournalId, RunId};
 use rustix::fs::Access;
@@ -18,12 +20,23 @@ use super::process::{self, Descriptors, Mark, spawn_marked};
 #[cfg(feature = "simulation")]
 use crate::simulation;
 
+/// Bytes of a program that the kernel reads to know how it is run (execve(2)).
+const HEAD_BYTES: u64 = 256;
+
 /// Who spawns, signals and tells of processes.
 #[derive(Debug)]
 pub(super) enum Kernel {
     /// The one that this program runs on.
     System(System),
     /// One that a simulation has made up.
+    #[cfg(feature = "simulation")]
+    Simulated(Arc<dyn simulation::Kernel>),
+}
+
+/// What sees the files of a machine.
+#[derive(Debug, Clone)]
+pub(super) enum Eyes {
+    System,
     #[cfg(feature = "simulation")]
     Simulated(Arc<dyn simulation::Kernel>),
 }
@@ -90,18 +103,12 @@ impl Kernel {
         })
     }
 
-    /// Looks at a path, through links.
-    pub(super) fn look_at(&self, path: &Path) -> io::Result<Found> {
+    /// Returns what looks at paths, on any thread.
+    pub(super) fn eyes(&self) -> Eyes {
         match self {
-            Self::System(_) => Ok(Found {
-                is_dir: std::fs::metadata(path)?.is_dir(),
-                may_execute: rustix::fs::access(path, Access::EXEC_OK).is_ok(),
-            }),
+            Self::System(_) => Eyes::System,
             #[cfg(feature = "simulation")]
-            Self::Simulated(kernel) => kernel.look_at(path).map(|found| Found {
-                is_dir: found.is_dir,
-                may_execute: found.may_execute,
-            }),
+            Self::Simulated(kernel) => Eyes::Simulated(Arc::clone(kernel)),
         }
     }
 
@@ -143,6 +150,39 @@ impl Kernel {
                 let pids = kernel.orphans()?;
                 Some(pids.into_iter().filter_map(Pid::from_raw).collect())
             }
+        }
+    }
+}
+
+impl Eyes {
+    /// Reads how a program begins, as execve(2) will: what a system remembers of a path it tells
+    /// also while the server is gone that holds the file. What cannot be read is none here.
+    pub(super) fn head_of(&self, program: &Path) -> Vec<u8> {
+        let mut head = Vec::new();
+        match self {
+            Self::System => {
+                if let Ok(file) = files::open(program, File::options().read(true)) {
+                    file.take(HEAD_BYTES).read_to_end(&mut head).ok(); // as above
+                }
+            }
+            #[cfg(feature = "simulation")]
+            Self::Simulated(_) => {}
+        }
+        head
+    }
+
+    /// Looks at a path, through links. Waits for as long as the file system takes.
+    pub(super) fn look_at(&self, path: &Path) -> io::Result<Found> {
+        match self {
+            Self::System => Ok(Found {
+                is_dir: std::fs::metadata(path)?.is_dir(),
+                may_execute: rustix::fs::access(path, Access::EXEC_OK).is_ok(),
+            }),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(kernel) => kernel.look_at(path).map(|found| Found {
+                is_dir: found.is_dir,
+                may_execute: found.may_execute,
+            }),
         }
     }
 }

@@ -25,6 +25,7 @@ use super::connect::KeeperStream;
 use super::disk::Disk;
 use super::kernel::Exit;
 use super::pipes::{Sink, Source};
+use super::spawn::{NoPlan, Plan};
 use super::spool::Spool;
 use super::wire;
 
@@ -37,6 +38,11 @@ const PART_TIME: Duration = Duration::from_secs(2);
 /// What has happened.
 #[derive(Debug)]
 pub(super) enum Event {
+    /// The files of a start were looked at, or did not let themselves be looked at in time.
+    Planned {
+        run_id: RunId,
+        planned: Result<Plan, NoPlan>,
+    },
     /// The child has ended and waits to be reaped.
     Exited { run_id: RunId },
     /// The child wrote something, or no more; `None` where the source was called back.
@@ -115,6 +121,20 @@ impl Ops {
                 None => std::future::pending().await,
             }
         }
+    }
+
+    /// Waits for what comes of a look at the files of a start.
+    pub(super) fn plan(
+        &mut self,
+        run_id: RunId,
+        planning: impl Future<Output = Result<Plan, NoPlan>> + Send + 'static,
+    ) -> AbortHandle {
+        self.push(async move {
+            Event::Planned {
+                run_id,
+                planned: planning.await,
+            }
+        })
     }
 
     pub(super) fn wait_for_exit(&mut self, run_id: RunId, exit: Exit) {

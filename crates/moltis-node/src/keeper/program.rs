@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use moltis_proto::run::{Command, Reason};
 
 use super::config::Policy;
-use super::kernel::Kernel;
+use super::spawn::Look;
 
 /// Why a command does not start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,14 @@ impl StartFailure {
     pub(super) fn new(reason: Reason, detail: impl Into<String>) -> Self {
         Self {
             reason: Some(reason),
+            detail: detail.into(),
+        }
+    }
+
+    /// One that no reason of the protocol stands for.
+    pub(super) fn in_words(detail: impl Into<String>) -> Self {
+        Self {
+            reason: None,
             detail: detail.into(),
         }
     }
@@ -40,7 +48,7 @@ pub(super) struct Program {
 /// Where programs are looked for.
 #[derive(Debug)]
 pub(super) struct Search<'a> {
-    pub(super) kernel: &'a Kernel,
+    pub(super) look: &'a Look,
     /// PATH.
     pub(super) path: &'a str,
     /// The directory of the command.
@@ -124,7 +132,7 @@ impl Search<'_> {
     }
 
     fn check(&self, file: &Path) -> Result<(), Unusable> {
-        match self.kernel.look_at(file) {
+        match self.look.at(file) {
             Ok(found) if found.is_dir => Err(Unusable::Because("is a directory")),
             Ok(found) if !found.may_execute => Err(Unusable::Because("may not be executed")),
             Ok(_) => Ok(()),
@@ -151,6 +159,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::keeper::kernel::Eyes;
+    use crate::keeper::lookers::Place;
+
+    fn look() -> Look {
+        Look::new(Eyes::System, Place::default())
+    }
 
     fn argv(words: &[&str]) -> Command {
         Command::Argv(words.iter().map(|&word| word.to_owned()).collect())
@@ -169,10 +183,10 @@ mod tests {
 
     #[test]
     fn what_cannot_run_says_why() {
-        let (dir, kernel) = (directory(), Kernel::as_guest());
+        let (dir, look) = (directory(), look());
         let path = format!("/nowhere:{}", dir.path().display());
         let search = Search {
-            kernel: &kernel,
+            look: &look,
             path: &path,
             cwd: dir.path(),
         };
@@ -198,9 +212,9 @@ mod tests {
 
     #[test]
     fn a_list_names_whole_vectors_and_the_file_behind_the_word() {
-        let (dir, kernel) = (directory(), Kernel::as_guest());
+        let (dir, look) = (directory(), look());
         let search = Search {
-            kernel: &kernel,
+            look: &look,
             path: dir.path().to_str().unwrap(),
             cwd: dir.path(),
         };

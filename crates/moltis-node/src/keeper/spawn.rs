@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use moltis_proto::{RunRefusal, env};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::config::Rules;
-use super::kernel::{Child, Kernel, Name, System};
+use super::kernel::{Child, Eyes, Found, Kernel, Name, System};
+use super::lookers::Place;
 use super::pipes::{Sink, Source, Terminal};
 use super::program::{Program, Search, StartFailure, is_allowed};
 #[cfg(feature = "simulation")]
@@ -32,6 +33,13 @@ pub(super) struct Plan {
     pub(super) timeout: Option<Duration>,
     /// Between TERM and KILL when that time is over.
     pub(super) grace: Duration,
+}
+
+/// How files are looked at, and where that has come to.
+#[derive(Debug)]
+pub(super) struct Look {
+    eyes: Eyes,
+    place: Place,
 }
 
 /// Why there is no plan.
@@ -53,9 +61,38 @@ pub(super) struct Spawned {
     pub(super) terminal: Option<Terminal>,
 }
 
+impl Look {
+    pub(super) fn new(eyes: Eyes, place: Place) -> Self {
+        Self { eyes, place }
+    }
+
+    /// Looks at a path, through links.
+    pub(super) fn at(&self, path: &Path) -> io::Result<Found> {
+        self.place.set(path);
+        self.eyes.look_at(path)
+    }
+
+    /// Reads what the spawn will read: a program and its interpreter. From then on it is a matter of
+    /// moments whether they still answer.
+    fn through(&self, program: &Path) {
+        self.place.set(program);
+        let head = self.eyes.head_of(program);
+        let words = head.strip_prefix(b"#!").map(String::from_utf8_lossy);
+        let interpreter = words.as_deref().and_then(|words| {
+            let line = words.lines().next()?;
+            line.split_ascii_whitespace().next()
+        });
+        if let Some(interpreter) = interpreter {
+            self.place.set(Path::new(interpreter));
+            self.eyes.head_of(Path::new(interpreter));
+        }
+    }
+}
+
 impl Plan {
     /// Checks a spec against the rules of this machine, in the order in which a person would ask.
-    pub(super) fn new(spec: &RunSpec, rules: &Rules, kernel: &Kernel) -> Result<Self, NoPlan> {
+    /// Waits for the file systems on which its files are.
+    pub(super) fn new(spec: &RunSpec, rules: &Rules, look: &Look) -> Result<Self, NoPlan> {
         if !spec.is_sound() {
             return Err(NoPlan::Refused(RunRefusal::Invalid));
         }
@@ -75,7 +112,7 @@ impl Plan {
             .as_ref()
             .map_or_else(|| rules.working_dir.clone(), PathBuf::from);
         let search = Search {
-            kernel,
+            look,
             path,
             cwd: &cwd,
         };
@@ -83,9 +120,11 @@ impl Plan {
         if !is_allowed(&rules.policy, &spec.command, found.as_ref().ok(), &search) {
             return Err(NoPlan::Refused(RunRefusal::Policy));
         }
-        check_directory(&cwd, kernel).map_err(NoPlan::Failed)?;
+        check_directory(&cwd, look).map_err(NoPlan::Failed)?;
+        let program = found.map_err(NoPlan::Failed)?;
+        look.through(&program.file);
         Ok(Self {
-            program: found.map_err(NoPlan::Failed)?,
+            program,
             cwd,
             env,
             stdin: spec.stdin,
@@ -269,10 +308,7 @@ impl Plan {
                 Reason::NotExecutable,
                 format!("`{file}` may not be executed: {error}"),
             ),
-            _ => StartFailure {
-                reason: None,
-                detail: format!("`{file}` could not be started: {error}"),
-            },
+            _ => StartFailure::in_words(format!("`{file}` could not be started: {error}")),
         }
     }
 }
@@ -298,14 +334,14 @@ fn timeout_of(spec: &RunSpec, rules: &Rules) -> Result<Option<Duration>, RunRefu
     }
 }
 
-fn check_directory(cwd: &std::path::Path, kernel: &Kernel) -> Result<(), StartFailure> {
+fn check_directory(cwd: &Path, look: &Look) -> Result<(), StartFailure> {
     let wrong = |why: &str| {
         Err(StartFailure::new(
             Reason::WorkingDir,
             format!("the working directory `{}` {why}", cwd.display()),
         ))
     };
-    match kernel.look_at(cwd) {
+    match look.at(cwd) {
         Ok(found) if !found.is_dir => wrong("is not a directory"),
         Ok(found) if !found.may_execute => wrong("may not be entered"),
         Ok(_) => Ok(()),

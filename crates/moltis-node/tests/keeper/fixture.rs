@@ -3,6 +3,7 @@
 //! A keeper's process is this very test binary, which finds itself asked to be one by a variable.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -103,7 +104,8 @@ impl Outside {
     }
 
     pub(crate) async fn start_in(dir: Arc<TempDir>, boot: u8) -> Self {
-        let itself = Command::new(std::env::current_exe().unwrap());
+        let mut itself = Command::new(std::env::current_exe().unwrap());
+        itself.stdin(Stdio::null());
         Self::start_as(itself, dir, boot).await
     }
 
@@ -112,13 +114,11 @@ impl Outside {
         let mut limited = Command::new("sh");
         limited
             .args(["-c", &format!("ulimit -S -n {soft}; exec \"$0\" \"$@\"")])
-            .arg(std::env::current_exe().unwrap());
+            .arg(std::env::current_exe().unwrap())
+            .stdin(Stdio::null());
         Self::start_as(limited, Arc::new(tempfile::tempdir().unwrap()), 1).await
     }
 
-    async fn start_as(mut command: Command, dir: Arc<TempDir>, boot: u8) -> Self {
-        let child = command
-            .args(["--exact", "fixture::a_keeper_when_asked", "--nocapture"])
     /// One that sees a directory on which nothing answers, as long as the file is open that is
     /// returned; or why there can be none here.
     pub(crate) async fn start_beside_dead(dead: &Path) -> Result<(Self, File), String> {
@@ -161,10 +161,12 @@ impl Outside {
         Self::start_as(deaf, Arc::new(tempfile::tempdir().unwrap()), 1).await
     }
 
+    async fn start_as(mut command: Command, dir: Arc<TempDir>, boot: u8) -> Self {
+        let child = command
+            .args(["--exact", "fixture::a_keeper_when_asked", "--nocapture"])
             .env(ASKED, dir.path())
             .env(BOOT, boot.to_string())
             .env("OPENAI_API_KEY", "a-secret-of-the-keeper")
-            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .spawn()
@@ -246,7 +248,7 @@ pub(crate) fn not_tested(name: &str, why: &str) {
     let Some(list) = std::env::var_os("MOLTIS_NOT_TESTED") else {
         return;
     };
-    let mut list = std::fs::File::options().append(true).open(list).unwrap();
+    let mut list = File::options().append(true).open(list).unwrap();
     writeln!(list, "{name}: {why}").unwrap();
 }
 

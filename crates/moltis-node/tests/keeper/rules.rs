@@ -1,13 +1,40 @@
 //! What the owner of a machine lets run, and what a child is given.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use moltis_node::keeper::{Policy, Rules};
-use moltis_proto::RunRefusal;
+use moltis_node::keeper::{Keeper, KeeperConfig, Policy, Rules, RulesError, RulesSource};
 use moltis_proto::run::Outcome;
+use moltis_proto::{BootId, RunRefusal};
 
-use crate::client::{argv, id, shell};
+use crate::client::{Client, argv, id, shell};
 use crate::fixture::{Inside, Outside, rules};
+
+/// Rules that nobody can read.
+struct Spoiled;
+
+impl RulesSource for Spoiled {
+    fn current(&mut self) -> Result<Arc<Rules>, RulesError> {
+        Err(RulesError {
+            path: "/m/node.json".into(),
+            source: "it is half a file".into(),
+        })
+    }
+}
+
+#[tokio::test]
+async fn rules_that_cannot_be_read_start_nothing_and_do_not_say_that_the_owner_said_no() {
+    let dir = tempfile::tempdir().unwrap();
+    let boot_id = BootId::from_bytes([1; 16]);
+    let config = KeeperConfig::new(dir.path(), Spoiled, boot_id, "1.0.0");
+    let keeper = Keeper::spawn_in_process(config).unwrap();
+    let (mut client, _) = Client::attach(keeper.connect().await.unwrap()).await;
+    let run = client.run(id(1), shell("true")).await;
+    assert_eq!(run.refused, None);
+    assert_eq!(run.ending().outcome, Outcome::FailedToStart);
+    let said = &run.ending().detail;
+    assert!(said.contains("`/m/node.json`: it is half a file"), "{said}");
+}
 
 async fn refusal(rules: Rules, spec: moltis_proto::run::RunSpec) -> Option<RunRefusal> {
     let keeper = Inside::with(rules);

@@ -227,6 +227,7 @@ async fn all_spools_of_a_keeper_together_stay_within_their_limit() {
     const LIMIT: u64 = 8 << 20;
     let keeper = Inside::limited(LIMIT);
     let mut client = keeper.client().await;
+    client.acknowledges = false; // all of it is asked for again
     for number in 1..=4 {
         client
             .start(id(number), shell("seq -f %099.0f 1 100000"))

@@ -72,6 +72,8 @@ impl Core {
 
     fn let_go(&mut self, why: &str) -> Option<Client> {
         let client = self.client.take()?;
+        // It hears from the next list that we have not taken these.
+        self.starts.clear();
         tracing::debug!("the client is gone: {why}");
         let now = now();
         self.idle_since = now;

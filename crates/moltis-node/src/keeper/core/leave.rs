@@ -2,6 +2,7 @@
 
 use moltis_proto::limits;
 use moltis_proto::run::Outcome;
+use moltis_proto::{FromKeeper, RunRefusal};
 
 use super::super::run::Run;
 use super::{Core, Going, LEAVE_TIME, mark_dirty, now};
@@ -10,6 +11,12 @@ impl Core {
     /// Begins to leave: every run is ended, nothing new is taken.
     pub(in crate::keeper) fn leave(&mut self) {
         self.leaving = true;
+        for run_id in self.starts.clear() {
+            let code = RunRefusal::Leaving;
+            if let Some(client) = &mut self.client {
+                client.tell(FromKeeper::Refused { run_id, code });
+            }
+        }
         let now = now();
         for run in self.runs.values_mut() {
             if let Some(life) = &mut run.life {
