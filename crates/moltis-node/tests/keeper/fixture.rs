@@ -154,8 +154,9 @@ impl Outside {
 
     /// One that was started by somebody who ignores SIGCHLD.
     pub(crate) async fn start_deaf() -> Self {
-        let mut deaf = Command::new("sh");
-        deaf.args(["-c", "trap '' CHLD; exec \"$0\" \"$@\""])
+        // Not every shell lets a trap ignore it.
+        let mut deaf = Command::new("perl");
+        deaf.args(["-e", "$SIG{CHLD} = 'IGNORE'; exec @ARGV"])
             .arg(std::env::current_exe().unwrap())
             .stdin(Stdio::null());
         Self::start_as(deaf, Arc::new(tempfile::tempdir().unwrap()), 1).await
