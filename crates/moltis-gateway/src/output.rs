@@ -297,6 +297,10 @@ impl Outputs {
             return Ok(run);
         }
         let run = Arc::new(RunOutput::recover(&self.0, run_id)?);
+        // Its node may have freed what an earlier process had written, and bring nothing more.
+        if run.has_unsynced() {
+            self.0.syncing.note(&run, 0);
+        }
         live.retain(|_, run| run.strong_count() > 0);
         live.insert(run_id, Arc::downgrade(&run));
         Ok(run)

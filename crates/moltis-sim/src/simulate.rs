@@ -64,6 +64,9 @@ pub(crate) struct Simulate {
     /// Stop at the first world that is wrong
     #[arg(long)]
     until_wrong: bool,
+    /// Fail, too, where nobody has died at some boundary of a durable step
+    #[arg(long, conflicts_with = "seed")]
+    every_boundary: bool,
     /// With --here, tell all that happened only where something is wrong
     #[arg(long, hide = true)]
     only_wrong: bool,
@@ -99,6 +102,7 @@ pub(crate) fn run(args: &Simulate) -> anyhow::Result<Verdict> {
             jobs: args.jobs,
             within: args.within.map(Duration::from_secs),
             until_wrong: args.until_wrong,
+            every_boundary: args.every_boundary,
         }),
     }
 }

@@ -66,6 +66,8 @@ fn find_one(name: &str) -> anyhow::Result<()> {
     let target = ground().join("target");
     let mut cargo = workspace::cargo();
     cargo.current_dir(&tree).env("CARGO_TARGET_DIR", &target);
+    // A few lines are others from one defect to the next.
+    cargo.env("CARGO_INCREMENTAL", "1");
     cargo.args(["build", "--locked", "--quiet", "--profile", PROFILE]);
     cargo.args(["--package", "moltis-sim", "--bin", "moltis-sim"]);
     cargo.args(["--features", "simulate"]);

@@ -145,7 +145,12 @@ impl RunOutput {
     /// Returns whether more may come, or something is still to be written or synced.
     pub(crate) fn is_at_work(&self) -> bool {
         let progress = *self.progress.borrow();
-        !progress.finished || progress.stored != progress.end || lock(&self.disk).has_unsynced()
+        !progress.finished || progress.stored != progress.end || self.has_unsynced()
+    }
+
+    /// Returns whether its files hold something that no sync has covered.
+    pub(super) fn has_unsynced(&self) -> bool {
+        lock(&self.disk).has_unsynced()
     }
 
     /// Returns where its files lie.
@@ -905,6 +910,34 @@ mod tests {
         let run = reborn.run(id(1)).unwrap();
         assert_eq!(run.stored(Stream::Stdout), stored);
         assert_eq!(read_all(&run, Stream::Stdout).await, [(0, stored, None)]);
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_process_left_unsynced_is_synced_though_nobody_asks_and_nothing_comes()
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        append(&run, Stream::Stdout, 60 * KIB);
+        append(&run, Stream::Stdout, 60 * KIB);
+        run.synced().await.unwrap();
+        let stdout = run.stored(Stream::Stdout);
+        // As it was before its first sync: the process died in between.
+        let record = dir.path().join("outputs").join(id(1).to_string());
+        let record = record.join(files::SYNCED);
+        files::write_synced(&System::default(), &record, boot(1), [0; 2]).unwrap();
+        let reborn = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = reborn.run(id(1)).unwrap();
+        let synced = async {
+            while run.has_unsynced() {
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), synced)
+            .await
+            .expect("nobody syncs it");
+        let whole = files::synced_record(boot(1), [stdout, 0]);
+        assert_eq!(std::fs::read(&record).unwrap(), whole);
     }
 
     #[tokio::test]

@@ -89,15 +89,17 @@ pub(super) enum Trouble {
     Failing,
 }
 
-/// What a disk has done to a program.
+/// What a disk has done to a program, or a program to its disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Noted {
+pub(super) enum Noted<'a> {
     /// A step has met trouble.
     Met(Trouble),
     /// The store begins a sync.
     Syncs,
     /// That sync is done.
     Synced,
+    /// A keeper has written this spool, or deleted it.
+    Spooled(&'a Path),
 }
 
 /// The disk of a program. Cloning shares it.
@@ -191,7 +193,7 @@ pub(super) struct Mounted {
     /// Called in the moment of a death at a boundary.
     pub(super) dies: Box<dyn Fn(Death) + Send + Sync>,
     /// Told of what the model has to know.
-    pub(super) tells: Box<dyn Fn(Noted) + Send + Sync>,
+    pub(super) tells: Box<dyn Fn(Noted<'_>) + Send + Sync>,
     /// Whether a power cut may ask what is synced.
     pub(super) is_watched: bool,
 }
@@ -249,6 +251,7 @@ impl Mounted {
         match (what, edge) {
             ("store.sync", Edge::Before) => (self.tells)(Noted::Syncs),
             ("store.sync", Edge::After) => (self.tells)(Noted::Synced),
+            ("spool.after" | "spool.delete", Edge::After) => (self.tells)(Noted::Spooled(path)),
             _ => {}
         }
         Ok(())

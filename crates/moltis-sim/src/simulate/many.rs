@@ -30,10 +30,11 @@ const TOLD_MAX: usize = 3;
 const TIME_MAX: Duration = Duration::from_mins(3);
 
 /// How a world asks the system for memory (`mallopt(3)`, "Memory Allocation Tunables" of glibc): in
-/// large pieces, which it keeps. Another C library takes no notice.
+/// large pieces, which it keeps, and which all of its threads share, for one alone is at work. Another
+/// C library takes no notice.
 const MEMORY: (&str, &str) = (
     "GLIBC_TUNABLES",
-    "glibc.malloc.hugetlb=1:glibc.malloc.top_pad=16777216:\
+    "glibc.malloc.hugetlb=1:glibc.malloc.top_pad=16777216:glibc.malloc.arena_max=1:\
      glibc.malloc.trim_threshold=268435456:glibc.malloc.mmap_threshold=268435456",
 );
 
@@ -57,6 +58,8 @@ pub(super) struct Wanted {
     pub(super) jobs: Option<usize>,
     pub(super) within: Option<Duration>,
     pub(super) until_wrong: bool,
+    /// It is wrong, too, where nobody has died at some boundary.
+    pub(super) every_boundary: bool,
 }
 
 /// Plays worlds, and prints what came of them all.
@@ -91,7 +94,9 @@ pub(super) fn play(wanted: &Wanted) -> anyhow::Result<Verdict> {
                 break;
             }
         }
-        sum.print(began.elapsed())
+        let verdict = sum.print(began.elapsed())?;
+        let is_missed = wanted.every_boundary && !sum.missed().is_empty();
+        Ok(if is_missed { Verdict::Wrong } else { verdict })
     })
 }
 

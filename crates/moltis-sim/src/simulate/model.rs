@@ -330,6 +330,23 @@ impl Model {
         self.excuses.has_synced();
     }
 
+    /// The spool of a stream of a run holds so much from now on.
+    pub(super) fn spools(&mut self, run_id: &str, stream: Stream, bytes: u64) {
+        let run = self.executed.get(run_id);
+        if let Some(run) = run.and_then(|tag| self.runs.get_mut(tag)) {
+            run.spooled[at(stream)] = bytes;
+        }
+    }
+
+    /// The power of the gateway is cut, which takes some of the output of these runs.
+    pub(super) fn power_takes(&mut self, runs: &BTreeSet<String>) {
+        for tag in runs.iter().filter_map(|run| self.executed.get(run)) {
+            if let Some(run) = self.runs.get_mut(tag) {
+                run.was_taken_by_power = true;
+            }
+        }
+    }
+
     /// Returns whether anything has befallen the keepers of the gateway's machine.
     pub(super) fn had_trouble_here(&self) -> bool {
         let begun = Since::default();
@@ -402,7 +419,8 @@ impl Model {
         }
         if run.executed.replace(excuses.now()).is_some() {
             (run.written, run.status, run.was_halted) = ([0; 2], None, false);
-            run.written_to_keeper = None;
+            (run.written_to_keeper, run.spooled) = (None, [0; 2]);
+            run.was_taken_by_power = false;
             run.reads = Default::default();
             run.told = None;
         }
@@ -518,6 +536,5 @@ fn known_of(runs: &mut BTreeMap<Tag, Known>, tag: Tag) -> Result<&mut Known, Vio
 
 /// Returns the request that a run says it is of: its words stand in its command.
 pub(super) fn tag_of(run: &Run) -> Option<Tag> {
-    let script: Script = run.command.as_ref()?.parse().ok()?;
-    Some(script.tag)
+    Script::tag_of(run.command.as_ref()?)
 }

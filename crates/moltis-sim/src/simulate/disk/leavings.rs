@@ -24,6 +24,9 @@ pub(in super::super) struct Synced {
     names: BTreeSet<PathBuf>,
     /// What a sync that has begun will cover.
     begun: Option<(PathBuf, u64, Vec<u8>)>,
+    /// Runs whose output was written and not synced since, and those that a sync is at work on.
+    written: BTreeSet<String>,
+    syncing: BTreeSet<String>,
 }
 
 impl Synced {
@@ -31,6 +34,13 @@ impl Synced {
     pub(in super::super) fn move_to(&mut self, root: &Path) {
         root.clone_into(&mut self.root);
         self.begun = None;
+    }
+
+    /// Returns the runs of whose output a power cut takes some now.
+    pub(in super::super) fn take_unsynced(&mut self) -> BTreeSet<String> {
+        let mut runs = std::mem::take(&mut self.written);
+        runs.append(&mut self.syncing);
+        runs
     }
 
     /// All that there is now is on the disk.
@@ -45,6 +55,7 @@ impl Synced {
     }
 
     pub(super) fn note(&mut self, what: &'static str, path: &Path, edge: Edge) {
+        self.note_run(what, path, edge);
         let wal = self.root.join(WAL);
         match (what, edge) {
             ("store.sync", Edge::Before) => {
@@ -77,6 +88,21 @@ impl Synced {
         }
     }
 
+    fn note_run(&mut self, what: &'static str, path: &Path, edge: Edge) {
+        let run = || Some(path.parent()?.file_name()?.to_str()?.to_owned());
+        match (what, edge) {
+            ("output.write" | "output.gap", Edge::After) => self.written.extend(run()),
+            ("output.sync", Edge::Before) => {
+                let begun = run().and_then(|run| self.written.take(&run));
+                self.syncing.extend(begun);
+            }
+            ("output.sync_synced", Edge::After) => {
+                run().map(|run| self.syncing.remove(&run));
+            }
+            _ => {}
+        }
+    }
+
     fn below(&self, path: &Path) -> Option<PathBuf> {
         path.strip_prefix(&self.root).ok().map(Path::to_owned)
     }
@@ -100,7 +126,8 @@ fn wal_of(path: &Path) -> (Vec<u8>, u64) {
 /// Bytes of a file that are copied at once: few enough to stay in a processor's cache.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// Copies a directory as a killed process leaves it.
+/// Copies a gateway's directory as a killed process leaves it. Files of output get another name there
+/// and stay the same: every write to them is a step, and the dead take none.
 ///
 /// # Errors
 /// What the system says.
@@ -108,8 +135,13 @@ pub(in super::super) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
     let mut piece = vec![0; PIECE_BYTES];
     for file in files_below(from)? {
+        let path = to.join(&file);
+        if file.starts_with("outputs") {
+            with_dirs(&path, || fs::hard_link(from.join(&file), &path))?;
+            continue;
+        }
         let mut read = File::open(from.join(&file))?;
-        let mut written = make(&to.join(&file))?;
+        let mut written = make(&path)?;
         loop {
             let bytes = read.read(&mut piece)?;
             if bytes == 0 {
@@ -219,12 +251,17 @@ fn files_below(root: &Path) -> io::Result<Vec<PathBuf>> {
 fn make(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.write(true).create(true).truncate(true).mode(0o600);
-    match options.open(path) {
+    with_dirs(path, || options.open(path))
+}
+
+/// Makes something, and the directories that it is in where they are missing.
+fn with_dirs<T>(path: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match make() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if let Some(dir) = path.parent() {
                 fs::create_dir_all(dir)?;
             }
-            options.open(path)
+            make()
         }
         made => made,
     }

@@ -69,6 +69,13 @@ impl Script {
         }
     }
 
+    /// Returns the tag of a script, which its words begin with. Most of them need not be read: there
+    /// may be very many.
+    pub(in super::super) fn tag_of(text: &str) -> Option<Tag> {
+        let (tag, _) = text.strip_prefix("tag ")?.split_once("; ")?;
+        tag.parse().ok()
+    }
+
     /// Returns how many bytes of stdin it reads.
     pub(in super::super) fn reads(&self) -> u64 {
         let bytes = self.acts.iter().map(|act| match act {
@@ -199,6 +206,7 @@ mod tests {
         let text = "tag 7; pad xxx; out 100; wait 50; err 3; in 10; deaf; fork 9; escape 8; exit 3";
         let script: Script = text.parse().unwrap();
         assert_eq!(script.to_string(), text);
+        assert_eq!(Script::tag_of(text), Some(script.tag));
         assert_eq!(script.reads(), 10);
         assert_eq!(
             "tag 1; die 9".parse::<Script>().unwrap().finish,

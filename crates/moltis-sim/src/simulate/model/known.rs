@@ -46,6 +46,10 @@ pub(super) struct Known {
     pub(super) written: [u64; 2],
     /// How much that was when a keeper of its place died first: perhaps nobody has read the rest.
     pub(super) written_to_keeper: Option<[u64; 2]>,
+    /// How much of it its spools hold.
+    pub(super) spooled: [u64; 2],
+    /// A power cut of the gateway has taken output of it, which its keeper may have let go.
+    pub(super) was_taken_by_power: bool,
     pub(super) status: Option<(ExitStatus, Since)>,
     pub(super) was_halted: bool,
     pub(super) is_cancelled: bool,
@@ -137,6 +141,8 @@ impl Known {
             executed: None,
             written: [0; 2],
             written_to_keeper: None,
+            spooled: [0; 2],
+            was_taken_by_power: false,
             status: None,
             was_halted: false,
             is_cancelled: false,
@@ -341,12 +347,21 @@ impl Known {
         ))
     }
 
-    /// Returns how much of a lost run's stream must be known: what a reader got, and what lay in its
-    /// spool.
+    /// Returns how much of a lost run's stream must be known: what a reader got, and what its spool
+    /// holds, whoever has died since it was written.
     fn least(&self, told: &Told, excuses: &Excuses, at: usize) -> u64 {
         let (place, begun) = (self.place, self.begun());
+        let by_node = matches!(
+            told.reason,
+            Some(OutcomeReason::KeeperDied | OutcomeReason::NodeRebooted)
+        );
+        let has_spool = by_node
+            && !excuses.lost_files(place, begun)
+            && !excuses.disk_had_trouble(place, begun)
+            && !self.was_contested(excuses);
+        let spooled = if has_spool { self.spooled[at] } else { 0 };
         if excuses.gateway_lost_power(begun) || excuses.restored(begun) {
-            return 0;
+            return spooled;
         }
         let read = self.reads[at].high.map_or(0, |(to, since)| {
             if excuses.gateway_died(since) {
@@ -355,20 +370,13 @@ impl Known {
                 to
             }
         });
-        let by_node = matches!(
-            told.reason,
-            Some(OutcomeReason::KeeperDied | OutcomeReason::NodeRebooted)
-        );
-        let has_spool = !excuses.lost_files(place, begun)
-            && !excuses.disk_had_trouble(place, begun)
-            && !self.was_contested(excuses);
-        let spooled = if by_node && has_spool {
+        let left = if has_spool {
             let written = self.written_to_keeper.unwrap_or(self.written);
             written[at].saturating_sub(MEMORY_BYTES)
         } else {
             0
         };
-        read.max(spooled)
+        read.max(spooled).max(left)
     }
 }
 

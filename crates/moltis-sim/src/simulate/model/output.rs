@@ -144,7 +144,9 @@ impl Known {
                 // One that leaves as its disk fails takes with it what it had in memory.
                 let left = excuses.keeper_left(place, begun) && had_trouble;
                 let is_in_memory = length <= MEMORY_BYTES || lost_files || had_trouble;
-                (died || left) && is_in_memory
+                // The next one does not know what the dead one had let go, as the gateway had it.
+                let gateway_lost = self.was_taken_by_power || excuses.took_row(begun);
+                (died || left) && (is_in_memory || gateway_lost)
             }
             GapReason::PowerCut => excuses.gateway_lost_power(begun) || lost_files,
             // The gateway asks again for what it had acknowledged.

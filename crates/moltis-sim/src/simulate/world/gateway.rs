@@ -30,7 +30,8 @@ use super::machine::{Boot, Machine};
 use super::seats::Seats;
 use super::spawn;
 use crate::simulate::dice::Dice;
-use crate::simulate::disk::{self, Disk, Mounted, Noted, leavings};
+use crate::simulate::disk::leavings::{self, Synced};
+use crate::simulate::disk::{self, Disk, Mounted, Noted};
 use crate::simulate::fate::Fate;
 use crate::simulate::model::{Happened, Model, Trouble, violation};
 use crate::simulate::net::{Net, Sent};
@@ -175,6 +176,7 @@ impl Served {
     pub(super) fn next_boot(&self) {
         self.0.boot.next();
         self.befell(Trouble::GatewayLostPower);
+        self.power_takes();
     }
 
     pub(super) fn disk(&self) -> &Disk {
@@ -262,6 +264,7 @@ impl Served {
                 self.0.boot.next();
                 self.befell(Trouble::GatewayLostPower);
                 self.0.seats.lost_rows();
+                self.power_takes();
                 let dice = &mut state.dice;
                 self.0
                     .disk
@@ -334,6 +337,7 @@ impl Served {
                     Noted::Met(_) => witness.see(Happened::Befell(Trouble::StoreFailed)),
                     Noted::Syncs => witness.tell(Model::syncs),
                     Noted::Synced => witness.tell(Model::has_synced),
+                    Noted::Spooled(_) => {} // only keepers do
                 }
             }),
             is_watched: true,
@@ -477,6 +481,12 @@ impl Served {
         }
         self.state().life = None;
         self.end(life, Death::Killed(Sent::IsLost));
+    }
+
+    /// Tells the model whose output was not synced.
+    fn power_takes(&self) {
+        let taken = self.0.disk.with_synced(Synced::take_unsynced);
+        self.0.witness.tell(|model| model.power_takes(&taken));
     }
 
     fn befell(&self, trouble: Trouble) {

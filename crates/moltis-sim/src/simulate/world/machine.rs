@@ -1,5 +1,6 @@
 //! A machine: a kernel, a disk, sockets, and the keepers that live on it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,17 +12,22 @@ use moltis_node::keeper::{KeeperConfig, Policy, Rules, Served};
 use moltis_node::simulation::{self, Sockets};
 use moltis_node::{KeeperDir, Keepers};
 use moltis_proto::BootId;
+use moltis_proto::limits::SPOOL_BYTES_MAX;
 use tokio_util::sync::CancellationToken;
 
 use super::spawn;
 use crate::simulate::dice::Dice;
 use crate::simulate::disk::{self, Disk, Mounted, Noted, leavings};
 use crate::simulate::fate::Fate;
+use crate::simulate::kernel::script::Stream;
 use crate::simulate::kernel::{Handle, Kernel};
 use crate::simulate::model::{Happened, Trouble};
 use crate::simulate::net::Place;
 use crate::simulate::trace::note;
 use crate::simulate::witness::Witness;
+
+/// Bytes that a spool begins with: its header, and four of a checksum for each page that it may have.
+const SPOOL_HEAD_BYTES: u64 = 4096 + SPOOL_BYTES_MAX / 4096 * 4;
 
 /// A machine with its keepers. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -222,6 +228,7 @@ impl Machine {
                     let trouble = match noted {
                         Noted::Met(disk::Trouble::Full) => Trouble::DiskFull(place),
                         Noted::Met(disk::Trouble::Failing) => Trouble::DiskFailed(place),
+                        Noted::Spooled(spool) => return note_spool(&witness, spool),
                         Noted::Syncs | Noted::Synced => return,
                     };
                     witness.see(Happened::Befell(trouble));
@@ -278,6 +285,19 @@ impl Machine {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes note of how much a spool holds: none, where it is deleted.
+fn note_spool(witness: &Witness, spool: &Path) {
+    let stream = match spool.extension().and_then(OsStr::to_str) {
+        Some("out") => Stream::Out,
+        _ => Stream::Err,
+    };
+    let length = fs::metadata(spool).map_or(0, |file| file.len());
+    if let Some(run_id) = spool.file_stem().and_then(OsStr::to_str) {
+        let bytes = length.saturating_sub(SPOOL_HEAD_BYTES);
+        witness.tell(|model| model.spools(run_id, stream, bytes));
     }
 }
 
