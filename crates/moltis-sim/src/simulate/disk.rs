@@ -209,6 +209,10 @@ impl Mounted {
         if self.fate.is_over() {
             return Err(io::Error::other("the process is dead"));
         }
+        // It is done, also where somebody dies of it.
+        if let ("spool.after" | "spool.delete", Edge::After) = (what, edge) {
+            (self.tells)(Noted::Spooled(path));
+        }
         let mut state = self.disk.state();
         let met = state.met.entry((what, edge)).or_default();
         met.passed += 1;
@@ -251,7 +255,6 @@ impl Mounted {
         match (what, edge) {
             ("store.sync", Edge::Before) => (self.tells)(Noted::Syncs),
             ("store.sync", Edge::After) => (self.tells)(Noted::Synced),
-            ("spool.after" | "spool.delete", Edge::After) => (self.tells)(Noted::Spooled(path)),
             _ => {}
         }
         Ok(())

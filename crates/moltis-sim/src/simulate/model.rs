@@ -330,11 +330,16 @@ impl Model {
         self.excuses.has_synced();
     }
 
-    /// The spool of a stream of a run holds so much from now on.
-    pub(super) fn spools(&mut self, run_id: &str, stream: Stream, bytes: u64) {
-        let run = self.executed.get(run_id);
-        if let Some(run) = run.and_then(|tag| self.runs.get_mut(tag)) {
-            run.spooled[at(stream)] = bytes;
+    /// The spool of a stream of a run holds so much from now on; `None` where it is deleted.
+    pub(super) fn spools(&mut self, run_id: &str, stream: Stream, bytes: Option<u64>) {
+        let (run, now) = (self.executed.get(run_id), self.excuses.now());
+        let Some(run) = run.and_then(|tag| self.runs.get_mut(tag)) else {
+            return;
+        };
+        let (held, deleted) = &mut run.spooled[at(stream)];
+        match bytes {
+            Some(bytes) => (*held, *deleted) = (bytes, None),
+            None => *deleted = Some(now),
         }
     }
 
@@ -419,7 +424,7 @@ impl Model {
         }
         if run.executed.replace(excuses.now()).is_some() {
             (run.written, run.status, run.was_halted) = ([0; 2], None, false);
-            (run.written_to_keeper, run.spooled) = (None, [0; 2]);
+            (run.written_to_keeper, run.spooled) = (None, [(0, None); 2]);
             run.was_taken_by_power = false;
             run.reads = Default::default();
             run.told = None;

@@ -46,8 +46,8 @@ pub(super) struct Known {
     pub(super) written: [u64; 2],
     /// How much that was when a keeper of its place died first: perhaps nobody has read the rest.
     pub(super) written_to_keeper: Option<[u64; 2]>,
-    /// How much of it its spools hold.
-    pub(super) spooled: [u64; 2],
+    /// How much of it its spools held last, and since when they are deleted.
+    pub(super) spooled: [(u64, Option<Since>); 2],
     /// A power cut of the gateway has taken output of it, which its keeper may have let go.
     pub(super) was_taken_by_power: bool,
     pub(super) status: Option<(ExitStatus, Since)>,
@@ -141,7 +141,7 @@ impl Known {
             executed: None,
             written: [0; 2],
             written_to_keeper: None,
-            spooled: [0; 2],
+            spooled: [(0, None); 2],
             was_taken_by_power: false,
             status: None,
             was_halted: false,
@@ -348,7 +348,7 @@ impl Known {
     }
 
     /// Returns how much of a lost run's stream must be known: what a reader got, and what its spool
-    /// holds, whoever has died since it was written.
+    /// held, whoever has died since it was written.
     fn least(&self, told: &Told, excuses: &Excuses, at: usize) -> u64 {
         let (place, begun) = (self.place, self.begun());
         let by_node = matches!(
@@ -359,7 +359,10 @@ impl Known {
             && !excuses.lost_files(place, begun)
             && !excuses.disk_had_trouble(place, begun)
             && !self.was_contested(excuses);
-        let spooled = if has_spool { self.spooled[at] } else { 0 };
+        // What was read of it before it was deleted lay in memory.
+        let (bytes, deleted) = self.spooled[at];
+        let went = deleted.is_some_and(|deleted| excuses.keeper_died(place, deleted));
+        let spooled = if has_spool && !went { bytes } else { 0 };
         if excuses.gateway_lost_power(begun) || excuses.restored(begun) {
             return spooled;
         }

@@ -288,15 +288,15 @@ impl Machine {
     }
 }
 
-/// Takes note of how much a spool holds: none, where it is deleted.
+/// Takes note of how much a spool holds, or that it is deleted.
 fn note_spool(witness: &Witness, spool: &Path) {
     let stream = match spool.extension().and_then(OsStr::to_str) {
         Some("out") => Stream::Out,
         _ => Stream::Err,
     };
-    let length = fs::metadata(spool).map_or(0, |file| file.len());
+    let length = fs::metadata(spool).ok().map(|file| file.len());
     if let Some(run_id) = spool.file_stem().and_then(OsStr::to_str) {
-        let bytes = length.saturating_sub(SPOOL_HEAD_BYTES);
+        let bytes = length.map(|length| length.saturating_sub(SPOOL_HEAD_BYTES));
         witness.tell(|model| model.spools(run_id, stream, bytes));
     }
 }
