@@ -259,14 +259,17 @@ pub struct Windows {
 
 impl Windows {
     /// Returns what each of `count` keepers behind one connection may have under way, so that all of
-    /// them together keep to this. A keeper always has room for a chunk.
+    /// them together keep to this. A run always has room for four chunks, or no keeper would take it:
+    /// where many share, chunks are smaller.
     #[must_use]
     pub fn shared_by(self, count: usize) -> Self {
         let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
-        let connection_bytes = (self.connection_bytes / count).max(self.chunk_bytes_max);
+        let connection_bytes = (self.connection_bytes / count).max(4);
+        let run_bytes = self.run_bytes.min(connection_bytes);
         Self {
-            run_bytes: self.run_bytes.min(connection_bytes),
+            run_bytes,
             connection_bytes,
+            chunk_bytes_max: self.chunk_bytes_max.min(run_bytes / 4),
             ..self
         }
     }
@@ -362,11 +365,17 @@ mod tests {
             chunk_bytes_max: 60,
         };
         assert_eq!(windows.shared_by(1), windows);
-        let parts = [(2, 1000, 4000), (9, 888, 888), (200, 60, 60)];
-        for (count, run_bytes, connection_bytes) in parts {
+        let parts = [
+            (2, 1000, 4000, 60),
+            (9, 888, 888, 60),
+            (50, 160, 160, 40),
+            (9000, 4, 4, 1),
+        ];
+        for (count, run_bytes, connection_bytes, chunk_bytes_max) in parts {
             let part = Windows {
                 run_bytes,
                 connection_bytes,
+                chunk_bytes_max,
                 ..windows
             };
             assert_eq!(windows.shared_by(count), part);

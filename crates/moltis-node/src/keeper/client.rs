@@ -207,3 +207,22 @@ pub(super) fn are_sound(windows: &Windows) -> bool {
         && windows.connection_bytes >= windows.run_bytes
         && windows.stdin_bytes > 0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keeper_takes_its_share_of_a_window_however_many_share_it() {
+        let whole = Windows {
+            run_bytes: 64 * 1024,
+            connection_bytes: 160 * 1024,
+            stdin_bytes: 16 * 1024,
+            chunk_bytes_max: 16 * 1024,
+        };
+        for count in 1..1000 {
+            let part = whole.shared_by(count);
+            assert!(are_sound(&part), "{count}: {part:?}");
+        }
+    }
+}
