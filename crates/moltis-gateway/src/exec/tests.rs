@@ -115,6 +115,18 @@ impl Bench {
             .spawn(async move { runs.start(request, &Principal::Operator).await.unwrap() })
     }
 
+    /// Makes the run of [`keyed`], wherever its keeper is.
+    async fn create_keyed(&self) -> RunHandle {
+        let order = create::Order {
+            new: row_of(self, &keyed()),
+            stdin: StdinSource::Empty,
+            detach: false,
+            by: Actor::operator(),
+            asked: tokio::time::Instant::now(),
+        };
+        self.shared.create(order).await.unwrap()
+    }
+
     async fn stage(&self, id: RunId) -> RunStage {
         self.shared.store.run(id).await.unwrap().unwrap().stage
     }
@@ -413,15 +425,8 @@ async fn a_repeated_request_sends_a_run_whose_row_nobody_took_up() {
 async fn a_start_that_never_left_goes_to_the_next_boot_of_the_machine() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::in_dir(dir.path()).await;
-    let order = create::Order {
-        new: row_of(&bench, &keyed()),
-        stdin: StdinSource::Empty,
-        detach: false,
-        by: Actor::operator(),
-        asked: tokio::time::Instant::now(),
-    };
     // Its keeper is gone when the row is written, and another boot answers.
-    let mut handle = bench.shared.create(order).await.unwrap();
+    let mut handle = bench.create_keyed().await;
     let id = handle.id();
     let mut keeper = bench.keeper_of(OTHER_BOOT, Vec::new()).await;
     assert_eq!(keeper.hear_start().await, id);
@@ -437,14 +442,7 @@ async fn a_start_that_never_left_begins_within_30_seconds_or_not_at_all() {
     for (seconds, begins) in [(29, true), (31, false)] {
         let dir = tempfile::tempdir().unwrap();
         let mut bench = Bench::in_dir(dir.path()).await;
-        let order = create::Order {
-            new: row_of(&bench, &keyed()),
-            stdin: StdinSource::Empty,
-            detach: false,
-            by: Actor::operator(),
-            asked: tokio::time::Instant::now(),
-        };
-        let mut handle = bench.shared.create(order).await.unwrap();
+        let mut handle = bench.create_keyed().await;
         tokio::time::pause();
         tokio::time::advance(Duration::from_secs(seconds)).await;
         tokio::time::resume();
@@ -467,15 +465,8 @@ async fn a_start_that_never_left_begins_within_30_seconds_or_not_at_all() {
 async fn a_run_that_is_cancelled_before_its_start_has_left_never_starts() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::in_dir(dir.path()).await;
-    let order = create::Order {
-        new: row_of(&bench, &keyed()),
-        stdin: StdinSource::Empty,
-        detach: false,
-        by: Actor::operator(),
-        asked: tokio::time::Instant::now(),
-    };
     // Its keeper is gone when the row is written, and back when it is cancelled.
-    let mut handle = bench.shared.create(order).await.unwrap();
+    let mut handle = bench.create_keyed().await;
     let cancel = bench
         .runs
         .cancel(handle.id(), None, &Principal::Operator)

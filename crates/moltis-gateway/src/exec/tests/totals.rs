@@ -258,14 +258,7 @@ async fn a_run_that_ended_stays_as_long_as_it_was_then_whatever_its_node_has() {
 async fn a_run_that_has_printed_is_not_said_to_be_not_started() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::in_dir(dir.path()).await;
-    let order = create::Order {
-        new: row_of(&bench, &keyed()),
-        stdin: StdinSource::Empty,
-        detach: false,
-        by: Actor::operator(),
-        asked: tokio::time::Instant::now(),
-    };
-    let mut handle = bench.shared.create(order).await.unwrap();
+    let mut handle = bench.create_keyed().await;
     let [run] = &bench.shared.table.at(&Target::Local)[..] else {
         panic!("there is one run");
     };
