@@ -183,6 +183,7 @@ fn a_killed_keeper_ends_its_runs_as_lost() {
         (run["outcome"] == "lost").then_some(run)
     });
     assert_eq!(run["outcome_reason"], "keeper_died");
+    assert_eq!(run["duration_ms"], serde_json::Value::Null, "{run:#}");
 }
 
 /// Bytes that tell if one is missing, or comes twice.

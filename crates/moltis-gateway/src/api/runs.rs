@@ -288,7 +288,8 @@ pub struct Run {
     pub started_at: Option<Timestamp>,
     /// When it was over.
     pub ended_at: Option<Timestamp>,
-    /// Milliseconds from its start to its end, by the node's clock.
+    /// Milliseconds from its start to its end, by the node's clock; `None` while it is not over, and
+    /// where nobody knows when it ended.
     pub duration_ms: Option<u64>,
     /// When somebody asked for its end.
     pub cancel_requested_at: Option<Timestamp>,
@@ -336,8 +337,9 @@ pub struct RunResult {
     pub stderr_bytes: u64,
     /// Something was left out of `stdout` or `stderr`.
     pub truncated: bool,
-    /// Milliseconds from its start to its end, by the node's clock.
-    pub duration_ms: u64,
+    /// Milliseconds from its start to its end, by the node's clock; `None` where nobody knows when it
+    /// ended.
+    pub duration_ms: Option<u64>,
 }
 
 /// Bytes of the beginning, and of the end, of an output in a [`RunResult`].

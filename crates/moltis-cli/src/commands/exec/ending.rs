@@ -73,8 +73,13 @@ pub(super) fn finish(
         .into()),
         End::Failed(error) => {
             let forgotten = error.code() == Some(Code::NotFound);
+            let cause = match error {
+                // Its hint is of a question that a person has typed.
+                ApiError::Cut(cut) => failure(cut.to_string()),
+                error => error.into_failure(),
+            };
             let failure = failure(format!("what became of the run {run_id} is not known"))
-                .because(error.into_failure())
+                .because(cause)
                 .exit(Exit::UNKNOWN);
             Err(if forgotten {
                 failure
@@ -150,6 +155,6 @@ fn result(run: &Run, [stdout, stderr]: [Collected; 2]) -> RunResult {
         stdout_bytes: run.stdout_bytes,
         stderr_bytes: run.stderr_bytes,
         truncated: stdout_cut || stderr_cut,
-        duration_ms: run.duration_ms.unwrap_or(0),
+        duration_ms: run.duration_ms,
     }
 }

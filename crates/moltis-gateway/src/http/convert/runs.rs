@@ -39,7 +39,7 @@ impl Run {
                 .map(Into::into),
             exit_code,
             signal,
-            duration_ms: ending.as_ref().map(|ending| ending.duration_ms),
+            duration_ms: ending.as_ref().and_then(duration_ms),
             detail: ending
                 .map(|ending| ending.detail)
                 .filter(|detail| !detail.is_empty())
@@ -83,9 +83,14 @@ impl RunResult {
             stdout_bytes: run.stdout_bytes,
             stderr_bytes: run.stderr_bytes,
             truncated: stdout.1 || stderr.1,
-            duration_ms: run.duration_ms.unwrap_or_default(),
+            duration_ms: run.duration_ms,
         })
     }
+}
+
+/// Of a run that is lost nobody has seen the end.
+fn duration_ms(ending: &wire::Ending) -> Option<u64> {
+    (ending.outcome != wire::Outcome::Lost).then_some(ending.duration_ms)
 }
 
 fn exit_status(record: &RunRecord) -> (Option<i32>, Option<i32>) {
@@ -189,5 +194,20 @@ pub(crate) fn gap(stream: wire::Stream, from: u64, to: u64, reason: wire::GapRea
         from,
         to,
         reason: reason.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_is_lost_has_no_duration() {
+        let of = |outcome| wire::Ending {
+            duration_ms: 7,
+            ..wire::Ending::without_status(outcome, None, String::new())
+        };
+        assert_eq!(duration_ms(&of(wire::Outcome::Cancelled)), Some(7));
+        assert_eq!(duration_ms(&of(wire::Outcome::Lost)), None);
     }
 }
