@@ -4,13 +4,16 @@
 //! told when they do not. Every wait has a deadline.
 
 pub(crate) mod address;
+mod cut;
 mod error;
 mod tls;
 
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, LengthLimitError};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
@@ -29,10 +32,12 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use self::address::{Address, Scheme};
+pub(crate) use self::cut::Cut;
 pub(crate) use self::error::ApiError;
 use self::tls::Tls;
 use crate::args::Remote;
 use crate::failure::Failure;
+use crate::output::Output;
 use crate::paths::Home;
 use crate::settings::{Secret, Settings};
 
@@ -41,6 +46,12 @@ const CONNECT_TIME: Duration = Duration::from_secs(10);
 
 /// How long a gateway may take to begin its answer.
 const ANSWER_TIME: Duration = Duration::from_mins(1);
+
+/// The same, where it is asked whether the gateway answers.
+pub(crate) const LOOK_TIME: Duration = Duration::from_secs(10);
+
+/// How long a person waits for an answer without a word.
+const QUIET_TIME: Duration = Duration::from_secs(2);
 
 /// Bytes of an answer that is read whole.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -52,6 +63,11 @@ pub(crate) struct Client {
     token: Option<Secret>,
     /// Bytes that a connection reads ahead; `None` is as many as the library likes.
     read_ahead_max: Option<usize>,
+    /// How long an answer may take to begin, and then to end.
+    answer_time: Duration,
+    output: Output,
+    /// A wait that is long is told, which is done once.
+    tells: AtomicBool,
     tls: Tls,
     idle: Mutex<Option<Connection>>,
     tasks: TaskTracker,
@@ -90,7 +106,11 @@ impl Client {
     ///
     /// # Errors
     /// The address is none, or what `--tls-ca` names holds no certificate.
-    pub(crate) fn new(settings: &Settings, remote: &Remote) -> Result<Self, Failure> {
+    pub(crate) fn new(
+        settings: &Settings,
+        remote: &Remote,
+        output: Output,
+    ) -> Result<Self, Failure> {
         let url = remote.gateway.as_deref().filter(|url| !url.is_empty());
         let (address, token) = match url {
             Some(url) => (Address::parse(url)?, settings.api_token.clone()),
@@ -101,6 +121,9 @@ impl Client {
             address,
             token,
             read_ahead_max: None,
+            answer_time: ANSWER_TIME,
+            output,
+            tells: AtomicBool::new(true),
             tls,
             idle: Mutex::new(None),
             tasks: TaskTracker::new(),
@@ -111,6 +134,17 @@ impl Client {
     pub(crate) fn reading_ahead(mut self, bytes_max: usize) -> Self {
         self.read_ahead_max = Some(bytes_max);
         self
+    }
+
+    /// The same, for a command that would rather say that there is no answer than wait for it.
+    pub(crate) fn answered_within(mut self, time: Duration) -> Self {
+        self.answer_time = time;
+        self
+    }
+
+    /// From now on somebody else says what is waited for.
+    pub(crate) fn waits_in_silence(&self) {
+        self.tells.store(false, Ordering::Relaxed);
     }
 
     /// Returns the home whose socket is asked; `None` for a gateway at an address.
@@ -277,15 +311,48 @@ impl Client {
 
     async fn collect(&self, answer: Response<Incoming>) -> Result<Bytes, ApiError> {
         let body = http_body_util::Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
-        match timeout(ANSWER_TIME, body.collect()).await {
+        match timeout(self.answer_time, body.collect()).await {
             Ok(Ok(whole)) => Ok(whole.to_bytes()),
-            Ok(Err(error)) => Err(ApiError::Cut(error.to_string())),
-            Err(_) => Err(ApiError::Cut("its answer did not end in time".to_owned())),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                Err(ApiError::TooLong(ANSWER_BYTES_MAX))
+            }
+            Ok(Err(_)) => Err(ApiError::Cut(Cut::torn())),
+            Err(_) => Err(self.silent()),
         }
     }
 
-    /// Sends a request and waits for the head of its answer.
+    fn silent(&self) -> ApiError {
+        ApiError::Cut(self.silent_for(self.answer_time))
+    }
+
+    /// Returns how it is told that nothing came for so long.
+    pub(crate) fn silent_for(&self, time: Duration) -> Cut {
+        Cut::silent(self.address.place(), time)
+    }
+
+    /// Sends a request and waits for the head of its answer. Says so where that takes long.
     async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+        key: Option<&str>,
+    ) -> Result<Response<Incoming>, ApiError> {
+        let mut answer = pin!(self.request_quietly(method, path, body, key));
+        if let Ok(answer) = timeout(QUIET_TIME, &mut answer).await {
+            return answer;
+        }
+        if self.tells.swap(false, Ordering::Relaxed) {
+            self.output.note(&format!(
+                "the gateway at {} does not answer yet; waiting for it for up to {} s",
+                self.address.place(),
+                self.answer_time.as_secs()
+            ));
+        }
+        answer.await
+    }
+
+    async fn request_quietly(
         &self,
         method: Method,
         path: &str,
@@ -294,17 +361,21 @@ impl Client {
     ) -> Result<Response<Incoming>, ApiError> {
         let (mut connection, reused) = self.connection().await?;
         let request = self.head(&connection, &method, path, &body, key)?;
-        let answer = match send(&mut connection, request).await {
+        let answer = match self.answer(&mut connection, request).await {
             // A gateway may close an idle connection at the moment we use it. What was not sent, or
             // only asks, is sent again.
             Err(NoAnswer { sent, .. }) if reused && (!sent || method == Method::GET) => {
                 connection = self.connect().await?;
                 let request = self.head(&connection, &method, path, &body, key)?;
-                send(&mut connection, request).await
+                self.answer(&mut connection, request).await
             }
             other => other,
         };
-        let answer = answer.map_err(|no_answer| ApiError::Cut(no_answer.why))?;
+        let answer = answer.map_err(|no_answer| match no_answer.why {
+            Why::NoHttp => ApiError::NoHttp,
+            Why::Cut => ApiError::Cut(Cut::unanswered(&method)),
+            Why::Late => ApiError::Cut(self.silent_for(self.answer_time).of(&method)),
+        })?;
         *self.idle.lock().await = Some(connection);
         Ok(answer)
     }
@@ -365,7 +436,7 @@ impl Client {
         let (sender, connection) = builder
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| ApiError::Cut(error.to_string()))?;
+            .map_err(|_| ApiError::Cut(Cut::unopened()))?;
         self.tasks.spawn(async move {
             connection.await.ok(); // whoever waits for an answer is told by the sender
         });
@@ -412,9 +483,35 @@ impl Client {
                 bytes.clone()
             }
         };
-        request
-            .body(Full::new(bytes))
-            .map_err(|error| ApiError::Cut(error.to_string()))
+        request.body(Full::new(bytes)).map_err(ApiError::Unaskable)
+    }
+
+    async fn answer(
+        &self,
+        connection: &mut Connection,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, NoAnswer> {
+        let ready = connection.sender.ready().await;
+        ready.map_err(|_| NoAnswer {
+            why: Why::Cut,
+            sent: false,
+        })?;
+        let answer = connection.sender.try_send_request(request);
+        match timeout(self.answer_time, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(mut error)) => Err(NoAnswer {
+                sent: error.take_message().is_none(),
+                why: if error.error().is_parse() {
+                    Why::NoHttp
+                } else {
+                    Why::Cut
+                },
+            }),
+            Err(_) => Err(NoAnswer {
+                why: Why::Late,
+                sent: true,
+            }),
+        }
     }
 }
 
@@ -435,31 +532,18 @@ fn json(body: &impl Serialize) -> Body {
 
 /// Why no answer came.
 struct NoAnswer {
-    why: String,
+    why: Why,
     /// The request may have arrived.
     sent: bool,
 }
 
-async fn send(
-    connection: &mut Connection,
-    request: Request<Full<Bytes>>,
-) -> Result<Response<Incoming>, NoAnswer> {
-    let ready = connection.sender.ready().await;
-    ready.map_err(|error| NoAnswer {
-        why: error::words_of(&error),
-        sent: false,
-    })?;
-    match timeout(ANSWER_TIME, connection.sender.try_send_request(request)).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(mut error)) => Err(NoAnswer {
-            sent: error.take_message().is_none(),
-            why: error::words_of(error.error()),
-        }),
-        Err(_) => Err(NoAnswer {
-            why: format!("it did not answer within {} seconds", ANSWER_TIME.as_secs()),
-            sent: true,
-        }),
-    }
+enum Why {
+    /// The connection broke.
+    Cut,
+    /// Nothing came in time.
+    Late,
+    /// What came is no answer in HTTP.
+    NoHttp,
 }
 
 /// An answer that comes in pieces.
@@ -475,7 +559,7 @@ impl Pieces {
     /// No piece is lost.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
         while let Some(frame) = self.body.frame().await {
-            let frame = frame.map_err(|error| ApiError::Cut(error::words_of(&error)))?;
+            let frame = frame.map_err(|_| ApiError::Cut(Cut::torn()))?;
             if let Ok(bytes) = frame.into_data() {
                 return Ok(Some(bytes));
             }

@@ -42,7 +42,7 @@ impl Context {
     }
 
     fn client(&self, remote: &Remote) -> Result<Client, Failure> {
-        Client::new(&self.settings, remote)
+        Client::new(&self.settings, remote, self.output)
     }
 }
 

@@ -107,6 +107,14 @@ impl Address {
         })
     }
 
+    /// Returns where it is, for a sentence.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Self::Local { home } => format!("`{}`", home.show(&home.gateway_socket())),
+            Self::Remote { url, .. } => url.clone(),
+        }
+    }
+
     /// Returns what the `Host` header says.
     pub(crate) fn host_header(&self) -> String {
         match self {

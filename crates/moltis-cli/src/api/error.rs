@@ -8,6 +8,7 @@ use moltis_gateway::api::problem::{Code, Problem};
 use moltis_node::tls::TlsError;
 
 use super::address::Address;
+use super::cut::Cut;
 use crate::exit::Exit;
 use crate::failure::{Failure, failure};
 use crate::units::short;
@@ -26,8 +27,17 @@ pub(crate) enum ApiError {
         source: std::io::Error,
     },
     /// The connection broke: what was sent may have been done.
-    #[error("the connection to the gateway broke: {0}")]
-    Cut(String),
+    #[error("{0}")]
+    Cut(Cut),
+    /// No request can be made of it.
+    #[error("this cannot be asked for")]
+    Unaskable(#[source] hyper::http::Error),
+    /// What answers is no server of this kind.
+    #[error("what answers there does not speak HTTP")]
+    NoHttp,
+    /// The answer has more bytes than anybody reads.
+    #[error("the answer has more than {0} bytes")]
+    TooLong(usize),
     /// The gateway says no.
     #[error("{}", .0.detail)]
     Problem(Box<Problem>),
@@ -40,7 +50,7 @@ pub(crate) enum ApiError {
         found: Found,
     },
     /// A proxy before the gateway answers, as the gateway does not: what was sent may have been done.
-    #[error("a proxy answers in the gateway's place: {status}")]
+    #[error("the gateway cannot be reached through the proxy before it: {status}")]
     ProxyWithoutGateway {
         /// Its status.
         status: StatusCode,
@@ -194,6 +204,14 @@ impl ApiError {
         matches!(self, Self::Cut(_) | Self::ProxyWithoutGateway { .. })
     }
 
+    /// Returns whether a gateway was there, or may have been.
+    pub(crate) fn is_of_a_gateway(&self) -> bool {
+        !matches!(
+            self,
+            Self::NotReached { .. } | Self::ProxyWithoutGateway { .. }
+        )
+    }
+
     /// Returns the error as a person meets it.
     pub(crate) fn into_failure(self) -> Failure {
         match self {
@@ -233,7 +251,12 @@ impl ApiError {
             Self::BadToken => failure(self.to_string()).hint(MAKE_A_TOKEN),
             Self::ProxyWithoutGateway { .. } => failure(self.to_string())
                 .hint("check whether `moltis gateway` runs behind it, and its log"),
-            Self::Cut(_) => failure(self.to_string()),
+            Self::Cut(cut) => cut.into_failure(),
+            Self::Unaskable(source) => failure("this cannot be asked for").because(source),
+            Self::NoHttp => failure(self.to_string()).hint(
+                "does something else listen on this address? a gateway that has a certificate is asked by https://",
+            ),
+            Self::TooLong(_) => failure(self.to_string()).hint("ask for less at once"),
         }
     }
 
@@ -291,15 +314,4 @@ fn of_problem(problem: Problem) -> Failure {
         ));
     }
     said
-}
-
-/// Returns hyper's words with their causes, which say what really happened.
-pub(super) fn words_of(error: &hyper::Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        words = format!("{words}: {next}");
-        cause = next.source();
-    }
-    words
 }

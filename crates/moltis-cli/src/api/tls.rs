@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::ApiError;
 use super::address::{Address, Scheme};
+use super::{ApiError, Cut};
 use crate::failure::{Failure, usage};
 
 /// Whom a client trusts.
@@ -75,7 +75,7 @@ impl Tls {
             .await
             .map_err(|error| match TlsError::find(&error, host) {
                 Some(source) => failed(source),
-                None => ApiError::Cut(format!("{error} (in the TLS handshake)")),
+                None => ApiError::Cut(Cut::unopened()),
             })
     }
 }

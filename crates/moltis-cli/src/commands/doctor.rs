@@ -15,7 +15,7 @@ use moltis_node::state::{self, Report};
 
 use self::checks::{Facts, GatewayFacts, NodeFacts, Presence, Process, Told};
 use super::{Context, node};
-use crate::api::ApiError;
+use crate::api::{ApiError, LOOK_TIME};
 use crate::args::doctor::Doctor;
 use crate::config_file;
 use crate::exit::Exit;
@@ -41,7 +41,7 @@ const ORDER: &[&str] = &[
 /// `moltis doctor`.
 pub(super) async fn run(context: &Context, args: Doctor) -> anyhow::Result<Exit> {
     let home = context.home()?;
-    let client = context.client(&args.remote)?;
+    let client = context.client(&args.remote)?.answered_within(LOOK_TIME);
     let remote = args.remote.gateway.filter(|url| !url.is_empty());
     let asked: Result<Vec<Finding>, ApiError> = client.list("doctor", usize::MAX).await;
     // A gateway of this home has looked at it; where none did, we do.

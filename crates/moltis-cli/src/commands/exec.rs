@@ -20,6 +20,7 @@ use std::time::Duration;
 use moltis_gateway::api::runs::{Run, StartRun, Tty};
 use moltis_proto::limits::START_BYTES_MAX;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::patience::Patience;
 use super::{Context, on_one_thread};
@@ -35,6 +36,9 @@ use self::stops::Stops;
 /// How often a request whose fate is unknown is sent again, under the same idempotency key.
 const ATTEMPTS: u32 = 20;
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long that is done without a word.
+const QUIET_TIME: Duration = Duration::from_secs(1);
 
 /// `moltis node exec`.
 pub(super) fn exec(context: &Context, args: Exec) -> anyhow::Result<Exit> {
@@ -261,6 +265,8 @@ enum NotDone {
     Refused(ApiError),
     /// The gateway was lost behind it, for good.
     Unknown,
+    /// A proxy has answered it each time, and no gateway was ever heard of.
+    Unheard(ApiError),
 }
 
 impl NotDone {
@@ -270,6 +276,11 @@ impl NotDone {
             Self::Unknown => failure("whether the command was started is not known")
                 .exit(Exit::UNKNOWN)
                 .hint("look at the newest ones: moltis runs list"),
+            Self::Unheard(error) => failure(
+                "the gateway was not reached, and whether the command was started is not known",
+            )
+            .because(error.into_failure())
+            .exit(Exit::UNKNOWN),
         }
     }
 }
@@ -282,6 +293,8 @@ async fn once<T>(
 ) -> Result<T, NotDone> {
     let key = uuid::Uuid::new_v4().simple().to_string();
     let mut attempts_behind = 0;
+    let mut is_heard_of = false;
+    let mut since = None;
     loop {
         let error = match send(&key).await {
             Ok(answer) => return Ok(answer),
@@ -304,8 +317,19 @@ async fn once<T>(
             });
         }
         attempts_behind += 1;
+        is_heard_of |= error.is_of_a_gateway();
         if attempts_behind == ATTEMPTS {
-            return Err(NotDone::Unknown);
+            return Err(if is_heard_of {
+                NotDone::Unknown
+            } else {
+                NotDone::Unheard(error)
+            });
+        }
+        let since = *since.get_or_insert_with(Instant::now);
+        if let Some(patience) = &mut patience
+            && since.elapsed() >= QUIET_TIME
+        {
+            patience.tells_of_another_attempt(&error);
         }
         tokio::time::sleep(ATTEMPT_PAUSE).await;
     }

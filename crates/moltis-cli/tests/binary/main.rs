@@ -44,6 +44,7 @@ mod restored;
 mod runs;
 mod service;
 mod signals;
+mod silent;
 mod systemd;
 mod terminal;
 mod texts;

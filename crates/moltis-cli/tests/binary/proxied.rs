@@ -31,6 +31,7 @@ fn proxy(target: &str) -> (String, mpsc::Receiver<()>) {
 /// Passes one connection on. One of which nothing came back is answered here.
 fn pass(mut near: &TcpStream, target: &str, tell: &mpsc::Sender<()>) -> io::Result<()> {
     let Ok(mut far) = TcpStream::connect(target) else {
+        let _asked = near.read(&mut vec![0; 65_536])?; // a connection with unread bytes would be reset
         return refuse(near);
     };
     let (mut asks, mut asked) = (near.try_clone()?, far.try_clone()?);
@@ -125,4 +126,23 @@ fn followers_stdin_and_a_cancel_go_on_behind_a_proxy_when_the_gateway_is_back() 
         (run["state"] == "ended").then_some(run)
     });
     assert_eq!(run["outcome"], "cancelled", "{run}");
+}
+
+#[test]
+fn a_proxy_that_never_reaches_the_gateway_is_told_of_at_once_and_nobody_looks_for_runs_there() {
+    let away = Home::new();
+    // Nobody listens behind it.
+    let (url, _came) = proxy("127.0.0.1:1");
+    let words = ["node", "exec", "local", "--", "true"];
+    let mut exec = elsewhere(&away, &url, "moltis_x", &words);
+    exec.stderr
+        .wait_for("the gateway cannot be reached through the proxy");
+    assert!(exec.is_running(), "{}", exec.stderr.text());
+    let said = exec.stderr.text();
+    assert!(said.contains("502 Bad Gateway; trying again"), "{said}");
+    let done = exec.wait();
+    assert_eq!((done.code, done.stdout.as_str()), (255, ""), "{done:?}");
+    assert_eq!(done.stderr.matches("trying again").count(), 1, "{done:?}");
+    assert!(!done.stderr.contains("runs list"), "{done:?}");
+    assert!(done.stderr.contains("runs behind it"), "{done:?}");
 }

@@ -137,6 +137,7 @@ pub(super) async fn run(
     };
     let client = client.reading_ahead(READ_AHEAD_BYTES);
     let nodes = meant_by(context, &client, select).await?;
+    client.waits_in_silence(); // what is not there is told node by node
     // Until here a signal ends us, and nothing has begun.
     let stops = Stops::new()?;
     let at_once = at_once(context.output, &client, &many, nodes.len());

@@ -25,7 +25,7 @@ use super::ending::{End, finish};
 use super::reader::{self, index};
 use super::stdin;
 use super::stops::Stops;
-use crate::api::{ApiError, Client, Pieces};
+use crate::api::{ApiError, Client, Cut, Pieces};
 use crate::exit::Exit;
 use crate::output::streams::{Escapes, Streams};
 use crate::terminal::{self, RawMode};
@@ -145,6 +145,8 @@ impl Follower {
         mode: Mode,
         stops: Stops,
     ) -> anyhow::Result<Self> {
+        // A terminal may be raw from here on; what is away is told as an event.
+        client.waits_in_silence();
         let client = Rc::new(client);
         let (away, back) = (Arc::new(AtomicBool::new(false)), Rc::new(Notify::new()));
         let output = context.output;
@@ -260,7 +262,7 @@ impl Follower {
             Step::Look(run) => self.looked(&run),
             Step::Refused(refusal) => self.say(&refusal.to_string()),
             Step::Event(None) => {
-                return Some(End::Failed(ApiError::Cut("the reader ended".to_owned())));
+                return Some(End::Failed(ApiError::Cut(Cut::torn())));
             }
             Step::Event(Some(event)) => return self.handle(event),
         }

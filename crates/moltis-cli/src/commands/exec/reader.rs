@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::away::{Away, Barren};
-use crate::api::{ApiError, Client, Pieces};
+use crate::api::{ApiError, Client, Cut, Pieces};
 
 /// Events that wait for the follow loop. A full queue stops the reading, and that the gateway.
 const QUEUE: usize = 8;
@@ -151,8 +151,8 @@ impl<T: AsyncFn(Event) -> bool> Reader<T> {
                     }
                     return match cut_off {
                         Ok(Err(error)) => End::Error(error),
-                        Ok(Ok(_)) => cut("it ended in the middle of the output"),
-                        Err(_) => cut("nothing was heard of it for a minute"),
+                        Ok(Ok(_)) => cut(Cut::torn()),
+                        Err(_) => cut(self.client.silent_for(SILENCE_MAX)),
                     };
                 }
             };
@@ -169,7 +169,7 @@ impl<T: AsyncFn(Event) -> bool> Reader<T> {
                         }
                     }
                     Ok(None) => break,
-                    Err(error) => return cut(&error.to_string()),
+                    Err(_) => return cut(Cut::garbled()),
                 }
             }
             if !decoder.is_torn() {
@@ -222,8 +222,8 @@ impl<T: AsyncFn(Event) -> bool> Reader<T> {
     }
 }
 
-fn cut(why: &str) -> End {
-    End::Error(ApiError::Cut(why.to_owned()))
+fn cut(cut: Cut) -> End {
+    End::Error(ApiError::Cut(cut))
 }
 
 /// Returns 0 for stdout and 1 for stderr.

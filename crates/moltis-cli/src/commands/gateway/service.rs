@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::time::{sleep, timeout};
 
 use super::tls::{self, Served};
-use crate::api::{ApiError, Client};
+use crate::api::{ApiError, Client, LOOK_TIME};
 use crate::args::{Format, Listen, Remote};
 use crate::commands::Context;
 use crate::config_file;
@@ -41,7 +41,7 @@ pub(in crate::commands) async fn install(context: &Context, args: Listen) -> any
     home.prepare()?;
     let file = config_file::load(&home.config(), &home.show(&home.config()))?;
     let standing = service::standing(&manager, GATEWAY).await?;
-    if !standing.is_wanted && ask(context).await?.is_some() {
+    if !standing.is_wanted && ask(context).await.map_err(Failure::from)?.is_some() {
         return Err(
             failure("a gateway runs on this home already, and not as a service")
                 .hint("end it where it runs (Ctrl+C), then again: commands that run go on")
@@ -125,7 +125,7 @@ async fn put_back(
 async fn answer(context: &Context, home: &Home, log_before: u64) -> Result<Gateway, Failure> {
     let answered = async {
         loop {
-            if let Some(gateway) = ask(context).await? {
+            if let Some(gateway) = ask(context).await.map_err(Failure::from)? {
                 return Ok(gateway);
             }
             sleep(LOOK).await;
@@ -175,6 +175,8 @@ pub(in crate::commands) async fn uninstall(
 struct Document {
     service: Word,
     running: bool,
+    /// It is asked, and tells of itself; null where none runs.
+    answers: Option<bool>,
     addresses: Vec<String>,
     fingerprint: Option<String>,
     certificate: Option<Certificate>,
@@ -187,10 +189,15 @@ pub(in crate::commands) async fn status(context: &Context, format: Format) -> an
     let home = context.home()?;
     let manager = service::manager(&context.settings);
     let standing = service::standing_of(&manager, GATEWAY, &home).await?;
-    let gateway = ask(context).await?;
+    let (gateway, silent) = match ask(context).await {
+        Ok(gateway) => (gateway, None),
+        Err(Unasked::Silent(failure)) => (None, Some(failure)),
+        Err(Unasked::Other(failure)) => return Err(failure.into()),
+    };
     let output = context.output;
     if format.json {
-        let running = gateway.is_some();
+        let running = gateway.is_some() || silent.is_some();
+        let answers = running.then_some(silent.is_none());
         let (addresses, fingerprint, certificate, version, started_at) = match gateway {
             Some(known) => (
                 known.addresses,
@@ -204,16 +211,18 @@ pub(in crate::commands) async fn status(context: &Context, format: Format) -> an
         output.json(&Document {
             service: standing.word,
             running,
+            answers,
             addresses,
             fingerprint,
             certificate,
             version,
             started_at,
         })?;
-        return Ok(Exit::SUCCESS);
+        return silent.map_or(Ok(Exit::SUCCESS), |failure| Err(failure.into()));
     }
     let dash = || "-".to_owned();
     let running = match (&gateway, standing.pid) {
+        (None, _) if silent.is_some() => "yes, and it does not answer".to_owned(),
         (None, _) => "no".to_owned(),
         (Some(gateway), Some(_)) => format!("yes, version {}", gateway.version),
         (Some(gateway), None) => format!("yes, version {}, not as a service", gateway.version),
@@ -241,16 +250,41 @@ pub(in crate::commands) async fn status(context: &Context, format: Format) -> an
             "see why: moltis gateway logs -f"
         });
     }
-    Ok(Exit::SUCCESS)
+    silent.map_or(Ok(Exit::SUCCESS), |failure| Err(failure.into()))
+}
+
+/// Why a gateway that runs has not said what it is.
+enum Unasked {
+    /// It takes connections, and does not answer.
+    Silent(Failure),
+    /// It says something else.
+    Other(Failure),
+}
+
+impl From<Failure> for Unasked {
+    fn from(failure: Failure) -> Self {
+        Self::Other(failure)
+    }
+}
+
+impl From<Unasked> for Failure {
+    fn from(unasked: Unasked) -> Self {
+        match unasked {
+            Unasked::Silent(failure) | Unasked::Other(failure) => failure,
+        }
+    }
 }
 
 /// Asks the gateway of this home what it is; `None` where none runs.
-async fn ask(context: &Context) -> Result<Option<Gateway>, Failure> {
-    let client: Client = context.client(&Remote::default())?;
+async fn ask(context: &Context) -> Result<Option<Gateway>, Unasked> {
+    let client: Client = context
+        .client(&Remote::default())?
+        .answered_within(LOOK_TIME);
     match client.get("gateway").await {
         Ok(gateway) => Ok(Some(gateway)),
         Err(ApiError::NotReached { .. }) => Ok(None),
-        Err(error) => Err(error.into_failure()),
+        Err(error @ ApiError::Cut(_)) => Err(Unasked::Silent(error.into_failure())),
+        Err(error) => Err(Unasked::Other(error.into_failure())),
     }
 }
 

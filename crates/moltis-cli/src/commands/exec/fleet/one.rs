@@ -155,6 +155,7 @@ mod tests {
 
     use super::*;
     use crate::args::Remote;
+    use crate::output::Output;
     use crate::settings::Settings;
 
     #[tokio::test]
@@ -163,7 +164,7 @@ mod tests {
             gateway: Some("http://127.0.0.1:1".to_owned()),
             tls_ca: None,
         };
-        let client = Client::new(&Settings::default(), &remote).unwrap();
+        let client = Client::new(&Settings::default(), &remote, Output::of_process()).unwrap();
         let (news, mut told) = mpsc::channel(1);
         let shared = Shared::new(client, StartRun::default(), 8, OnFailure::GoOn, news);
         let all_start = shared

@@ -75,6 +75,7 @@ impl Became {
             Self::NotStarted(NotDone::Unknown) => {
                 "perhaps started: the gateway was lost".to_owned()
             }
+            Self::NotStarted(NotDone::Unheard(error)) => format!("perhaps started: {error}"),
             Self::HeldBack => "not started".to_owned(),
             Self::Lost(error) => format!("not known: {error}"),
         }
@@ -94,10 +95,12 @@ impl Became {
                 code: error.code().map(|code| code.as_str().to_owned()),
                 detail: error.to_string(),
             }),
-            Self::NotStarted(NotDone::Unknown) | Self::HeldBack => Some(ErrorOf {
-                code: None,
-                detail: self.words(),
-            }),
+            Self::NotStarted(NotDone::Unknown | NotDone::Unheard(_)) | Self::HeldBack => {
+                Some(ErrorOf {
+                    code: None,
+                    detail: self.words(),
+                })
+            }
         }
     }
 }
