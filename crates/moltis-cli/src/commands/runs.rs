@@ -107,14 +107,8 @@ fn outcome_of(run: &Run, outcome: Outcome) -> String {
 
 /// Returns the command of a run, cut to a line.
 pub(super) fn command_of(run: &Run) -> String {
-    let whole = match (&run.command, &run.argv) {
-        (Some(line), _) => line.clone(),
-        (None, Some(argv)) => argv
-            .iter()
-            .map(|word| quoted(word))
-            .collect::<Vec<_>>()
-            .join(" "),
-        (None, None) => String::new(),
+    let Some(whole) = whole_command(run) else {
+        return "(not known here)".to_owned();
     };
     match whole.char_indices().nth(80) {
         Some((at, _)) => format!("{}…", &whole[..at]),
@@ -142,19 +136,22 @@ fn print(context: &Context, run: &Run, json: bool) -> anyhow::Result<()> {
     if let Some(detail) = &run.detail {
         fields.push(("Detail", detail.clone()));
     }
-    fields.extend([
-        ("Command", whole_command(run)),
-        (
-            "Started in",
-            run.cwd
-                .clone()
-                .unwrap_or_else(|| "the node's own directory".to_owned()),
-        ),
-        (
-            "Asked for",
-            format!("{} by {}", ago(run.created_at, now), run.requested_by),
-        ),
-    ]);
+    if let Some(command) = whole_command(run) {
+        let dir = run.cwd.clone();
+        let dir = dir.unwrap_or_else(|| "the node's own directory".to_owned());
+        let asked = format!("{} by {}", ago(run.created_at, now), run.requested_by);
+        fields.extend([
+            ("Command", command),
+            ("Started in", dir),
+            ("Asked for", asked),
+        ]);
+    } else {
+        let command = "not known here: its node has the run, and this gateway no request for it";
+        fields.extend([
+            ("Command", command.to_owned()),
+            ("Found", ago(run.created_at, now)),
+        ]);
+    }
     if let Some(seconds) = run.timeout_seconds {
         fields.push(("Timeout", format!("{seconds} s")));
     }
@@ -177,11 +174,15 @@ fn print(context: &Context, run: &Run, json: bool) -> anyhow::Result<()> {
     context.output.fields(&fields)
 }
 
-fn whole_command(run: &Run) -> String {
+/// Returns the command of a run; `None` where its node brought it and nobody here has asked for it.
+fn whole_command(run: &Run) -> Option<String> {
     match (&run.command, &run.argv) {
-        (Some(line), _) => line.clone(),
-        (None, Some(argv)) => argv.iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" "),
-        (None, None) => String::new(),
+        (Some(line), _) => Some(line.clone()),
+        (None, Some(argv)) => {
+            let words: Vec<_> = argv.iter().map(|word| quoted(word)).collect();
+            Some(words.join(" "))
+        }
+        (None, None) => None,
     }
 }
 

@@ -241,8 +241,19 @@ fn a_run_that_an_older_copy_of_the_store_does_not_know_is_claimed() {
             .cloned()
     });
     assert_eq!(run["unclaimed"], true, "{run}");
-    assert!(home.ok(["runs", "list"]).contains("unclaimed"));
-    home.ok(["runs", "claim", id]);
+    let listed = home.ok(["runs", "list"]);
+    assert!(listed.contains("unclaimed"), "{listed}");
+    assert!(listed.contains("(not known here)"), "{listed}");
+    for word in ["show", "claim"] {
+        let shown = home.ok(["runs", word, id]);
+        assert!(shown.contains("not known here: its node has"), "{shown}");
+        assert!(shown.contains("Found"), "{shown}");
+        // Nothing is told of it that nobody knows.
+        assert!(
+            !shown.contains("Started in") && !shown.contains("by nobody"),
+            "{shown}"
+        );
+    }
     assert_eq!(
         home.json(["runs", "show", id, "--json"])["unclaimed"],
         false
