@@ -11,9 +11,10 @@ use moltis_gateway::api::doctor::{Finding, Level};
 use moltis_gateway::api::problem::Code;
 use moltis_gateway::doctor::{checks_of_a_running_gateway, examine_home};
 use moltis_identity::{KeyFileError, NodeIdentity};
+use moltis_node::keeper::connect;
 use moltis_node::state::{self, Report};
 
-use self::checks::{Facts, GatewayFacts, NodeFacts, Presence, Process, Told};
+use self::checks::{Facts, GatewayFacts, Keeper, NodeFacts, Presence, Process, Told};
 use super::{Context, node};
 use crate::api::{ApiError, LOOK_TIME};
 use crate::args::doctor::Doctor;
@@ -63,7 +64,7 @@ pub(super) async fn run(context: &Context, args: Doctor) -> anyhow::Result<Exit>
         now: Timestamp::now(),
         config: (home.show(&home.config()), config(&home)),
         gateway,
-        node: node_facts(&home),
+        node: node_facts(&home).await,
         services: services::look(&home, &context.settings).await,
     };
     let mut seen_here = checks::examine(&facts);
@@ -142,14 +143,24 @@ fn config(home: &Home) -> Result<Presence, Told> {
     })
 }
 
-fn node_facts(home: &Home) -> NodeFacts {
+async fn node_facts(home: &Home) -> NodeFacts {
     match load_node(home) {
         Ok(None) => NodeFacts::None,
         Ok(Some(gateway_url)) => NodeFacts::Joined {
             gateway_url,
             process: process(home),
+            keeper: keeper(home).await,
         },
         Err(failure) => NodeFacts::Broken(Told::of(failure)),
+    }
+}
+
+async fn keeper(home: &Home) -> Keeper {
+    let found = connect::find(&home.node_runs()).await;
+    match found.or_fail(|| "whether this node has a keeper is not known".to_owned()) {
+        Ok(Some(_)) => Keeper::Runs,
+        Ok(None) => Keeper::Missing,
+        Err(failure) => Keeper::Unknown(Told::of(failure)),
     }
 }
 

@@ -138,7 +138,9 @@ fn a_gateway_with_its_node_is_well_and_so_is_the_node() {
         &format!("a node of {}, connected", gateway.ws()),
         "",
     );
-    visit.says("nodes", "ok", "no gateway runs on this machine", "");
+    let besides = "; its keeper runs; no gateway is set up on this machine";
+    visit.says("gateway", "ok", besides, "");
+    visit.says("nodes", "ok", "no gateway is set up on this machine", "");
     visit.says("database", "ok", "none here", "");
 }
 
@@ -267,6 +269,8 @@ fn settings_of_a_node_that_cannot_be_read_are_told() {
     home.write("node.json", "{ \"gateway_url\": 7 }");
     let visit = Visit::at(&home);
     visit.says("config", "error", "node.json` line 1", "moltis node remove");
+    // Nobody has said that this machine should be a gateway.
+    visit.says("gateway", "ok", "no gateway is set up on this machine", "");
 }
 
 #[test]

@@ -59,7 +59,19 @@ pub(super) enum NodeFacts {
     Joined {
         gateway_url: String,
         process: Process,
+        keeper: Keeper,
     },
+}
+
+/// What holds the commands of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Keeper {
+    /// It answers.
+    Runs,
+    /// None does.
+    Missing,
+    /// Nobody could look.
+    Unknown(Told),
 }
 
 /// What the node's process says of itself.
@@ -144,7 +156,7 @@ pub(super) fn examine(facts: &Facts) -> Vec<Finding> {
 pub(super) fn not_asked(facts: &Facts) -> Diagnosis {
     match &facts.gateway {
         GatewayFacts::Absent(_) => {
-            Diagnosis::ok("nothing to look at: no gateway runs on this machine")
+            Diagnosis::ok("nothing to look at: no gateway is set up on this machine")
         }
         GatewayFacts::Silent(_) | GatewayFacts::Answers(_) => {
             Diagnosis::warning("not known: the gateway did not say")
@@ -215,26 +227,34 @@ fn gateway(facts: &Facts) -> Diagnosis {
         NodeFacts::Joined {
             gateway_url,
             process,
+            keeper,
         } => {
             let mut installed = facts.services.installed.iter();
             let service = installed.find(|service| service.is_node);
             let run = service.map_or("moltis node run", |service| &service.start);
-            Some(node(gateway_url, process, facts.now, run).of("gateway"))
+            let node = node(gateway_url, process, facts.now, run).of("gateway");
+            Some(with_keeper(node, process, keeper))
         }
         NodeFacts::None | NodeFacts::Broken(_) => None,
     };
     let gateway = match &facts.gateway {
         GatewayFacts::Answers(place) => Diagnosis::ok(format!("{place} answers")),
         GatewayFacts::Silent(told) => told.diagnosis(Level::Error),
-        GatewayFacts::Absent(told) => match (&facts.node, &node) {
-            (_, Some(_)) => Diagnosis::ok(String::new()),
-            _ => told.diagnosis(Level::Error),
+        GatewayFacts::Absent(told) => match &facts.node {
+            NodeFacts::None => told.diagnosis(Level::Error),
+            NodeFacts::Joined { .. } | NodeFacts::Broken(_) => {
+                Diagnosis::ok("no gateway is set up on this machine, and a node needs none")
+            }
         },
     };
     let gateway = gateway.of("gateway");
     let found = match node {
         None => gateway,
-        Some(node) if gateway.message.is_empty() => node,
+        // What is said of the node comes first where there is nothing else.
+        Some(node) if matches!(facts.gateway, GatewayFacts::Absent(_)) => Finding {
+            message: format!("{}; {}", node.message, gateway.message),
+            ..node
+        },
         Some(node) if gateway.level == Level::Ok && node.level == Level::Ok => Finding {
             message: format!("{}; {}", gateway.message, node.message),
             ..gateway
@@ -273,6 +293,30 @@ fn node(url: &str, process: &Process, now: Timestamp, run: &str) -> Diagnosis {
         Process::Apart(None) => Diagnosis::warning(format!("{this}, and is just connecting"))
             .hint("again: moltis doctor"),
         Process::Unknown(told) => told.diagnosis(Level::Warning),
+    }
+}
+
+/// Adds to what is said of a node whether its commands have somebody who holds them.
+fn with_keeper(node: Finding, process: &Process, keeper: &Keeper) -> Finding {
+    let is_needed = matches!(process, Process::Connected(_));
+    let of_keeper = match keeper {
+        Keeper::Runs if is_needed => "its keeper runs",
+        Keeper::Runs => "its keeper runs, and commands go on in it",
+        Keeper::Missing if is_needed => {
+            return joined(
+                node,
+                Diagnosis::warning("this node has no keeper, which runs its commands")
+                    .hint("again: moltis doctor; why: moltis node logs")
+                    .of("gateway"),
+            );
+        }
+        // The node starts one when it is connected.
+        Keeper::Missing => return node,
+        Keeper::Unknown(told) => return joined(node, told.diagnosis(Level::Warning).of("gateway")),
+    };
+    Finding {
+        message: format!("{}; {of_keeper}", node.message),
+        ..node
     }
 }
 
@@ -416,9 +460,14 @@ mod tests {
     }
 
     fn joined_to(process: Process) -> NodeFacts {
+        held_by(Keeper::Runs, process)
+    }
+
+    fn held_by(keeper: Keeper, process: Process) -> NodeFacts {
         NodeFacts::Joined {
             gateway_url: "ws://gw/ws".to_owned(),
             process,
+            keeper,
         }
     }
 
@@ -485,33 +534,53 @@ mod tests {
         let mut seen = facts();
         let this = "this machine is a node of ws://gw/ws";
         seen.gateway = GatewayFacts::Absent(told("no"));
+        let none = "no gateway is set up on this machine, and a node needs none";
         let since = "2026-01-02T03:01:05Z".parse().unwrap();
-        seen.node = joined_to(Process::Connected(Some(since)));
-        let message = format!("{this}, connected for 3 min");
-        says(gateway(&seen), Level::Ok, &message, None);
-        seen.node = joined_to(Process::Connected(None));
-        says(
-            gateway(&seen),
-            Level::Ok,
-            &format!("{this}, connected"),
-            None,
-        );
-        seen.node = joined_to(Process::Missing);
-        let message = format!("{this}, and no node process runs: no command can reach it");
-        says(
-            gateway(&seen),
-            Level::Warning,
-            &message,
-            Some("moltis node run"),
-        );
-        seen.node = joined_to(Process::Apart(Some("refused".to_owned())));
-        let message = format!("{this}, and is not connected: refused");
-        says(
-            gateway(&seen),
-            Level::Error,
-            &message,
-            Some("on the gateway: moltis doctor"),
-        );
+        let connected = "connected for 3 min; its keeper runs";
+        let apart = "and is not connected: refused";
+        let goes_on = "its keeper runs, and commands go on in it";
+        let missing = "and no node process runs: no command can reach it";
+        let elsewhere = "on the gateway: moltis doctor";
+        for (keeper, process, level, said, hint) in [
+            (
+                Keeper::Runs,
+                Process::Connected(Some(since)),
+                Level::Ok,
+                connected.to_owned(),
+                None,
+            ),
+            (
+                Keeper::Runs,
+                Process::Missing,
+                Level::Warning,
+                format!("{missing}; {goes_on}"),
+                Some("moltis node run"),
+            ),
+            (
+                Keeper::Missing,
+                Process::Missing,
+                Level::Warning,
+                missing.to_owned(),
+                Some("moltis node run"),
+            ),
+            (
+                Keeper::Missing,
+                Process::Apart(Some("refused".to_owned())),
+                Level::Error,
+                apart.to_owned(),
+                Some(elsewhere),
+            ),
+        ] {
+            seen.node = held_by(keeper, process);
+            let message = format!("{this}, {said}; {none}");
+            says(gateway(&seen), level, &message, hint);
+        }
+        seen.node = held_by(Keeper::Missing, Process::Connected(None));
+        let found = gateway(&seen).of("x");
+        assert_eq!(found.level, Level::Warning);
+        assert!(found.message.contains("has no keeper"), "{found:?}");
+        seen.node = NodeFacts::Broken(told("node.json: line 3"));
+        says(gateway(&seen), Level::Ok, none, None);
         let code = "7Q4M".to_owned();
         for process in [
             Process::Waiting { code },
@@ -527,7 +596,7 @@ mod tests {
     fn a_machine_that_is_both_tells_of_both() {
         let mut seen = facts();
         seen.node = joined_to(Process::Connected(None));
-        let both = "the gateway here answers; this machine is a node of ws://gw/ws, connected";
+        let both = "the gateway here answers; this machine is a node of ws://gw/ws, connected; its keeper runs";
         says(gateway(&seen), Level::Ok, both, None);
         seen.gateway = GatewayFacts::Silent(told("no"));
         says(gateway(&seen), Level::Error, "no", Some("do this"));
