@@ -18,6 +18,10 @@ pub(super) const RECENT_PIECES_MAX: usize = 1024;
 /// Memory that a gap counts for while it waits for the disk; more than it takes.
 const GAP_COST: usize = 1024;
 
+/// Stretches of one stream on the disk, at most. An honest run has a few, and its segments are bounded
+/// elsewhere; where more than that are gaps, those beside each other become one.
+pub(super) const EXTENTS_MAX: usize = 8 * 1024;
+
 /// Length to which small pieces are put together.
 const JOINED: usize = 32 * 1024;
 
@@ -294,11 +298,17 @@ impl Memory {
 
     /// The disk knows of this gap.
     pub(super) fn noted(&mut self, from: u64, to: u64, reason: GapReason) {
-        self.extents.push(Extent {
-            from,
-            to,
-            what: OnDisk::Gap(reason),
-        });
+        match self.extents.last_mut() {
+            Some(last) if last.what == OnDisk::Gap(reason) => last.to = to,
+            _ => self.extents.push(Extent {
+                from,
+                to,
+                what: OnDisk::Gap(reason),
+            }),
+        }
+        if self.extents.len() > EXTENTS_MAX {
+            self.join_all_gaps();
+        }
         self.gaps_waiting -= to - from;
         self.gaps -= 1;
         self.advance(to);
@@ -366,6 +376,21 @@ impl Memory {
             }
         }
         join_gaps(&mut self.extents);
+    }
+
+    /// Makes one of all gaps that lie beside each other, whatever their reasons.
+    fn join_all_gaps(&mut self) {
+        let is_gap = |extent: &Extent| matches!(extent.what, OnDisk::Gap(_));
+        self.extents.dedup_by(|next, before| {
+            let joins = is_gap(next) && is_gap(before);
+            if joins {
+                before.to = next.to;
+                if before.what != next.what {
+                    before.what = OnDisk::Gap(GapReason::Limit);
+                }
+            }
+            joins
+        });
     }
 
     /// Finds what lies at `offset`.
@@ -478,6 +503,38 @@ fn within(length: usize, from: u64, offset: u64, max: usize) -> std::ops::Range<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Has the disk know of so many gaps, each of one byte and behind the one before.
+    fn gaps(count: u64, reason: impl Fn(u64) -> GapReason) -> Memory {
+        let mut memory = Memory::default();
+        for from in 0..count {
+            memory.gap(from + 1, reason(from));
+            memory.noted(from, from + 1, reason(from));
+            memory.trim(0);
+        }
+        memory
+    }
+
+    #[test]
+    fn gaps_without_end_take_no_memory_without_end() {
+        let count = 10 * EXTENTS_MAX as u64;
+        let memory = gaps(count, |_| GapReason::Freed);
+        assert_eq!(memory.extents.len(), 1);
+        let memory = gaps(count, |from| {
+            if from % 2 == 0 {
+                GapReason::Freed
+            } else {
+                GapReason::DiskFull
+            }
+        });
+        assert!(memory.extents.len() <= EXTENTS_MAX);
+        let mut from = 0;
+        for extent in &memory.extents {
+            assert_eq!(extent.from, from, "nothing is left out");
+            from = extent.to;
+        }
+        assert_eq!(from, count);
+    }
 
     const BIG: usize = 60 * 1024;
 
