@@ -176,11 +176,13 @@ impl Local {
     }
 
     /// Takes up the runs that were left open, and again whenever the connection is lost while
-    /// there are any. Where keepers `may_hold` others, it finds out about those once: an older
-    /// database, or one whose last writes went with the power, knows nothing of them.
+    /// there are any, or one that is over has output to bring. Where keepers `may_hold` others, it finds
+    /// out about those once: an older database, or one whose last writes went with the power, knows
+    /// nothing of them.
     pub(crate) async fn keep_up(self, mut may_hold: bool) {
         let stop = self.0.shared.tasks.stop().clone();
         while !stop.is_cancelled() {
+            may_hold |= self.0.shared.take_owed();
             let waiting = may_hold || !self.0.shared.table.at(&Target::Local).is_empty();
             if waiting && self.connected().is_none() {
                 match self.ready().await {

@@ -13,6 +13,7 @@
 //! Readers never slow the writer: one that keeps up is served from memory, one that lags reads the
 //! files. Which run is whose, and when to acknowledge, is known by the session.
 
+mod aside;
 mod disk;
 mod files;
 mod memory;
@@ -20,7 +21,7 @@ mod run;
 mod sync;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -189,6 +190,8 @@ pub(super) struct Inner {
     limits: OutputLimits,
     boot_id: Option<BootId>,
     live: Mutex<HashMap<RunId, Weak<RunOutput>>>,
+    /// Runs of which output of an earlier one was set aside.
+    asides: Mutex<HashSet<RunId>>,
     /// Each for the files of some runs: held by who cuts off what a power cut may have spoiled, or
     /// deletes them.
     files: [Mutex<()>; FILES_LOCKS],
@@ -265,6 +268,7 @@ impl Outputs {
             over: watch::Sender::new(false),
         });
         space.look();
+        let asides = files::asides_below(&dir)?.into_iter().collect();
         let syncing = Syncing::start(&dir, system)?;
         let writing = Writing::start(&dir, system)?;
         Ok(Self(Arc::new(Inner {
@@ -273,6 +277,7 @@ impl Outputs {
             limits,
             boot_id,
             live: Mutex::default(),
+            asides: Mutex::new(asides),
             files: Default::default(),
             writing,
             syncing,
@@ -372,7 +377,8 @@ impl Outputs {
         Arc::new(run.await?).synced().await
     }
 
-    /// Deletes the files of a run. Those of one that [is at work](Self::is_at_work) stay.
+    /// Deletes the files of a run, and what was set aside of it. Those of one that
+    /// [is at work](Self::is_at_work) stay.
     ///
     /// # Errors
     /// Where they cannot be deleted. Files that are not there are no error.
@@ -380,6 +386,7 @@ impl Outputs {
         if self.is_at_work(run_id) {
             return Ok(());
         }
+        self.drop_aside(run_id)?;
         let _alone = self.0.files_of(run_id);
         let freed = files::remove(&self.0.system, &self.0.dir.join(run_id.to_string()))?;
         self.0.space.less(freed);
@@ -409,13 +416,17 @@ impl Outputs {
         self.live().get(&run_id).and_then(Weak::upgrade)
     }
 
-    /// Returns the ids of all runs that have files. A run without a row among them is left over
-    /// from a crash.
+    /// Returns the ids of all runs that have files, or of which some were set aside. A run without a
+    /// row among them is left over from a crash.
     ///
     /// # Errors
     /// Where the directory cannot be read.
     pub fn stored_runs(&self) -> Result<Vec<RunId>, OutputError> {
-        files::runs_below(&self.0.dir)
+        let mut runs = files::runs_below(&self.0.dir)?;
+        let asides = self.asides().into_iter();
+        let others: Vec<_> = asides.filter(|aside| !runs.contains(aside)).collect();
+        runs.extend(others);
+        Ok(runs)
     }
 
     /// Returns what its files lie on.
@@ -501,6 +512,10 @@ impl Inner {
         let _alone = self.files_of(run_id);
         let dir = self.dir.join(run_id.to_string());
         files::recover(&self.system, &dir, self.boot_id)
+    }
+
+    fn asides(&self) -> std::sync::MutexGuard<'_, HashSet<RunId>> {
+        self.asides.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn files_of(&self, run_id: RunId) -> std::sync::MutexGuard<'_, ()> {

@@ -21,7 +21,7 @@ pub(crate) use self::life::Life;
 use crate::exec::Shared;
 use crate::output::{OutputError, Outputs};
 use crate::session::chain;
-use crate::store::{Store, StoreError};
+use crate::store::{RunStage, Store, StoreError};
 use crate::telemetry::HOURS_KEPT;
 
 /// Runs that one transaction deletes: 64 × about 20 µs stay within 2 ms.
@@ -229,7 +229,7 @@ async fn with_files(outputs: &Outputs, mut runs: Vec<RunId>) -> Vec<RunId> {
 }
 
 /// Deletes what a death in the middle of making room has left: files of runs whose rows say that they
-/// have none. No sweep looks at those rows again.
+/// have none, and what was set aside of runs that are over. No sweep looks at those rows again.
 async fn leftovers(store: &Store, outputs: &Outputs) -> Result<usize, SweepError> {
     let below = outputs.clone();
     let stored = outputs.system().blocking(move || below.stored_runs());
@@ -237,8 +237,14 @@ async fn leftovers(store: &Store, outputs: &Outputs) -> Result<usize, SweepError
     let mut removed = 0;
     for run_id in stored {
         let row = store.run(run_id).await?;
+        let is_over = row.as_ref().is_some_and(|row| row.stage == RunStage::Ended);
         if row.is_some_and(|row| row.output_freed_at.is_some()) {
             removed += remove(outputs, vec![run_id]).await.len();
+        } else if is_over && outputs.is_aside(run_id) {
+            let below = outputs.clone();
+            let dropped = outputs.system().blocking(move || below.drop_aside(run_id));
+            dropped.await.unwrap_or(Ok(()))?; // the runtime is shutting down
+            removed += 1;
         }
     }
     Ok(removed)

@@ -87,7 +87,7 @@ impl Shared {
 
     /// Returns the output of a run that may be new. Where there is no row yet, whatever lies in its
     /// place came from an earlier run with its key, whose row is gone: an older database was put back.
-    /// It goes, unless its node has that run still.
+    /// It is set aside until the node has said what it knows of the id, unless it has that run still.
     async fn output_of(&self, new: &NewRun) -> Result<Arc<RunOutput>, StartError> {
         let id = new.id;
         let output = self.outputs.run(id)?;
@@ -101,8 +101,8 @@ impl Shared {
             return Ok(output);
         }
         drop(output);
-        tracing::warn!(run.id = %id, "output of an earlier run with this id is deleted");
-        self.outputs.remove(id)?;
+        tracing::warn!(run.id = %id, "output of an earlier run with this id is set aside");
+        self.outputs.set_aside(id)?;
         Ok(self.outputs.run(id)?)
     }
 

@@ -160,6 +160,7 @@ impl Shared {
     async fn finish(&self, run: &Arc<LiveRun>, ending: Ending, source: Source) {
         // Then all that was left to do was to take what a power cut had taken of its output.
         let was_over = run.is_over();
+        self.settle_aside(run, &ending).await;
         let here = run.output.totals();
         let ending = match source {
             Source::Known if here != Totals::default() => not_contradicted(ending),
@@ -234,6 +235,43 @@ impl Shared {
             Source::Known => {}
         }
         self.table.remove(run);
+    }
+
+    /// What was set aside of an earlier run with this id is this run's where the node has forgotten it
+    /// before it could start, and nobody's else.
+    async fn settle_aside(&self, run: &Arc<LiveRun>, ending: &Ending) {
+        if !self.outputs.is_aside(run.id) {
+            return;
+        }
+        let is_its_own = ending.reason == Some(Reason::NodeForgot);
+        let (outputs, output) = (self.outputs.clone(), Arc::clone(&run.output));
+        let settle = move || {
+            if is_its_own {
+                return outputs.take_back(&output);
+            }
+            outputs.drop_aside(output.run_id())
+        };
+        match self.outputs.system().blocking(settle).await {
+            Ok(Ok(())) | Err(_) => {} // the runtime is shutting down
+            Ok(Err(error)) => {
+                tracing::error!(run.id = %run.id, error = %chain(&error), "output of an earlier run with this id stays aside");
+            }
+        }
+    }
+
+    /// Deletes what was set aside: another run with that id has started.
+    pub(super) fn drop_aside(&self, run: &Arc<LiveRun>) {
+        if !self.outputs.is_aside(run.id) {
+            return;
+        }
+        let (outputs, id) = (self.outputs.clone(), run.id);
+        let system = self.outputs.system().clone();
+        self.tasks.spawn(async move {
+            let dropped = system.blocking(move || outputs.drop_aside(id)).await;
+            if let Ok(Err(error)) = dropped {
+                tracing::error!(run.id = %id, error = %chain(&error), "output of an earlier run with this id cannot be deleted");
+            }
+        });
     }
 
     /// Waits until the gateway stops while output cannot be written.

@@ -1,5 +1,6 @@
 //! What dispatcher, sessions and endings share: the runs that are under way, and the rooms around.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     /// Runs that have started, and whose rows do not say so yet.
     to_note: Mutex<Vec<(Instant, Arc<LiveRun>)>>,
     to_note_woken: Notify,
+    /// See [`Shared::take_owed`].
+    is_owed: AtomicBool,
 }
 
 /// Telemetry that is not written yet.
@@ -113,6 +116,7 @@ impl Shared {
             faults: Count::default(),
             to_note: Mutex::default(),
             to_note_woken: Notify::new(),
+            is_owed: AtomicBool::new(false),
         });
         shared.tasks.spawn(note_starts(Arc::clone(&shared)));
         shared
@@ -247,12 +251,23 @@ impl Shared {
     /// A connection has ended. Runs that are over and whose output came again on it are let be as
     /// their rows have them: who follows one hears its end, and the next list finds what is missing.
     pub(crate) fn let_be(&self, seat: &Seat) {
+        let mut has_more = false;
         for run in self.table.at(&seat.sitter.target) {
             if run.is_over() && !run.is_owned_behind(seat.sitter.epoch) && run.take_ending() {
                 run.output.finish(run.record().totals);
                 self.table.remove(&run);
+                has_more = true;
             }
         }
+        if has_more && seat.sitter.target == Target::Local {
+            self.is_owed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether a keeper of this machine has more of a run that is over, which the connection
+    /// that it came by did not live to bring. Whoever asks sees to it: the next one is told no.
+    pub(crate) fn take_owed(&self) -> bool {
+        self.is_owed.swap(false, Ordering::Relaxed)
     }
 
     /// A node has started a run.

@@ -6,6 +6,8 @@
 //! | `gaps` | a line for each gap: `out 65536 131072 freed` |
 //! | `synced` | the boot in which both streams were last synced, and how far |
 //!
+//! What an earlier run with the same id has left may wait beside it: see [`super::aside`].
+//!
 //! A segment is only ever appended to, so after a crash of processes its length says how much there
 //! is. After a power cut a file may be shorter than it was, or end in zeros: what lies behind
 //! `synced` of another boot is cut off.
@@ -22,7 +24,7 @@ use moltis_proto::{BootId, RunId};
 use sha2::{Digest as _, Sha256};
 
 use super::memory::{Extent, OnDisk, join_gaps};
-use super::{OutputError, stream_name};
+use super::{OutputError, aside, stream_name};
 use crate::session::chain;
 use crate::system::System;
 
@@ -127,6 +129,15 @@ pub(super) fn runs_below(dir: &Path) -> Result<Vec<RunId>, OutputError> {
         .into_iter()
         .filter_map(|path| path.file_name()?.to_str()?.parse().ok());
     Ok(ids.collect())
+}
+
+/// Returns the ids of all runs of which an earlier one's output was set aside.
+pub(super) fn asides_below(dir: &Path) -> Result<Vec<RunId>, OutputError> {
+    let entries = entries(dir)?;
+    Ok(entries
+        .iter()
+        .filter_map(|path| aside::run_of(path))
+        .collect())
 }
 
 /// Deletes a run's files; returns how many bytes that frees.

@@ -242,6 +242,16 @@ impl RunOutput {
         self.tell();
     }
 
+    /// Begins anew with what lies on the disk. Nothing may have come before.
+    pub(super) fn take_over(&self, extents: [Vec<Extent>; 2]) {
+        let segments = extents.iter().flatten();
+        let segments = segments.filter(|extent| extent.what == OnDisk::Segment);
+        let bytes = segments.map(|extent| extent.to - extent.from).sum();
+        self.disk_bytes.store(bytes, Ordering::Relaxed);
+        *self.memory() = extents.map(Memory::with_extents);
+        self.tell();
+    }
+
     /// Returns where a stream ends so far.
     pub fn end(&self, stream: Stream) -> u64 {
         self.memory()[stream.index()].end()

@@ -264,6 +264,7 @@ impl Pump {
         }
         attached.phase = Phase::Flowing;
         let run = Arc::clone(&attached.run);
+        self.shared.drop_aside(&run);
         self.shared.note_started(&run, Some(pid));
         Ok(())
     }

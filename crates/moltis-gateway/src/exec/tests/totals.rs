@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use moltis_proto::code::RunRefusal;
 use moltis_proto::limits::HEAD_BYTES_MAX;
 
 use super::*;
+use crate::output::OutputRead;
 use crate::store::RunRecord;
 
 /// Makes a run of which the row reached the disk, synced for somebody else, and none of its output.
@@ -276,5 +278,118 @@ async fn a_run_that_has_printed_is_not_said_to_be_not_started() {
         (Outcome::Lost, Some(Reason::NodeForgot))
     );
     assert_eq!(record.totals, totals(4));
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_keeper_whose_connection_ends_while_it_brings_output_again_is_sought_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let row = ended_before_a_power_cut(&bench, 2 * HEAD_BYTES_MAX).await;
+    let listed = RunSummary {
+        run_id: row.id,
+        digest: row.digest,
+        journal_id: JOURNAL,
+        state: RunState::Ended,
+        totals: totals(2 * HEAD_BYTES_MAX),
+        stdin: 0,
+    };
+    let mut keeper = bench.keeper(vec![listed.clone()]).await;
+    let resumed = keeper.hear_word().await;
+    assert!(matches!(resumed, ToKeeper::Resume { .. }), "{resumed:?}");
+    let local = bench.runs.local.clone().unwrap();
+    bench.shared.tasks.spawn(local.keep_up(false));
+    drop(keeper);
+    // Nobody asks for anything.
+    let again = tokio::time::timeout(PATIENCE, bench.connections.recv()).await;
+    let mut keeper = Keeper(again.unwrap().unwrap());
+    assert!(matches!(keeper.hear().await, ToKeeper::Attach { .. }));
+    let runs = FromKeeper::Runs {
+        boot_id: BOOT,
+        journals: vec![JOURNAL],
+        runs: vec![listed],
+        last: true,
+    };
+    keeper.say(runs).await;
+    let resumed = keeper.hear_word().await;
+    assert!(matches!(resumed, ToKeeper::Resume { .. }), "{resumed:?}");
+    bench.end().await;
+}
+
+/// Leaves output of an earlier run with the id of [`keyed`], whose row an older database has not.
+async fn earlier_output(bench: &Bench) -> RunId {
+    let id = row_of(bench, &keyed()).id;
+    let earlier = bench.shared.outputs.run(id).unwrap();
+    let bytes = Bytes::from(vec![7; 2 * HEAD_BYTES_MAX]);
+    earlier.append(Stream::Stdout, 0, bytes).unwrap();
+    earlier.synced().await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn what_a_run_printed_that_its_node_has_forgotten_is_shown_behind_an_older_database() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let id = earlier_output(&bench).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let started = bench.start(keyed());
+    assert_eq!(keeper.hear_start().await, id);
+    let mut handle = started.await.unwrap();
+    assert_eq!(
+        handle.record().totals,
+        totals(0),
+        "nobody knows yet whose it is"
+    );
+    // The gateway may die before the node has answered: what waits is found again.
+    let found = Outputs::open(dir.path(), None, OutputLimits::default()).unwrap();
+    assert_eq!(found.asides(), [id]);
+    let code = RunRefusal::Forgotten;
+    keeper.say(FromKeeper::Refused { run_id: id, code }).await;
+    let record = tokio::time::timeout(PATIENCE, handle.wait()).await.unwrap();
+    let ending = record.ending.as_ref().unwrap();
+    assert_eq!(
+        (ending.outcome, ending.reason),
+        (Outcome::Lost, Some(Reason::NodeForgot))
+    );
+    assert_eq!(record.totals, totals(2 * HEAD_BYTES_MAX));
+    let read = handle.output().read(Stream::Stdout, 0, 9).await.unwrap();
+    assert_eq!(read, OutputRead::Bytes(Bytes::from_static(&[7; 9])));
+    drop(handle);
+    // Also when nobody holds the run any more.
+    let again = bench.start(keyed()).await.unwrap();
+    let end = 2 * HEAD_BYTES_MAX as u64;
+    let read = again
+        .output()
+        .read(Stream::Stdout, end - 1, 9)
+        .await
+        .unwrap();
+    assert_eq!(read, OutputRead::Bytes(Bytes::from_static(&[7])));
+    assert_eq!(bench.shared.outputs.asides(), []);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_an_earlier_run_printed_goes_when_its_node_starts_another_one_with_its_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let id = earlier_output(&bench).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let started = bench.start(keyed());
+    assert_eq!(keeper.hear_start().await, id);
+    let mut handle = started.await.unwrap();
+    keeper.say_started(id).await;
+    keeper.say_output(id, &Bytes::from_static(b"new")).await;
+    keeper.say_ended(id, 3).await;
+    let record = tokio::time::timeout(PATIENCE, handle.wait()).await.unwrap();
+    assert_eq!(record.totals, totals(3));
+    let read = handle.output().read(Stream::Stdout, 0, 9).await.unwrap();
+    assert_eq!(read, OutputRead::Bytes(Bytes::from_static(b"new")));
+    let gone = async {
+        while bench.shared.outputs.bytes() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.unwrap();
+    assert_eq!(bench.shared.outputs.stored_runs().unwrap(), []);
     bench.end().await;
 }
