@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use moltis_proto::RunId;
+use moltis_proto::run::Totals;
 
 use super::{Inner, OutputError, Outputs, RunOutput, files};
 
@@ -63,7 +64,7 @@ impl Outputs {
     /// Where it cannot be moved or read. It waits then.
     pub(crate) fn take_back(&self, run: &RunOutput) -> Result<(), OutputError> {
         let (inner, run_id) = (&*self.0, run.run_id());
-        if !self.is_aside(run_id) || run.totals() != Default::default() {
+        if !self.is_aside(run_id) || run.totals() != Totals::default() {
             return Ok(());
         }
         {
