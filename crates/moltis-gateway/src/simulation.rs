@@ -60,7 +60,7 @@ use moltis_proto::{DeviceId, InstanceId, RunId};
 use tokio::task::AbortHandle;
 
 /// What each [`Step::what`] can be, in the order in which a run meets them.
-pub const STEPS: [&str; 21] = [
+pub const STEPS: [&str; 22] = [
     "store.migrate",
     "store.open",
     "store.sync_dir",
@@ -82,6 +82,7 @@ pub const STEPS: [&str; 21] = [
     "output.delete",
     "output.remove",
     "output.cut",
+    "output.move",
 ];
 
 /// A step on the disk that a crash leaves done or not done.

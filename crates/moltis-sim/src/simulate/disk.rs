@@ -29,7 +29,7 @@ pub(super) type Boundary = (&'static str, Edge);
 
 /// Steps that are seldom taken. Somebody dies at them on purpose, or nobody would in thousands of
 /// worlds.
-const RARE: [&str; 19] = [
+const RARE: [&str; 20] = [
     "journal.clear",
     "journal.draft",
     "journal.rename",
@@ -37,6 +37,7 @@ const RARE: [&str; 19] = [
     "journal.undo",
     "output.cut",
     "output.delete",
+    "output.move",
     "output.new_gaps",
     "output.remove",
     "output.replace_gaps",
