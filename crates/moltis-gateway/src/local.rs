@@ -235,7 +235,7 @@ impl LocalSession {
             let now = Instant::now();
             self.pump.handle_timeout(now.into_std())?;
             while keepers.to.takes_more()
-                && let Some(message) = self.pump.poll_transmit()
+                && let Some(message) = self.pump.poll_transmit(now.into_std())
             {
                 keepers.to.deliver(&message)?;
             }

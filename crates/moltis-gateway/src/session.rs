@@ -234,7 +234,7 @@ impl Session {
         {
             return Err(WireError::Stuck.into());
         }
-        self.fill()?;
+        self.fill(moment.monotonic)?;
         let deadline = self.deadline();
         let takes_commands = self.pump.takes_commands();
         tokio::select! {
@@ -257,12 +257,14 @@ impl Session {
     }
 
     /// Queues messages while the socket takes them: control first.
-    fn fill(&mut self) -> Result<(), WireError> {
+    fn fill(&mut self, now: std::time::Instant) -> Result<(), WireError> {
         while self.wire.takes_more() {
             if let Some(message) = self.control.pop_front() {
                 self.wire.queue(&message)?;
-            } else if let Some(message) = self.pump.poll_transmit() {
+            } else if let Some(message) = self.pump.poll_transmit(now) {
                 self.wire.queue(&ToNode::Run(message))?;
+            } else if let Some(number) = self.pump.poll_probe(now) {
+                self.wire.queue(&ToNode::Ping { number })?;
             } else {
                 break;
             }
@@ -335,7 +337,10 @@ impl Session {
                 self.charge()?;
                 self.control.push_back(ToNode::Pong { number });
             }
-            ToGateway::Pong { .. } => self.charge()?,
+            ToGateway::Pong { number } => {
+                self.charge()?;
+                self.pump.handle_pong(number, moment.monotonic);
+            }
             ToGateway::Goodbye { reason, back_in_ms } => {
                 self.charge()?;
                 tracing::info!(device.id = %self.device, ?reason, back_in_ms, "a node goes away for a while");

@@ -1,17 +1,18 @@
-//! A line that carries 64 kbit/s, with a hundred megabytes waiting behind it.
+//! A line that carries 64 kbit/s, with a hundred megabytes waiting behind it, on either side.
 
 #![expect(clippy::print_stdout, reason = "it prints figures")]
 
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, Signal, test_kill_process};
 
-use crate::harness::{Home, Process, eventually};
+use crate::harness::{Gateway, Home, Process, eventually};
 
 /// Bytes that the line carries in a second, each way.
 const RATE: u64 = 8_000;
@@ -99,6 +100,17 @@ fn a_thin_line_with_much_waiting_stays_for_ten_minutes_and_others_are_answered()
     watch(WATCHED_LONG);
 }
 
+#[test]
+fn a_thin_line_with_much_stdin_stays_and_others_are_answered_and_a_cancel_acts_at_once() {
+    upload(WATCHED);
+}
+
+#[test]
+#[ignore = "ten minutes: `cargo xtask nightly` runs it"]
+fn a_thin_line_with_much_stdin_stays_for_ten_minutes_and_others_are_answered() {
+    upload(WATCHED_LONG);
+}
+
 /// Another command, asked for while all of it waits.
 struct Other {
     exec: Process,
@@ -128,13 +140,29 @@ impl Other {
     }
 }
 
-fn watch(lasts: Duration) {
-    let (home, machine) = (Home::new(), Home::new());
+/// Begins a gateway that its node reaches by a line.
+fn begin<'a>(home: &'a Home, machine: &'a Home) -> (Gateway<'a>, Line, Process) {
     home.write("moltis.toml", "[gateway]\nhosts = [\"127.0.0.1\"]\n");
     let mut gateway = home.gateway();
     let line = Line::to(&gateway.address);
     gateway.address.clone_from(&line.address);
-    let mut node = gateway.join(&machine, "box");
+    let node = gateway.join(machine, "box");
+    (gateway, line, node)
+}
+
+/// Waits for the number that a command has written there.
+fn pid_in(file: &Path) -> Pid {
+    let read = || fs::read_to_string(file).ok()?.trim().parse().ok();
+    Pid::from_raw(eventually("the command to say its number", read)).unwrap()
+}
+
+fn is_online(home: &Home) -> bool {
+    home.json(["node", "list", "--all", "--json"])[0]["state"] == "online"
+}
+
+fn watch(lasts: Duration) {
+    let (home, machine) = (Home::new(), Home::new());
+    let (_gateway, line, mut node) = begin(&home, &machine);
     let dir = machine.user();
     let (gate, printed) = (dir.join("gate"), dir.join("printed"));
     let half = WAITING / 2;
@@ -157,8 +185,7 @@ fn watch(lasts: Duration) {
     eventually("the command to have printed", || {
         printed.exists().then_some(())
     });
-    let pid = fs::read_to_string(printed).unwrap();
-    let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    let pid = pid_in(&printed);
 
     line.rate.store(RATE, Ordering::SeqCst);
     let before = line.joined();
@@ -167,16 +194,15 @@ fn watch(lasts: Duration) {
         let run = home.json(["runs", "show", id, "--json"]);
         run["stdout_bytes"].as_u64().unwrap() + run["stderr_bytes"].as_u64().unwrap()
     };
-    let is_online = || home.json(["node", "list", "--all", "--json"])[0]["state"] == "online";
     eventually("output to come", || {
-        (is_online() && came(&home) > 0).then_some(())
+        (is_online(&home) && came(&home) > 0).then_some(())
     });
     let (began, first) = (SystemTime::now(), came(&home));
     let (mut newest, mut heard) = (first, began);
     // The first meets a line of which nothing is known yet, the second one that is full.
     let mut others = vec![Other::ask(&home)];
     while began.elapsed().unwrap() < lasts {
-        assert!(is_online(), "it flaps {:?} later", began.elapsed());
+        assert!(is_online(&home), "it flaps {:?} later", began.elapsed());
         let now = came(&home);
         if now > newest {
             (newest, heard) = (now, SystemTime::now());
@@ -216,5 +242,78 @@ fn watch(lasts: Duration) {
          {answered:?}, the cancel took {cancelled:?}",
         newest - first,
         WAITING - newest
+    );
+}
+
+/// How much of its stdin a command has read, which it writes to a file.
+fn read_by(file: &Path) -> u64 {
+    fs::metadata(file).map_or(0, |file| file.len())
+}
+
+fn upload(lasts: Duration) {
+    let (home, machine) = (Home::new(), Home::new());
+    let (_gateway, line, _node) = begin(&home, &machine);
+    let dir = machine.user();
+    let big = home.user().join("big");
+    let file = fs::File::create(&big).unwrap();
+    file.set_len(WAITING).unwrap();
+    // Two commands that read, and one that does not: its stdin holds up nobody.
+    let scripts = ["cat > got1", "cat > got2", "sleep 3600"];
+    let began = line.joined();
+    line.rate.store(RATE, Ordering::SeqCst);
+    let commands: Vec<_> = (1..)
+        .zip(scripts)
+        .map(|(number, script)| {
+            let pid = dir.join(format!("pid{number}"));
+            let script = format!(
+                "cd {}; echo $$ > {1}.new; mv {1}.new {1}; exec {script}",
+                dir.display(),
+                pid.display()
+            );
+            let mut command = home.command(["node", "exec", "--stdin", "box", "--shell", &script]);
+            command.stdin(fs::File::open(&big).unwrap());
+            (Process::start(command), pid)
+        })
+        .collect();
+    let pids: Vec<_> = commands.iter().map(|(_, pid)| pid_in(pid)).collect();
+    let started = SystemTime::now();
+    let (mut newest, mut heard) = (0, started);
+    let mut others = vec![Other::ask(&home)];
+    while started.elapsed().unwrap() < lasts {
+        assert!(is_online(&home), "it flaps {:?} later", started.elapsed());
+        let now = read_by(&dir.join("got1")) + read_by(&dir.join("got2"));
+        if now > newest {
+            (newest, heard) = (now, SystemTime::now());
+        }
+        let silent = heard.elapsed().unwrap();
+        assert!(silent < SILENT, "no stdin for {silent:?}");
+        if others.len() < 2 && started.elapsed().unwrap() > SECOND_ASKS {
+            others.push(Other::ask(&home));
+        }
+        for other in &mut others {
+            other.look();
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let least = RATE * lasts.as_secs() / 3;
+    assert!(newest > least, "the line is not used: {newest} bytes came");
+    for other in &mut others {
+        let done = other.exec.wait();
+        assert_eq!((done.code, done.stdout.as_str()), (0, "here\n"), "{done:?}");
+    }
+    let answered: Vec<_> = others.iter().map(|other| other.took).collect();
+
+    test_kill_process(pids[0]).expect("it reads");
+    let asked = SystemTime::now();
+    commands[0].0.signal(Signal::INT);
+    eventually("the first command to be gone", || {
+        test_kill_process(pids[0]).is_err().then_some(())
+    });
+    let cancelled = asked.elapsed().unwrap();
+    assert!(cancelled < CANCELLED, "the cancel took {cancelled:?}");
+    assert_eq!(line.joined(), began, "it has dialled again");
+    println!(
+        "in {lasts:?} {newest} bytes of stdin came, one connection; other commands were answered after \
+         {answered:?}, the cancel took {cancelled:?}"
     );
 }

@@ -10,6 +10,7 @@
 
 mod list;
 mod output;
+mod upload;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -25,6 +26,8 @@ use moltis_proto::run::{
     Ending, ExitStatus, GapReason, Outcome, RunSpec, RunSummary, Stream, Totals, TtySize,
 };
 use moltis_proto::{BootId, FromKeeper, JournalId, Payload, RunId, ToKeeper};
+
+use self::upload::Upload;
 
 use super::ending;
 use super::live::LiveRun;
@@ -149,6 +152,8 @@ pub(crate) struct Pump {
     /// Runs whose deadline has come before anything was stored.
     unstored: VecDeque<RunId>,
     stdin_turn: VecDeque<RunId>,
+    /// Stdin under way, of all runs; `None` where the keeper is on this machine.
+    upload: Option<Upload>,
     /// Runs that a leaving keeper has refused, each with the time when it is too late for another.
     turned_away: VecDeque<(Instant, Arc<LiveRun>)>,
     /// Output under way, of all runs.
@@ -166,6 +171,7 @@ impl Pump {
         stored: Arc<Notify>,
         now: Instant,
     ) -> Self {
+        let is_remote = matches!(seat.sitter.target, Target::Node(_));
         Self {
             shared,
             seat,
@@ -178,6 +184,7 @@ impl Pump {
             unacked: VecDeque::new(),
             unstored: VecDeque::new(),
             stdin_turn: VecDeque::new(),
+            upload: is_remote.then(Upload::new),
             turned_away: VecDeque::new(),
             in_flight: 0,
             relieved_at: 0,
@@ -270,6 +277,9 @@ impl Pump {
         while let Some((_, run)) = self.turned_away.pop_front_if(|(due, _)| *due <= now) {
             self.start(&run, now);
         }
+        if let Some(upload) = &mut self.upload {
+            upload.handle_timeout(now);
+        }
         Ok(())
     }
 
@@ -279,7 +289,9 @@ impl Pump {
         let acknowledge = self.unacked.front().map(|(due, _)| *due);
         let give_up = self.turned_away.front().map(|(due, _)| *due);
         let list = (!self.is_complete()).then_some(self.list_due);
-        [acknowledge, give_up, list].into_iter().flatten().min()
+        let probe = self.upload.as_ref().and_then(Upload::poll_timeout);
+        let all = [acknowledge, give_up, list, probe];
+        all.into_iter().flatten().min()
     }
 
     /// Returns whether the keeper has said that it leaves: another one has to be found.
@@ -288,17 +300,24 @@ impl Pump {
     }
 
     /// Returns the next message for the keeper.
-    pub(crate) fn poll_transmit(&mut self) -> Option<ToKeeper> {
+    pub(crate) fn poll_transmit(&mut self, now: Instant) -> Option<ToKeeper> {
         if let Some(message) = self.out.pop_front() {
             return Some(message);
         }
-        while let Some(run_id) = self.stdin_turn.pop_front() {
+        while !self.stdin_turn.is_empty() {
+            let mut chunk_max = self.windows.chunk_bytes_max as usize;
+            if let Some(upload) = &mut self.upload {
+                chunk_max = upload.next_chunk(chunk_max, now)?;
+            }
+            let Some(run_id) = self.stdin_turn.pop_front() else {
+                break;
+            };
             let Some(attached) = self.attached.get_mut(&run_id) else {
                 continue;
             };
             let chunk = attached.run.wishes().stdin.next(
                 &mut attached.stdin,
-                self.windows.chunk_bytes_max as usize,
+                chunk_max,
                 self.windows.stdin_bytes.into(),
             );
             let Some(chunk) = chunk else {
@@ -306,6 +325,9 @@ impl Pump {
                 continue;
             };
             self.stdin_turn.push_back(run_id);
+            if let Some(upload) = &mut self.upload {
+                upload.handle_sent(chunk.bytes.len(), now);
+            }
             return Some(ToKeeper::Stdin {
                 run_id,
                 offset: chunk.offset,
@@ -314,6 +336,19 @@ impl Pump {
             });
         }
         None
+    }
+
+    /// Returns the number of a ping that has to go behind what was transmitted so far: it asks how far
+    /// stdin has come.
+    pub(crate) fn poll_probe(&mut self, now: Instant) -> Option<u64> {
+        self.upload.as_mut()?.poll_probe(now)
+    }
+
+    /// A pong has come.
+    pub(crate) fn handle_pong(&mut self, number: u64, now: Instant) {
+        if let Some(upload) = &mut self.upload {
+            upload.handle_pong(number, now);
+        }
     }
 
     /// Returns whether the mailbox may be emptied further.

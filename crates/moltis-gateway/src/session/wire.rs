@@ -67,11 +67,33 @@ pub(crate) struct Wire {
     sealer: Sealer,
     opener: Opener,
     queued: usize,
-    queued_since: Option<Instant>,
+    stall: Stall,
     plain: Vec<u8>,
     /// Room for a frame; its first `opened_bytes` are what was opened last.
     opened: Vec<u8>,
     opened_bytes: usize,
+}
+
+/// Since when the socket takes nothing of what is queued.
+#[derive(Debug, Default)]
+struct Stall {
+    since: Option<Instant>,
+    /// Bytes that the socket has taken in all.
+    taken: u64,
+}
+
+impl Stall {
+    fn handle_queued(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    /// The socket has taken so much in all.
+    fn handle_taken(&mut self, taken: u64, now: Instant) {
+        if taken > self.taken {
+            self.taken = taken;
+            self.since = self.since.map(|_| now);
+        }
+    }
 }
 
 impl Wire {
@@ -82,7 +104,7 @@ impl Wire {
             sealer: channel.sealer,
             opener: channel.opener,
             queued: 0,
-            queued_since: None,
+            stall: Stall::default(),
             plain: Vec::new(),
             opened: Vec::new(),
             opened_bytes: 0,
@@ -100,7 +122,7 @@ impl Wire {
 
     /// Returns when the connection has to be given up, unless the socket takes something.
     pub(crate) fn write_deadline(&self) -> Option<Instant> {
-        self.queued_since.map(|since| since + WRITE_TIME_MAX)
+        self.stall.since.map(|since| since + WRITE_TIME_MAX)
     }
 
     /// Seals a message and queues it.
@@ -110,7 +132,7 @@ impl Wire {
         let mut sealed = Vec::with_capacity(self.plain.len() + 16);
         self.sealer.seal(&self.plain, &mut sealed)?;
         self.queued += sealed.len();
-        self.queued_since.get_or_insert_with(Instant::now);
+        self.stall.handle_queued(Instant::now());
         // What the socket does not take at once stays in its buffer: that is what `queued` counts.
         self.socket
             .start_send_unpin(Message::Binary(sealed.into()))
@@ -123,13 +145,16 @@ impl Wire {
     /// Cancel safe: nothing is lost when it is dropped.
     pub(crate) async fn next(&mut self) -> Result<Arrival, WireError> {
         std::future::poll_fn(|cx| {
-            if self.queued > 0
-                && let Poll::Ready(flushed) = self.socket.poll_flush_unpin(cx)
-            {
-                flushed.map_err(WireError::Socket)?;
-                self.queued = 0;
-                self.queued_since = None;
-                return Poll::Ready(Ok(Arrival::Flushed));
+            if self.queued > 0 {
+                let flushed = self.socket.poll_flush_unpin(cx);
+                let taken = self.socket.get_ref().written();
+                self.stall.handle_taken(taken, Instant::now());
+                if let Poll::Ready(flushed) = flushed {
+                    flushed.map_err(WireError::Socket)?;
+                    self.queued = 0;
+                    self.stall.since = None;
+                    return Poll::Ready(Ok(Arrival::Flushed));
+                }
             }
             self.socket
                 .poll_next_unpin(cx)
@@ -186,5 +211,26 @@ impl Wire {
         self.opened_bytes = 0;
         self.opened.truncate(IDLE_BYTES);
         self.opened.shrink_to(IDLE_BYTES);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_that_takes_little_is_not_stuck_and_one_that_takes_nothing_is() {
+        let mut stall = Stall::default();
+        let step = WRITE_TIME_MAX / 2;
+        let began = Instant::now();
+        stall.handle_queued(began);
+        for number in 1..10 {
+            let now = began + step * number;
+            stall.handle_taken(number.into(), now);
+            assert_eq!(stall.since, Some(now));
+            stall.handle_queued(now);
+        }
+        stall.handle_taken(9, began + step * 11);
+        assert_eq!(stall.since, Some(began + step * 9));
     }
 }

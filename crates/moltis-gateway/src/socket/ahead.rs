@@ -33,6 +33,8 @@ pub(crate) struct Ahead<S> {
     much: bool,
     /// The last read ahead filled the room.
     was_filled: bool,
+    /// Bytes that were written in all.
+    written: u64,
 }
 
 impl<S> Ahead<S> {
@@ -43,7 +45,13 @@ impl<S> Ahead<S> {
             unread: 0..0,
             much: false,
             was_filled: false,
+            written: 0,
         }
+    }
+
+    /// Returns how many bytes the stream has taken.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
     }
 
     /// Gives the room for large reads back, unless something in it was not asked for yet.
@@ -98,7 +106,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let wrote = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        self.written += wrote as u64;
+        Poll::Ready(Ok(wrote))
     }
 
     fn poll_write_vectored(
@@ -106,7 +116,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let wrote = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, slices))?;
+        self.written += wrote as u64;
+        Poll::Ready(Ok(wrote))
     }
 
     fn is_write_vectored(&self) -> bool {
