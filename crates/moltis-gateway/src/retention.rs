@@ -1,7 +1,7 @@
 //! Letting old things go: ended runs after their days, output past its total, old telemetry.
 //!
-//! One sweep is bounded work in slices, so that it holds up no run. [`keep_up`] sweeps when the gateway
-//! begins, for it may never live for an hour, and every hour from then on; it makes room when [`Outputs::over_limit`] says so. A run whose output is still to be written or synced
+//! One sweep is bounded work in slices, so that it holds up no run, and no end of the gateway. [`keep_up`]
+//! sweeps when the gateway begins, for it may never live for an hour, and every hour from then on; it makes room when [`Outputs::over_limit`] says so. A run whose output is still to be written or synced
 //! stays whole; a later sweep finds it.
 //!
 //! Age is time that the machine has demonstrably lived ([`life`], ADR 72): a wall clock that jumps lets
@@ -15,6 +15,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use moltis_proto::RunId;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use self::life::COUNT_EVERY;
 pub(crate) use self::life::Life;
@@ -82,7 +83,12 @@ pub enum SweepError {
 pub(crate) async fn keep_up(shared: Arc<Shared>, keep: Keep, mut life: Life) {
     let stop = shared.tasks.stop().clone();
     let mut over_limit = shared.outputs.over_limit();
-    match leftovers(&shared.store, &shared.outputs).await {
+    let broom = Broom {
+        store: &shared.store,
+        outputs: &shared.outputs,
+        stop: &stop,
+    };
+    match broom.leftovers().await {
         Ok(0) => {}
         Ok(removed) => tracing::info!(removed, "deleted the rest of output that was let go"),
         Err(error) => tracing::error!(
@@ -103,12 +109,12 @@ pub(crate) async fn keep_up(shared: Arc<Shared>, keep: Keep, mut life: Life) {
         life.go_on()
             .await
             .unwrap_or_else(|error| life::note_failure(&error));
-        let (store, outputs, now) = (&shared.store, &shared.outputs, shared.clock.now());
+        let now = shared.clock.now();
         let swept = if Instant::now() >= due {
             due = Instant::now() + SWEEP_EVERY;
-            sweep(store, outputs, keep, now).await
+            broom.sweep(keep, now).await
         } else if over {
-            let freed = make_room(store, outputs, now).await;
+            let freed = broom.make_room(now).await;
             freed.map(|outputs| Swept {
                 outputs,
                 ..Swept::default()
@@ -143,147 +149,163 @@ pub(crate) async fn keep_up(shared: Arc<Shared>, keep: Keep, mut life: Life) {
         .unwrap_or_else(|error| life::note_failure(&error));
 }
 
-/// Deletes what is older than it shall be kept, then the oldest output while there is too much. `now`
-/// is what is shown as the time at which output went.
-///
-/// # Errors
-/// Where rows or files cannot be deleted. What was deleted before that is gone.
-pub async fn sweep(
-    store: &Store,
-    outputs: &Outputs,
-    keep: Keep,
-    now: Timestamp,
-) -> Result<Swept, SweepError> {
-    let mut swept = Swept::default();
-    let lived = store.lived().await?.total;
-    // What is stamped with a count may have come up to one step behind it.
-    let until = |age: Duration| lived.checked_sub(age.saturating_add(COUNT_EVERY));
-    if let Some(until) = until(keep.runs) {
-        swept.runs = let_go(store, outputs, until, now).await?;
-        store.expire_fleets(until).await?;
-    }
-    swept.orphans = orphans(store, outputs, until(keep.runs)).await?;
-    swept.outputs = make_room(store, outputs, now).await?;
-    if let Some(until) = until(HOURS_KEPT) {
-        store.expire_telemetry(until).await?;
-    }
-    Ok(swept)
+/// Lets go of what may go.
+#[derive(Clone, Copy)]
+struct Broom<'a> {
+    store: &'a Store,
+    outputs: &'a Outputs,
+    /// Heard between two slices: what is left then is the next process's.
+    stop: &'a CancellationToken,
 }
 
-/// Deletes the runs that ended when the machine had lived for `until` or less.
-async fn let_go(
-    store: &Store,
-    outputs: &Outputs,
-    until: Duration,
-    now: Timestamp,
-) -> Result<usize, SweepError> {
-    let (mut gone, mut after) = (0, 0);
-    loop {
-        let old = store.oldest_ended(Some(until), after, SLICE).await?;
-        let Some((last, _)) = old.last() else { break };
-        after = *last;
-        let old = at_rest(outputs, old);
-        // As below: a death in between leaves rows that say why their output is not there.
-        store.free_output(old.clone(), now).await?;
-        let removed = remove(outputs, old).await;
-        gone += removed.len();
-        store.delete_runs(removed).await?;
+impl Broom<'_> {
+    /// Deletes what is older than it shall be kept, then the oldest output while there is too much. `now`
+    /// is what is shown as the time at which output went.
+    ///
+    /// # Errors
+    /// Where rows or files cannot be deleted. What was deleted before that is gone.
+    async fn sweep(&self, keep: Keep, now: Timestamp) -> Result<Swept, SweepError> {
+        let mut swept = Swept::default();
+        let lived = self.store.lived().await?.total;
+        // What is stamped with a count may have come up to one step behind it.
+        let until = |age: Duration| lived.checked_sub(age.saturating_add(COUNT_EVERY));
+        if let Some(until) = until(keep.runs) {
+            swept.runs = self.let_go(until, now).await?;
+            self.store.expire_fleets(until).await?;
+        }
+        swept.orphans = self.orphans(until(keep.runs)).await?;
+        swept.outputs = self.make_room(now).await?;
+        if let Some(until) = until(HOURS_KEPT) {
+            self.store.expire_telemetry(until).await?;
+        }
+        Ok(swept)
     }
-    Ok(gone)
-}
 
-/// Deletes the files of ended runs, oldest first, until there is not too much on the disk, or what
-/// is there belongs to runs that are not over.
-async fn make_room(store: &Store, outputs: &Outputs, now: Timestamp) -> Result<usize, SweepError> {
-    let (mut freed, mut after) = (0, 0);
-    while *outputs.over_limit().borrow() && outputs.bytes_at_rest() > 0 {
-        let old = store.oldest_ended(None, after, SLICE / 8).await?;
-        let Some((last, _)) = old.last() else { break };
-        after = *last;
-        let old = with_files(outputs, at_rest(outputs, old)).await;
-        for run_id in old {
-            if !*outputs.over_limit().borrow() {
-                break; // what need not go stays
+    /// Deletes the runs that ended when the machine had lived for `until` or less.
+    async fn let_go(&self, until: Duration, now: Timestamp) -> Result<usize, SweepError> {
+        let (mut gone, mut after) = (0, 0);
+        while !self.stop.is_cancelled() {
+            let old = self.store.oldest_ended(Some(until), after, SLICE).await?;
+            let Some((last, _)) = old.last() else { break };
+            after = *last;
+            let old = self.at_rest(old);
+            // As below: a death in between leaves rows that say why their output is not there.
+            self.store.free_output(old.clone(), now).await?;
+            let removed = self.remove(old).await;
+            gone += removed.len();
+            self.store.delete_runs(removed).await?;
+        }
+        Ok(gone)
+    }
+
+    /// Deletes the files of ended runs, oldest first, until there is not too much on the disk, or what
+    /// is there belongs to runs that are not over.
+    async fn make_room(&self, now: Timestamp) -> Result<usize, SweepError> {
+        let (mut freed, mut after) = (0, 0);
+        while self.is_over_limit() && self.outputs.bytes_at_rest() > 0 {
+            let old = self.store.oldest_ended(None, after, SLICE / 8).await?;
+            let Some((last, _)) = old.last() else { break };
+            after = *last;
+            let old = self.with_files(self.at_rest(old)).await;
+            for run_id in old {
+                if !self.is_over_limit() {
+                    break; // what need not go stays
+                }
+                // First the word, then the loss: a reader in between finds nothing rather than a lie.
+                self.store.free_output(vec![run_id], now).await?;
+                freed += self.remove(vec![run_id]).await.len();
             }
-            // First the word, then the loss: a reader in between finds nothing rather than a lie.
-            store.free_output(vec![run_id], now).await?;
-            freed += remove(outputs, vec![run_id]).await.len();
         }
+        Ok(freed)
     }
-    Ok(freed)
-}
 
-fn at_rest(outputs: &Outputs, runs: Vec<(u64, RunId)>) -> Vec<RunId> {
-    let runs = runs.into_iter().map(|(_, run_id)| run_id);
-    runs.filter(|run_id| !outputs.is_at_work(*run_id)).collect()
-}
+    /// Returns whether there is too much, and time to do something about it.
+    fn is_over_limit(&self) -> bool {
+        *self.outputs.over_limit().borrow() && !self.stop.is_cancelled()
+    }
 
-/// Returns those whose end would make room: a short run lies in its row and takes no file.
-async fn with_files(outputs: &Outputs, mut runs: Vec<RunId>) -> Vec<RunId> {
-    let below = outputs.clone();
-    let found = outputs.system().blocking(move || {
-        runs.retain(|run_id| below.has_files(*run_id));
-        runs
-    });
-    found.await.unwrap_or_default() // the runtime is shutting down
-}
+    fn at_rest(&self, runs: Vec<(u64, RunId)>) -> Vec<RunId> {
+        let runs = runs.into_iter().map(|(_, run_id)| run_id);
+        runs.filter(|run_id| !self.outputs.is_at_work(*run_id))
+            .collect()
+    }
 
-/// Deletes what a death in the middle of making room has left: files of runs whose rows say that they
-/// have none, and what was set aside of runs that are over. No sweep looks at those rows again.
-async fn leftovers(store: &Store, outputs: &Outputs) -> Result<usize, SweepError> {
-    let below = outputs.clone();
-    let stored = outputs.system().blocking(move || below.stored_runs());
-    let stored = stored.await.unwrap_or(Ok(Vec::new()))?; // the runtime is shutting down
-    let mut removed = 0;
-    for run_id in stored {
-        let row = store.run(run_id).await?;
-        let is_over = row.as_ref().is_some_and(|row| row.stage == RunStage::Ended);
-        if row.is_some_and(|row| row.output_freed_at.is_some()) {
-            removed += remove(outputs, vec![run_id]).await.len();
-        } else if is_over && outputs.is_aside(run_id) {
-            let below = outputs.clone();
-            let dropped = outputs.system().blocking(move || below.drop_aside(run_id));
-            dropped.await.unwrap_or(Ok(()))?; // the runtime is shutting down
-            removed += 1;
+    /// Returns those whose end would make room: a short run lies in its row and takes no file.
+    async fn with_files(&self, mut runs: Vec<RunId>) -> Vec<RunId> {
+        let below = self.outputs.clone();
+        let found = self.outputs.system().blocking(move || {
+            runs.retain(|run_id| below.has_files(*run_id));
+            runs
+        });
+        found.await.unwrap_or_default() // the runtime is shutting down
+    }
+
+    /// Deletes what a death in the middle of making room has left: files of runs whose rows say that they
+    /// have none, and what was set aside of runs that are over. No sweep looks at those rows again.
+    async fn leftovers(&self) -> Result<usize, SweepError> {
+        let below = self.outputs.clone();
+        let stored = self.outputs.system().blocking(move || below.stored_runs());
+        let stored = stored.await.unwrap_or(Ok(Vec::new()))?; // the runtime is shutting down
+        let mut removed = 0;
+        for run_id in stored {
+            if self.stop.is_cancelled() {
+                break;
+            }
+            let row = self.store.run(run_id).await?;
+            let is_over = row.as_ref().is_some_and(|row| row.stage == RunStage::Ended);
+            if row.is_some_and(|row| row.output_freed_at.is_some()) {
+                removed += self.remove(vec![run_id]).await.len();
+            } else if is_over && self.outputs.is_aside(run_id) {
+                let below = self.outputs.clone();
+                let dropped = self
+                    .outputs
+                    .system()
+                    .blocking(move || below.drop_aside(run_id));
+                dropped.await.unwrap_or(Ok(()))?; // the runtime is shutting down
+                removed += 1;
+            }
         }
+        Ok(removed)
     }
-    Ok(removed)
-}
 
-/// Looks for files of runs that no row knows, and deletes those of which that has been known since
-/// `until` or longer. Others stay: after a power cut the row may be lost while the node still brings
-/// the run back, and then these bytes are its output.
-async fn orphans(
-    store: &Store,
-    outputs: &Outputs,
-    until: Option<Duration>,
-) -> Result<usize, SweepError> {
-    let below = outputs.clone();
-    let stored = outputs.system().blocking(move || below.stored_runs());
-    let stored = stored.await.unwrap_or(Ok(Vec::new()))?; // the runtime is shutting down
-    for slice in stored.chunks(LOOK_SLICE) {
-        store.note_orphans(slice).await?;
-    }
-    let Some(until) = until else { return Ok(0) };
-    let mut removed = 0;
-    for run_id in store.orphans(until).await? {
-        if store.run(run_id).await?.is_some() || outputs.is_at_work(run_id) {
-            continue;
+    /// Looks for files of runs that no row knows, and deletes those of which that has been known since
+    /// `until` or longer. Others stay: after a power cut the row may be lost while the node still brings
+    /// the run back, and then these bytes are its output.
+    async fn orphans(&self, until: Option<Duration>) -> Result<usize, SweepError> {
+        let below = self.outputs.clone();
+        let stored = self.outputs.system().blocking(move || below.stored_runs());
+        let stored = stored.await.unwrap_or(Ok(Vec::new()))?; // the runtime is shutting down
+        for slice in stored.chunks(LOOK_SLICE) {
+            if self.stop.is_cancelled() {
+                return Ok(0);
+            }
+            self.store.note_orphans(slice).await?;
         }
-        for run_id in remove(outputs, vec![run_id]).await {
-            store.forget_orphan(run_id).await?;
-            removed += 1;
+        let Some(until) = until else { return Ok(0) };
+        let mut removed = 0;
+        for run_id in self.store.orphans(until).await? {
+            if self.stop.is_cancelled() {
+                break;
+            }
+            if self.store.run(run_id).await?.is_some() || self.outputs.is_at_work(run_id) {
+                continue;
+            }
+            for run_id in self.remove(vec![run_id]).await {
+                self.store.forget_orphan(run_id).await?;
+                removed += 1;
+            }
         }
+        Ok(removed)
     }
-    Ok(removed)
-}
 
-/// Deletes the files of runs, and returns those that have none any more. One that cannot be deleted
-/// keeps up no other: it is told, and the next sweep tries it again.
-async fn remove(outputs: &Outputs, mut runs: Vec<RunId>) -> Vec<RunId> {
-    let below = outputs.clone();
-    let removed = outputs.system().blocking(move || {
-        runs.retain(|run_id| match below.remove(*run_id) {
+    /// Deletes the files of runs, and returns those that have none any more. One that cannot be deleted
+    /// keeps up no other: it is told, and the next sweep tries it again, as it does those that are left
+    /// when the gateway stops.
+    async fn remove(&self, mut runs: Vec<RunId>) -> Vec<RunId> {
+        let below = self.outputs.clone();
+        let stop = self.stop.clone();
+        let removed = self.outputs.system().blocking(move || {
+        runs.retain(|run_id| !stop.is_cancelled() && match below.remove(*run_id) {
             Ok(()) => true,
             Err(error) => {
                 tracing::error!(run.id = %run_id, error = %chain(&error), "output of a run cannot be deleted");
@@ -292,7 +314,8 @@ async fn remove(outputs: &Outputs, mut runs: Vec<RunId>) -> Vec<RunId> {
         });
         runs
     });
-    removed.await.unwrap_or_default() // the runtime is shutting down
+        removed.await.unwrap_or_default() // the runtime is shutting down
+    }
 }
 
 #[cfg(test)]
@@ -306,6 +329,24 @@ mod tests {
     use crate::store::{Ended, Heads};
 
     const BYTES: usize = 100_000;
+
+    fn broom<'a>(store: &'a Store, outputs: &'a Outputs, stop: &'a CancellationToken) -> Broom<'a> {
+        Broom {
+            store,
+            outputs,
+            stop,
+        }
+    }
+
+    async fn sweep(
+        store: &Store,
+        outputs: &Outputs,
+        keep: Keep,
+        now: Timestamp,
+    ) -> Result<Swept, SweepError> {
+        let stop = CancellationToken::new();
+        broom(store, outputs, &stop).sweep(keep, now).await
+    }
 
     /// A run that ends when the machine has lived for so many seconds.
     async fn ended(store: &TestStore, outputs: &Outputs, number: u8, seconds: u64) {
@@ -407,6 +448,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_sweep_ends_when_the_gateway_stops_and_the_next_one_goes_on() {
+        let store = store().await;
+        let outputs = open(&store, BYTES as u64);
+        for number in 0..3 {
+            ended(&store, &outputs, number, 0).await;
+        }
+        live(&store, 10_000).await;
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let broom = broom(&store, &outputs, &stop);
+        let keep = Keep {
+            runs: Duration::ZERO,
+        };
+        assert_eq!(broom.sweep(keep, at(1)).await.unwrap(), Swept::default());
+        assert_eq!(broom.make_room(at(1)).await.unwrap(), 0);
+        let all: Vec<_> = (0..3).map(|number| run(number).id).collect();
+        assert_eq!(broom.remove(all).await, []);
+        assert_eq!(outputs.stored_runs().unwrap().len(), 3);
+        let swept = sweep(&store, &outputs, keep, at(1)).await.unwrap();
+        assert_eq!(swept.runs, 3);
+    }
+
+    #[tokio::test]
     async fn past_the_total_the_oldest_output_goes_and_the_rows_say_so() {
         let store = store().await;
         let outputs = open(&store, 4 * BYTES as u64);
@@ -439,10 +503,12 @@ mod tests {
         }
         // The row was written, and the files were not deleted.
         store.free_output(vec![run(1).id], at(1)).await.unwrap();
-        assert_eq!(leftovers(&store, &outputs).await.unwrap(), 1);
+        let stop = CancellationToken::new();
+        let leftovers = async || broom(&store, &outputs, &stop).leftovers().await.unwrap();
+        assert_eq!(leftovers().await, 1);
         assert_eq!(outputs.stored_runs().unwrap(), [run(2).id]);
         assert_eq!(outputs.bytes(), BYTES as u64);
-        assert_eq!(leftovers(&store, &outputs).await.unwrap(), 0);
+        assert_eq!(leftovers().await, 0);
     }
 
     #[tokio::test]
@@ -455,9 +521,11 @@ mod tests {
         orphan.append(Stream::Stderr, 0, bytes).unwrap();
         orphan.written().await;
         finish(&orphan).await;
+        let stop = CancellationToken::new();
         let until = async |seconds| {
             let until = Some(Duration::from_secs(seconds));
-            orphans(&store, &outputs, until).await.unwrap()
+            let broom = broom(&store, &outputs, &stop);
+            broom.orphans(until).await.unwrap()
         };
         // It is as old as the first look at it, whatever its files and the time of day say.
         live(&store, 50).await;
