@@ -19,6 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 
 pub use crate::api::doctor::{Finding, Level};
 use crate::http::tls::TlsStatus;
+use crate::output::SyncTrouble;
 use crate::store::{Inspected, StoreError};
 use crate::system::System;
 use files::Files;
@@ -83,6 +84,8 @@ struct AtRest {
     disks: Vec<Disk>,
     /// Why output cannot be written, in words.
     output_trouble: Option<String>,
+    /// Why output cannot be synced.
+    sync_trouble: Option<SyncTrouble>,
 }
 
 /// The database.

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use moltis_identity::{Fingerprint, GatewayIdentity, random};
 use moltis_proto::message::Windows;
 use moltis_proto::{BootId, DeviceId, PublicKey};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
@@ -46,8 +47,11 @@ use crate::system::System;
 use crate::tasks::Tasks;
 use crate::telemetry::Point;
 
-/// How long the store may take to close.
+/// How long output and store may take to close; half of the whole time where that is short.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
+
+/// How much of it is the store's at least.
+const STORE_CLOSE_TIME: Duration = Duration::from_secs(2);
 
 /// A running gateway. Cloning shares it; it ends with [`Gateway::shutdown`].
 #[derive(Debug, Clone)]
@@ -344,22 +348,35 @@ impl Gateway {
         drop(tasks.spawn(speak));
     }
 
-    /// Ends it in good order: nodes are told when to come back, what is written is flushed, the
+    /// Ends it in good order: nodes are told when to come back, output is written and synced, the
     /// store is closed. Runs belong to their keepers and go on. Takes no longer than the
-    /// configured grace; may be called again.
+    /// configured grace; may be called again. From then on another gateway may be built in its
+    /// directory, unless a disk that does not answer has kept it from ending in time.
     pub async fn shutdown(&self) {
-        let shared = &self.0.shared;
-        let left = shared.tasks.shut_down(self.0.config.shutdown_grace).await;
+        let (shared, grace) = (&self.0.shared, self.0.config.shutdown_grace);
+        let end = Instant::now() + grace;
+        let close_time = CLOSE_TIME.min(grace / 2);
+        let left = shared
+            .tasks
+            .shut_down(grace.saturating_sub(close_time))
+            .await;
         if left > 0 {
             tracing::warn!(
                 tasks = left,
                 "some tasks did not end in time and are left behind"
             );
         }
-        if tokio::time::timeout(CLOSE_TIME, shared.store.close())
-            .await
-            .is_err()
-        {
+        let store_begins = end - STORE_CLOSE_TIME.min(close_time / 2);
+        let closed = tokio::time::timeout_at(store_begins, shared.outputs.close()).await;
+        if closed.is_err() {
+            // Whoever opens the store anew would write to the same files: it stays locked.
+            tracing::warn!(
+                "output could not be written and synced in time; nodes keep what was not acknowledged"
+            );
+            return;
+        }
+        let closed = tokio::time::timeout_at(end, shared.store.close()).await;
+        if closed.is_err() {
             tracing::warn!("the store did not close in time; nothing that was written is lost");
         }
     }

@@ -34,6 +34,7 @@ use moltis_proto::{BootId, RunId};
 use tokio::sync::watch;
 
 pub use self::run::RunOutput;
+pub use self::sync::SyncTrouble;
 use self::sync::Syncing;
 use self::writer::Writing;
 use crate::metrics::OutputCounts;
@@ -373,8 +374,18 @@ impl Outputs {
         if let Some(run) = self.held(run_id) {
             return run.synced().await;
         }
-        let run = self.aside(move |inner: &Inner| RunOutput::recover(inner, run_id));
-        Arc::new(run.await?).synced().await
+        let found = self.aside(move |inner: &Inner| RunOutput::recover(inner, run_id));
+        let found = Arc::new(found.await?);
+        // Held as one that is at work, so that nobody deletes its files meanwhile.
+        let run = {
+            let mut live = self.live();
+            let held = live.get(&run_id).and_then(Weak::upgrade);
+            held.unwrap_or_else(|| {
+                live.insert(run_id, Arc::downgrade(&found));
+                found
+            })
+        };
+        run.synced().await
     }
 
     /// Deletes the files of a run, and what was set aside of it. Those of one that
@@ -472,6 +483,18 @@ impl Outputs {
     /// unacknowledged, and writing is tried again each second.
     pub fn trouble(&self) -> watch::Receiver<Option<OutputTrouble>> {
         self.0.writing.trouble()
+    }
+
+    /// Tells what stands in the way of syncing; `None` while nothing does.
+    pub fn sync_trouble(&self) -> watch::Receiver<Option<SyncTrouble>> {
+        self.0.syncing.trouble()
+    }
+
+    /// Writes what came and syncs it, once more where that cannot be done, and ends both threads:
+    /// nothing of this process touches a file of a run any more.
+    pub(crate) async fn close(&self) {
+        self.0.writing.close().await;
+        self.0.syncing.close().await;
     }
 
     fn live(&self) -> std::sync::MutexGuard<'_, HashMap<RunId, Weak<RunOutput>>> {

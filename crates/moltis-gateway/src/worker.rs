@@ -1,13 +1,14 @@
 //! A queue, and the thread that empties it.
 //!
 //! What to do and when is the queue's to say ([`Queue::next`]), without waiting; how it is done is a
-//! [`Turn`]. The thread ends when the [`Worker`] is dropped, behind what was brought before. In a
-//! simulation a task takes the place of the thread.
+//! [`Turn`]. The thread ends when the [`Worker`] is closed or dropped, behind what was brought before.
+//! In a simulation a task takes the place of the thread.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt as _;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::system::System;
@@ -21,7 +22,7 @@ pub(crate) trait Queue: Send + 'static {
     /// rung for, and at the moment that it has named.
     fn next(&mut self, now: Instant) -> Next<Self::Work>;
 
-    /// Takes note that nobody is left to bring anything.
+    /// Takes note that nobody brings anything any more.
     fn close(&mut self);
 }
 
@@ -62,6 +63,7 @@ impl<Q: Queue> Worker<Q> {
         let line = Line(Arc::new(Shared {
             queue: Mutex::new(queue),
             bell: Bell::default(),
+            ended: watch::Sender::new(false),
         }));
         system.begin(name, line.clone(), turn)?;
         Ok(Self(line))
@@ -75,6 +77,14 @@ impl<Q: Queue> Worker<Q> {
     /// Has the queue asked what to do next.
     pub(crate) fn ring(&self) {
         self.0.ring();
+    }
+
+    /// Closes the queue, and waits until what lies in it is done and the thread does nothing more.
+    pub(crate) async fn close(&self) {
+        self.queue().close();
+        self.ring();
+        let mut ended = self.0.0.ended.subscribe();
+        ended.wait_for(|ended| *ended).await.ok(); // `self` holds the sender
     }
 }
 
@@ -93,6 +103,8 @@ pub(crate) struct Line<Q>(Arc<Shared<Q>>);
 struct Shared<Q> {
     queue: Mutex<Q>,
     bell: Bell,
+    /// The thread does nothing more.
+    ended: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -128,6 +140,8 @@ impl<Q: Queue> Line<Q> {
                     .now_or_never()
                     .expect("no turn waits for anything on a real machine");
             }
+            drop(turn);
+            self.0.ended.send_replace(true);
         };
         let builder = std::thread::Builder::new().name(name.to_owned());
         builder.spawn(empty).map(drop)
@@ -163,7 +177,11 @@ impl<Q: Queue> Line<Q> {
                     // As another thread does, it lets others go on between two turns.
                     tokio::task::yield_now().await;
                 }
-                Next::End => return,
+                Next::End => {
+                    drop(turn);
+                    self.0.ended.send_replace(true);
+                    return;
+                }
                 Next::Wait => bell.notified().await,
                 Next::WaitUntil(at) => {
                     tokio::time::timeout_at(at, bell.notified()).await.ok(); // or rung for

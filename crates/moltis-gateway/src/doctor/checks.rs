@@ -257,6 +257,14 @@ pub(super) fn disk(seen: &AtRest) -> Diagnosis {
         return Diagnosis::error(format!("output cannot be written: {trouble}; {told}"))
             .hint("make room, or look at the disk; it goes on by itself");
     }
+    if let Some(trouble) = &seen.sync_trouble {
+        let hint = if trouble.is_final {
+            "look at the disk, then restart the gateway"
+        } else {
+            "look at the disk and at the limit of open files; it goes on by itself"
+        };
+        return Diagnosis::error(format!("{trouble}; {told}")).hint(hint);
+    }
     let diagnosis = Diagnosis::new(level, told);
     match full {
         None => diagnosis,
@@ -347,6 +355,7 @@ mod tests {
     use super::*;
     use crate::config::TlsConfig;
     use crate::http::tls::Tls;
+    use crate::output::SyncTrouble;
     use crate::store::testing::at;
 
     fn running() -> Running {
@@ -622,6 +631,7 @@ mod tests {
                 }),
             }],
             output_trouble: None,
+            sync_trouble: None,
         };
         let plenty = 50 << 30;
         says(
@@ -676,6 +686,15 @@ mod tests {
             "cannot be written: the disk",
             "room",
         );
+        two.output_trouble = None;
+        for (is_final, message, hint) in [
+            (false, "waits to be synced: EIO; 50.0 GiB", "by itself"),
+            (true, "until the gateway is restarted: EIO;", "restart"),
+        ] {
+            let detail = "EIO".to_owned();
+            two.sync_trouble = Some(SyncTrouble { is_final, detail });
+            says(&disk(&two), Level::Error, message, hint);
+        }
     }
 
     #[test]

@@ -71,6 +71,8 @@ impl Doctor {
         seen.database.trouble = self.store.ready().await.err();
         let trouble = self.outputs.trouble().borrow().clone();
         seen.output_trouble = trouble.map(|trouble| trouble.to_string());
+        let trouble = self.outputs.sync_trouble();
+        seen.sync_trouble.clone_from(&trouble.borrow());
         let findings = examine(&seen, OF_HOME);
         *last = Some(Looked {
             began,
@@ -151,6 +153,7 @@ pub(super) async fn at_rest(system: &System, dir: &Path) -> AtRest {
         },
         disks,
         output_trouble: None,
+        sync_trouble: None,
     }
 }
 

@@ -16,6 +16,7 @@ use super::error::ReadError;
 use super::live::LiveRun;
 use super::request::millis;
 use crate::events::Event;
+use crate::output::OutputError;
 use crate::session::chain;
 use crate::session::seat::Command;
 use crate::store::{Ended, RunStage, Started, StoreError, Written};
@@ -281,6 +282,25 @@ impl Shared {
         trouble.wait_for(Option::is_some).await.map(drop).ok(); // `self` holds the sender
     }
 
+    /// Waits until output is synced, unless the gateway stops while that cannot be done.
+    pub(super) async fn unless_it_stops(
+        &self,
+        synced: impl Future<Output = Result<(), OutputError>>,
+    ) -> Result<(), OutputError> {
+        let stops = async {
+            self.tasks.stop().cancelled().await;
+            let mut trouble = self.outputs.sync_trouble();
+            trouble.wait_for(Option::is_some).await.map(drop).ok(); // `self` holds the sender
+        };
+        tokio::select! {
+            biased;
+            synced = synced => synced,
+            () = stops => Err(OutputError::SyncFailed {
+                reason: "the gateway is shutting down".to_owned(),
+            }),
+        }
+    }
+
     /// Lets everybody who holds the run know that it is over.
     fn tell_ended(&self, run: &LiveRun, ending: &Ending, totals: Totals, at: Timestamp) {
         {
@@ -351,7 +371,7 @@ impl Shared {
             if let Some(written) = written {
                 self.store.synced_soon(written, self.tasks.stop()).await?;
             }
-            run.output.synced().await?;
+            self.unless_it_stops(run.output.synced()).await?;
             Ok::<(), ReadError>(())
         };
         if let Err(error) = synced.await {

@@ -107,7 +107,7 @@ impl Shared {
             let ended = self.ended_output(&row).await?;
             if !may_have_more || self.outputs.is_whole(id, &ended).await? {
                 self.store.synced_so_far().await?;
-                self.outputs.synced(id).await?;
+                self.unless_it_stops(self.outputs.synced(id)).await?;
                 seat.send(Command::Forget(id)).await.ok(); // it will list it again
                 return Ok(Settled::Done);
             }

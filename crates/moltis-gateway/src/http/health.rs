@@ -21,9 +21,11 @@ pub(super) async fn healthz() -> axum::Json<Health> {
 pub(super) async fn readyz(State(state): State<ApiState>) -> (StatusCode, axum::Json<Health>) {
     let store = state.store().ready().await.err();
     let output = state.outputs().trouble().borrow().clone();
+    let sync = state.outputs().sync_trouble().borrow().clone();
     let problems: Vec<String> = [
         store.map(|error| error.to_string()),
         output.map(|trouble| trouble.to_string()),
+        sync.map(|trouble| trouble.to_string()),
     ]
     .into_iter()
     .flatten()

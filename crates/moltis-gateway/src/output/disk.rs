@@ -273,6 +273,14 @@ impl Disk {
         }
     }
 
+    /// Has the next sync cover what this one could not.
+    pub(super) fn put_back(&mut self, unsynced: Unsynced) {
+        for (path, file) in unsynced.files {
+            self.note_unsynced(path, &file);
+        }
+        self.new_names |= unsynced.new_names;
+    }
+
     /// Notes that a sync has ended.
     pub(super) fn sync_done(&mut self) {
         self.at_sync = false;

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 
 use super::disk::{Disk, Unsynced};
 use super::memory::{Extent, Found, Memory, OnDisk, ToWrite};
-use super::sync::Syncing;
+use super::sync::{NotSynced, Syncing};
 use super::writer::{Wait, Writing};
 use super::{
     EndedOutput, Inner, LiveCount, OutputError, OutputLimits, OutputRead, OutputTrouble, Progress,
@@ -537,50 +537,73 @@ impl RunOutput {
 
     /// One turn of the syncing thread: all that was written when it began is on the disk when it
     /// ends.
-    pub(super) async fn sync_now(&self) -> Result<(), OutputError> {
+    pub(super) async fn sync_now(&self) -> Result<(), NotSynced> {
         let written = {
             let memory = self.memory();
             [memory[0].on_disk(), memory[1].on_disk()]
         };
         let unsynced = lock(&self.disk).take_unsynced();
-        let synced = self.sync(unsynced, written).await;
-        lock(&self.disk).sync_done();
+        let synced = self.sync(&unsynced, written).await;
+        let mut disk = lock(&self.disk);
+        if let Err(NotSynced::Later(_)) = &synced {
+            disk.put_back(unsynced);
+        }
+        disk.sync_done();
         synced
     }
 
-    async fn sync(&self, unsynced: Unsynced, written: [u64; 2]) -> Result<(), OutputError> {
+    async fn sync(&self, unsynced: &Unsynced, written: [u64; 2]) -> Result<(), NotSynced> {
         let Unsynced { files, new_names } = unsynced;
         if files.is_empty() && !new_names {
             return Ok(());
         }
-        let system = &self.system;
         for (path, file) in files {
-            system
-                .slow_sync("output.sync", &path, || file.sync_data())
-                .await
-                .map_err(|error| OutputError::file("sync", &path, error))?;
+            self.sync_file("output.sync", path, file, File::sync_data)
+                .await?;
         }
         if let Some(boot_id) = self.boot_id {
             let path = self.dir.join(files::SYNCED);
-            let failed = |error| OutputError::file("write", &path, error);
-            let file = files::write_synced(system, &path, boot_id, written).map_err(failed)?;
-            system
-                .slow_sync("output.sync_synced", &path, || file.sync_data())
-                .await
-                .map_err(failed)?;
+            match files::write_synced(&self.system, &path, boot_id, written) {
+                Ok(file) => {
+                    self.sync_file("output.sync_synced", &path, &file, File::sync_data)
+                        .await?;
+                }
+                // The run was let go meanwhile, its directory with it.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                Err(error) => {
+                    return Err(NotSynced::Later(OutputError::file("write", &path, error)));
+                }
+            }
         }
-        if new_names {
+        if *new_names {
             for dir in [Some(self.dir.as_path()), self.dir.parent()]
                 .into_iter()
                 .flatten()
             {
-                system
-                    .slow_sync("output.sync_dir", dir, || File::open(dir)?.sync_all())
-                    .await
-                    .map_err(|error| OutputError::file("sync", dir, error))?;
+                match File::open(dir) {
+                    Ok(file) => {
+                        self.sync_file("output.sync_dir", dir, &file, File::sync_all)
+                            .await?;
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                    Err(error) => {
+                        return Err(NotSynced::Later(OutputError::file("open", dir, error)));
+                    }
+                }
             }
         }
         Ok(())
+    }
+
+    async fn sync_file(
+        &self,
+        what: &'static str,
+        path: &Path,
+        file: &File,
+        sync: impl FnOnce(&File) -> std::io::Result<()>,
+    ) -> Result<(), NotSynced> {
+        let synced = self.system.slow_sync(what, path, || sync(file)).await;
+        synced.map_err(|error| NotSynced::Failed(OutputError::file("sync", path, error)))
     }
 
     fn memory(&self) -> MutexGuard<'_, [Memory; 2]> {
@@ -977,6 +1000,141 @@ mod tests {
         std::fs::remove_dir_all(&below).unwrap();
         std::fs::write(&below, "").unwrap();
         reborn.synced(id(1)).await.unwrap_err();
+    }
+
+    /// Lets nothing be written to the place where a run's syncs are noted, before it has any.
+    fn block_syncs(dir: &Path, number: u8) -> PathBuf {
+        let synced = dir.join("outputs").join(id(number).to_string());
+        let synced = synced.join(files::SYNCED);
+        std::fs::create_dir_all(&synced).unwrap();
+        synced
+    }
+
+    fn fill(run: &Arc<RunOutput>) {
+        for _ in 0..3 {
+            append(run, Stream::Stdout, 60 * KIB);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_synced_for_a_moment_is_synced_later_and_holds_up_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let (run, other) = (outputs.run(id(1)).unwrap(), outputs.run(id(2)).unwrap());
+        let blocked = block_syncs(dir.path(), 1);
+        fill(&run);
+        fill(&other);
+        let mut trouble = outputs.sync_trouble();
+        let watch = async {
+            let told = trouble.wait_for(Option::is_some).await.unwrap().clone();
+            assert!(told.is_some_and(|told| !told.is_final));
+            other.synced().await.unwrap();
+            assert!(run.is_at_work());
+            std::fs::remove_dir(&blocked).unwrap();
+        };
+        let (synced, ()) = tokio::join!(run.synced(), watch);
+        synced.unwrap();
+        let record = std::fs::read(&blocked).unwrap();
+        assert_eq!(record, files::synced_record(boot(1), [180 * KIB as u64, 0]));
+        outputs
+            .sync_trouble()
+            .wait_for(Option::is_none)
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_run_that_was_let_go_meanwhile_is_no_failed_sync() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        fill(&run);
+        run.written().await;
+        std::fs::remove_dir_all(run.dir()).unwrap();
+        run.synced().await.unwrap();
+        assert_eq!(*outputs.sync_trouble().borrow(), None);
+        let other = outputs.run(id(2)).unwrap();
+        fill(&other);
+        other.synced().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_sync_that_failed_is_final_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let (run, other) = (outputs.run(id(1)).unwrap(), outputs.run(id(2)).unwrap());
+        // What cannot be synced at all (EINVAL).
+        std::fs::create_dir(run.dir()).unwrap();
+        let segment = files::segment(run.dir(), Stream::Stdout, 0);
+        std::os::unix::fs::symlink("/dev/null", segment).unwrap();
+        fill(&run);
+        run.synced().await.unwrap_err();
+        fill(&other);
+        let error = other.synced().await.unwrap_err();
+        assert!(matches!(error, OutputError::SyncFailed { .. }), "{error}");
+        let told = outputs.sync_trouble().borrow().clone();
+        assert!(told.is_some_and(|told| told.is_final));
+    }
+
+    #[tokio::test]
+    async fn what_is_being_synced_for_its_node_is_not_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        fill(&run);
+        finish(&run).await;
+        let reborn = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let sweep = async {
+            while reborn.held(id(1)).is_none() {
+                tokio::task::yield_now().await;
+            }
+            reborn.remove(id(1)).unwrap();
+            assert!(reborn.has_files(id(1)));
+        };
+        // In this order: whenever the one waits for the sync, the other looks.
+        let both = futures_util::future::join(reborn.synced(id(1)), sweep);
+        let both = tokio::time::timeout(std::time::Duration::from_secs(20), both);
+        both.await.unwrap().0.unwrap();
+        reborn.remove(id(1)).unwrap();
+        assert!(!reborn.has_files(id(1)), "it is at rest again");
+    }
+
+    #[tokio::test]
+    async fn behind_a_close_all_is_synced_and_nothing_touches_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        fill(&run);
+        outputs.close().await;
+        let record = std::fs::read(run.dir().join(files::SYNCED)).unwrap();
+        assert_eq!(record, files::synced_record(boot(1), [180 * KIB as u64, 0]));
+        append(&run, Stream::Stdout, 60 * KIB);
+        outputs.close().await;
+        assert_eq!(outputs.bytes(), 180 * KIB as u64);
+        assert_eq!(run.stored(Stream::Stdout), 180 * KIB as u64);
+    }
+
+    #[tokio::test]
+    async fn what_a_full_disk_does_not_take_is_given_up_at_a_close() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let run = outputs.run(id(1)).unwrap();
+        std::fs::write(run.dir(), "").unwrap();
+        fill(&run);
+        let mut trouble = outputs.trouble();
+        trouble.wait_for(Option::is_some).await.unwrap();
+        outputs.close().await;
+        // There is room again, and the next process takes it.
+        std::fs::remove_file(run.dir()).unwrap();
+        let reborn = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let again = reborn.run(id(1)).unwrap();
+        fill(&again);
+        again.synced().await.unwrap();
+        assert_eq!(
+            read_all(&again, Stream::Stdout).await,
+            [(0, 180 * KIB as u64, None)]
+        );
+        assert_eq!(Arc::strong_count(&run), 1, "a queue holds it");
     }
 
     #[tokio::test]

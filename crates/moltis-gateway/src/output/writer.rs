@@ -65,8 +65,19 @@ impl Writing {
     }
 
     pub(super) fn schedule(&self, run: Arc<RunOutput>) {
-        self.worker.queue().runs.push_back(run);
+        {
+            let mut queue = self.worker.queue();
+            if queue.closed {
+                return; // nobody writes it any more
+            }
+            queue.runs.push_back(run);
+        }
         self.worker.ring();
+    }
+
+    /// Writes what waits, once more where that could not be done, and ends the thread.
+    pub(super) async fn close(&self) {
+        self.worker.close().await;
     }
 
     /// Returns how many runs wait, those put aside among them.
@@ -85,7 +96,7 @@ impl worker::Queue for Queue {
     type Work = Arc<RunOutput>;
 
     fn next(&mut self, now: Instant) -> Next<Self::Work> {
-        if self.retry_at.is_some_and(|at| at <= now) {
+        if self.closed || self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
             self.runs.extend(self.aside.drain(..));
         }
@@ -119,8 +130,8 @@ impl Turn<Queue> for Pen {
             Err(error) => {
                 self.tell(&error);
                 // What comes meanwhile waits with it.
-                if run.schedule() {
-                    let mut queue = line.queue();
+                let mut queue = line.queue();
+                if !queue.closed && run.schedule() {
                     queue.aside.push(run);
                     queue.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
                 }
