@@ -18,6 +18,7 @@ mod disk;
 mod files;
 mod memory;
 mod run;
+mod stdin;
 mod sync;
 mod writer;
 
@@ -401,6 +402,17 @@ impl Outputs {
         let _alone = self.0.files_of(run_id);
         let freed = files::remove(&self.0.system, &self.0.dir.join(run_id.to_string()))?;
         self.0.space.less(freed);
+        Ok(())
+    }
+
+    /// Lets go of the stdin that is kept of a run, where there is any.
+    ///
+    /// # Errors
+    /// Where its files cannot be read.
+    pub(crate) fn drop_stdin(&self, run_id: RunId) -> Result<(), OutputError> {
+        if files::stdin_bytes(&self.0.dir.join(run_id.to_string())).is_some() {
+            self.run(run_id)?.drop_stdin();
+        }
         Ok(())
     }
 

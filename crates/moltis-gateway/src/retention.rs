@@ -251,18 +251,24 @@ impl Broom<'_> {
             if self.stop.is_cancelled() {
                 break;
             }
-            let row = self.store.run(run_id).await?;
-            let is_over = row.as_ref().is_some_and(|row| row.stage == RunStage::Ended);
-            if row.is_some_and(|row| row.output_freed_at.is_some()) {
+            let Some(row) = self.store.run(run_id).await? else {
+                continue;
+            };
+            if row.output_freed_at.is_some() {
                 removed += self.remove(vec![run_id]).await.len();
-            } else if is_over && self.outputs.is_aside(run_id) {
+            } else if row.stage == RunStage::Ended {
+                // Or what it was given, and did not want.
                 let below = self.outputs.clone();
-                let dropped = self
-                    .outputs
-                    .system()
-                    .blocking(move || below.drop_aside(run_id));
-                dropped.await.unwrap_or(Ok(()))?; // the runtime is shutting down
-                removed += 1;
+                let tidied = self.outputs.system().blocking(move || {
+                    let is_aside = below.is_aside(run_id);
+                    if is_aside {
+                        below.drop_aside(run_id)?;
+                    }
+                    below.drop_stdin(run_id)?;
+                    Ok::<_, OutputError>(is_aside)
+                });
+                // The runtime may be shutting down.
+                removed += usize::from(tidied.await.unwrap_or(Ok(false))?);
             }
         }
         Ok(removed)
@@ -509,6 +515,12 @@ mod tests {
         assert_eq!(outputs.stored_runs().unwrap(), [run(2).id]);
         assert_eq!(outputs.bytes(), BYTES as u64);
         assert_eq!(leftovers().await, 0);
+        // And stdin that a run had not taken when it ended.
+        let given = outputs.run(run(2).id).unwrap();
+        given.keep_stdin(b"in").unwrap();
+        assert_eq!(leftovers().await, 0);
+        assert!(!given.has_stdin());
+        assert_eq!(outputs.bytes(), BYTES as u64);
     }
 
     #[tokio::test]

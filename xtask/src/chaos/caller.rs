@@ -101,12 +101,9 @@ pub(super) fn ask_on(
         let key = format!("c{name}-{}", all.len());
         let way = dice.pick(&Way::ALL);
         let mut kind = dice.pick(&Kind::ALL);
-        // Whoever cancels has to know the id; stdin that came once in part goes on only under a key.
+        // Whoever cancels has to know the id.
         if kind == Kind::Cancelled && way != Way::Keyed {
             kind = Kind::Long;
-        }
-        if kind == Kind::Stdin && !matches!(way, Way::Keyed | Way::Waited | Way::Exec) {
-            kind = Kind::Much;
         }
         let machine = if dice.chance(70) {
             Machine::Node
@@ -217,9 +214,11 @@ impl Caller<'_> {
                 bail!("a cancel is answered with {status}: {answer}");
             }
         }
+        let kind = self.asked.script.kind;
         loop {
-            // Stdin that a killed gateway held comes again with the request.
-            self.start()?;
+            if kind != Kind::Stdin {
+                self.start()?; // the same run; stdin goes on without
+            }
             let run = self.site.run(&id, self.until())?;
             if self.is_over(run)? {
                 return Ok(());

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rustix::process::Signal;
+use serde_json::json;
 
+use crate::api::post;
 use crate::harness::{Home, Process, eventually, keepers_of};
 
 /// A command that says a line for each file that appears, so that a test decides its pace.
@@ -248,6 +250,48 @@ fn stdin_and_its_end_come_again_when_the_gateway_dies_with_them() {
     // All of it fits into the gateway and the pipes: nothing is left to be sent but what was lost.
     let home = Home::new();
     stdin_survives_the_gateway(&home, &home, "local", 200_000);
+}
+
+/// Stdin comes with the request, and more of it than a keeper takes before its command reads. Whoever
+/// was told of the run does not ask again.
+fn stdin_of_a_request_survives_the_gateway(home: &Home, machine: &Home, target: &str) {
+    let mut gateway = home.gateway();
+    let node = (target != "local").then(|| gateway.join(machine, target));
+    let folder = machine.user();
+    let text = String::from_utf8(numbered(700_000)).unwrap();
+    let script = "echo begun > begun; while [ ! -e gate ]; do sleep 0.05; done; cat > got";
+    let asked = json!({"node": target, "command": script, "stdin": text, "cwd": folder});
+    let run = post(home, "runs", &[], &asked);
+    let id = run["id"].as_str().unwrap().to_owned();
+    eventually("the command to run", || {
+        folder.join("begun").exists().then_some(())
+    });
+    let kept = home.path().join("outputs").join(&id);
+    assert!(kept.join("stdin").exists(), "it lies beside the output");
+    for _ in 0..2 {
+        gateway.crash_and_restart();
+    }
+    fs::write(folder.join("gate"), "").unwrap();
+    let ended = eventually("the command to have read all", || {
+        let run = home.json(["runs", "show", &id, "--json"]);
+        (run["state"] == "ended").then_some(run)
+    });
+    assert_eq!(ended["exit_code"], 0, "{ended}");
+    let got = fs::read_to_string(folder.join("got")).unwrap();
+    assert_eq!(got.len(), text.len(), "all of it, once");
+    assert!(got == text, "the bytes are others");
+    eventually("the kept stdin to be gone", || {
+        (!kept.exists()).then_some(())
+    });
+    drop(node);
+}
+
+#[test]
+fn stdin_that_came_with_the_request_goes_on_when_the_gateway_is_killed_and_started_again() {
+    let (home, machine) = (Home::new(), Home::new());
+    stdin_of_a_request_survives_the_gateway(&home, &machine, "box");
+    let home = Home::new();
+    stdin_of_a_request_survives_the_gateway(&home, &home, "local");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::{
     Actor, Command, LiveRun, NewRun, ReadError, RunCreation, RunHandle, RunRecord, RunStage,
     Shared, StartError, StdinSource, device_of, handle,
 };
-use crate::output::RunOutput;
+use crate::output::{OutputError, RunOutput};
 use crate::session::moment;
 use crate::store::{StoreError, Target, Written};
 
@@ -63,7 +63,16 @@ impl Shared {
             }
         };
         let output = self.output_of(&order.new).await?;
-        match self.store.create_run(order.new.clone(), &order.by).await? {
+        // Before there is a row, so that no row is without it.
+        let is_new = order.new.key.is_none() || self.store.run(order.new.id).await?.is_none();
+        if is_new {
+            self.keep_stdin(&output, &order).await?;
+        }
+        let created = self.store.create_run(order.new.clone(), &order.by).await?;
+        if is_new && !matches!(created, RunCreation::Created(_)) {
+            output.drop_stdin();
+        }
+        match created {
             RunCreation::Created(written) => {
                 let record = record_of(order.new);
                 self.counts().created.one();
@@ -77,7 +86,7 @@ impl Shared {
             }
             RunCreation::Existing(row) => {
                 drop(output);
-                self.meet_row(place, *row, order.stdin, order.detach).await
+                self.meet_row(place, *row, order).await
             }
             RunCreation::Conflict(existing) => Err(StartError::Conflict { existing }),
             RunCreation::NodeGone => Err(StartError::NodeGone),
@@ -156,8 +165,11 @@ impl Shared {
             self.claimed(run).await?;
         }
         if let StdinSource::Bytes(bytes) = &order.stdin {
-            // What came with the first request died with the process that had taken it.
-            run.wishes().stdin.fill(bytes.clone());
+            // What came with the first request may be lost: a power cut took it, or it was claimed.
+            let is_news = run.wishes().stdin.fill(bytes.clone());
+            if is_news {
+                self.keep_stdin(&run.output, order).await?;
+            }
             self.look(run).await;
         }
         self.settled(run.id, order.detach, None).await?;
@@ -170,21 +182,22 @@ impl Shared {
         self: &Arc<Self>,
         place: Place<'_>,
         row: RunRecord,
-        stdin: StdinSource,
-        detach: bool,
+        order: Order,
     ) -> Result<RunHandle, StartError> {
         if row.stage == RunStage::Ended {
             drop(place);
-            self.settled(row.id, detach, None).await?;
+            self.settled(row.id, order.detach, None).await?;
             return Ok(self.ended(row).await?);
         }
-        if detach {
+        let output = self.outputs.run(row.id)?;
+        self.keep_stdin(&output, &order).await?;
+        if order.detach {
             self.on_disk(None).await?;
         }
         // Its id and its digest make it safe to send it, whatever its node has of it.
         self.safe_to_send(&row, None).await?;
         let run = self.live_of(row)?;
-        let run = self.send(place, run, stdin).await;
+        let run = self.send(place, run, order.stdin).await;
         Ok(handle(&run, true))
     }
 
@@ -217,6 +230,23 @@ impl Shared {
         }
         let kept = self.on_disk(written).await;
         kept.map_err(|source| StartError::Unkept { id, source })
+    }
+
+    /// Keeps the stdin that came with a request, so that it outlives this process; and a power cut,
+    /// where the row has to before it is sent or told of.
+    async fn keep_stdin(&self, output: &Arc<RunOutput>, order: &Order) -> Result<(), OutputError> {
+        let StdinSource::Bytes(bytes) = &order.stdin else {
+            return Ok(());
+        };
+        let (kept, bytes) = (Arc::clone(output), bytes.clone());
+        let keep = move || kept.keep_stdin(&bytes);
+        let kept = self.outputs.system().blocking(keep).await;
+        kept.unwrap_or(Ok(()))?; // the runtime is shutting down
+        let (new, here) = (&order.new, self.outputs.boot_id());
+        if order.detach || new.key.is_some() && is_on_this_machine(&new.target, new.boot_id, here) {
+            output.stdin_synced().await?;
+        }
+        Ok(())
     }
 
     /// Waits until this write, or all so far, would survive a power cut.

@@ -231,6 +231,7 @@ impl Shared {
                 return;
             }
         };
+        self.let_stdin_go(run);
         match source {
             Source::Node(_) => self.forget(run, written).await,
             Source::Known => {}

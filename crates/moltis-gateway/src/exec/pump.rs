@@ -467,12 +467,20 @@ impl Pump {
         closed: bool,
     ) -> Result<(), Violation> {
         let attached = self.attached(run_id)?;
-        let acked = attached.run.wishes().stdin.handle_ack(offset, closed);
+        let (acked, is_delivered) = {
+            let stdin = &mut attached.run.wishes().stdin;
+            let acked = stdin.handle_ack(offset, closed);
+            (acked, stdin.is_delivered())
+        };
         acked.map_err(|_| Violation::Stdin(run_id))?;
         attached.run.stdin_room.notify_waiters();
+        let delivered = is_delivered.then(|| Arc::clone(&attached.run));
         if !attached.in_turn {
             attached.in_turn = true;
             self.stdin_turn.push_back(run_id);
+        }
+        if let Some(run) = delivered {
+            self.shared.let_stdin_go(&run);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use moltis_proto::code::CloseCode;
 use moltis_proto::run::{Outcome, Reason, RunState, RunSummary};
@@ -12,11 +13,12 @@ use moltis_proto::{DeviceId, RunId};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::ending;
 use super::error::{ReadError, RunError};
 use super::handle::RunHandle;
 use super::live::LiveRun;
+use super::request::digest_of;
 use super::table::{Spot, Table};
+use super::{StdinSource, device_of, ending};
 use crate::clock::Clock;
 use crate::events::{Event, Events};
 use crate::metrics::{Count, RunCounts};
@@ -176,7 +178,29 @@ impl Shared {
         let output = self.outputs.run(row.id)?;
         // Where the disk fails nothing is started, and least of all what may not outlast a power cut.
         let ours = row.incarnation == self.roster.incarnation() && self.store.failure().is_none();
-        Ok(LiveRun::new(row, ours, output, moment::now()))
+        let run = LiveRun::new(row, ours, output, moment::now());
+        if let Some(stdin) = run.output.kept_stdin() {
+            // What a power cut has spoiled is not what was asked for.
+            if is_of(&run.record(), &stdin) {
+                run.wishes().stdin.fill(stdin);
+            } else {
+                tracing::error!(run.id = %run.id, "the kept stdin of a run is spoiled; the same request under its key brings it again");
+            }
+        }
+        Ok(run)
+    }
+
+    /// The node has all of a run's stdin, or nobody wants it any more.
+    pub(crate) fn let_stdin_go(&self, run: &LiveRun) {
+        if !run.output.has_stdin() {
+            return;
+        }
+        let output = Arc::clone(&run.output);
+        let system = self.outputs.system().clone();
+        self.tasks.spawn(async move {
+            let gone = system.blocking(move || output.drop_stdin()).await;
+            gone.ok(); // the runtime is shutting down: it goes with the run
+        });
     }
 
     /// Returns what an asker holds of a run.
@@ -307,6 +331,14 @@ impl Shared {
             run.update(|record| record.journal_id = Some(summary.journal_id));
         }
     }
+}
+
+/// Returns whether a run was asked for with these bytes.
+fn is_of(record: &RunRecord, stdin: &Bytes) -> bool {
+    let stdin = StdinSource::Bytes(stdin.clone());
+    let device = device_of(&record.target);
+    let spec = record.spec.as_ref();
+    spec.is_some_and(|spec| digest_of(device, spec, &stdin) == record.digest)
 }
 
 /// Writes down which runs have started, a little later: most end before, and need no note.

@@ -100,10 +100,11 @@ impl StdinQueue {
         }
     }
 
-    /// Takes all of stdin at once; what is known of it is skipped.
-    pub(crate) fn fill(&mut self, mut bytes: Bytes) {
+    /// Takes all of stdin at once; what is known of it is skipped. Returns false where its end is
+    /// known.
+    pub(crate) fn fill(&mut self, mut bytes: Bytes) -> bool {
         if self.closed || self.eof {
-            return;
+            return false;
         }
         let known = usize::try_from(self.end).unwrap_or(usize::MAX);
         bytes.advance(known.min(bytes.len()));
@@ -112,6 +113,7 @@ impl StdinQueue {
             self.kept.push_back(bytes);
         }
         self.eof = true;
+        true
     }
 
     /// Takes what there is room for, and returns the offset behind it; `None` while it is not known
@@ -157,6 +159,12 @@ impl StdinQueue {
     /// command's stdin is.
     pub(crate) fn end(&self) -> Option<u64> {
         self.placed.then_some(self.end)
+    }
+
+    /// Returns whether the node has all there ever will be, the end with it: it goes with the last
+    /// bytes.
+    pub(crate) fn is_delivered(&self) -> bool {
+        self.closed || self.eof && self.base == self.end && self.end > 0
     }
 
     /// Nothing more is taken: the run is over.
@@ -379,6 +387,22 @@ mod tests {
             assert_eq!(next(&mut queue, &mut sent), Some((7, "h".into(), true)));
             assert_eq!(next(&mut queue, &mut sent), None);
         }
+    }
+
+    #[test]
+    fn it_is_delivered_when_the_node_has_the_last_byte() {
+        let (mut queue, mut sent) = (queue(), StdinSent::default());
+        queue.fill(bytes("abcdef"));
+        while next(&mut queue, &mut sent).is_some() {}
+        for (offset, delivered) in [(0, false), (5, false), (6, true)] {
+            queue.handle_ack(offset, false).unwrap();
+            assert_eq!(queue.is_delivered(), delivered, "{offset}");
+        }
+        let mut taken_up = StdinQueue::taken_up(10);
+        taken_up.handle_resume(6);
+        assert!(!taken_up.is_delivered(), "nobody has said where it ends");
+        taken_up.close();
+        assert!(taken_up.is_delivered());
     }
 
     #[test]

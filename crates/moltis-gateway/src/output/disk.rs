@@ -321,6 +321,18 @@ impl Disk {
             .map_err(|error| OutputError::file("make", path, error))
     }
 
+    /// Has the next sync cover a file that was just made, with its name.
+    pub(super) fn note_made(&mut self, path: PathBuf, file: &Arc<File>) {
+        self.forget(&path);
+        self.note_unsynced(path, file);
+        self.new_names = true;
+    }
+
+    /// A file is gone: no sync has to cover it.
+    pub(super) fn forget(&mut self, path: &Path) {
+        self.unsynced.retain(|(unsynced, _)| unsynced != path);
+    }
+
     fn note_unsynced(&mut self, path: PathBuf, file: &Arc<File>) {
         if !self.unsynced.iter().any(|(unsynced, _)| *unsynced == path) {
             self.unsynced.push((path, Arc::clone(file)));

@@ -5,6 +5,7 @@
 //! | `out-<offset>`, `err-<offset>` | a segment: the stream's bytes from this offset on, hexadecimal |
 //! | `gaps` | a line for each gap: `out 65536 131072 freed` |
 //! | `synced` | the boot in which both streams were last synced, and how far |
+//! | `stdin` | what the command is given and its node has not taken yet: see [`stdin`](super::stdin) |
 //!
 //! What an earlier run with the same id has left may wait beside it: see [`super::aside`].
 //!
@@ -33,6 +34,9 @@ pub(super) const GAPS: &str = "gaps";
 
 /// Name of the file with how far both streams were synced.
 pub(super) const SYNCED: &str = "synced";
+
+/// Name of the file with the stdin that came with the request.
+pub(super) const STDIN: &str = "stdin";
 
 /// Makes a directory that only its owner can enter.
 pub(super) fn make_dir(system: &System, dir: &Path) -> Result<(), OutputError> {
@@ -97,7 +101,7 @@ pub(super) fn segment(dir: &Path, stream: Stream, from: u64) -> PathBuf {
     dir.join(format!("{}-{from:016x}", stream_name(stream)))
 }
 
-/// Returns the bytes of all segments below `dir`. Those of a run that cannot be looked at are not
+/// Returns the bytes of all segments, and of all kept stdin, below `dir`. Those of a run that cannot be looked at are not
 /// counted.
 pub(super) fn bytes_below(dir: &Path) -> Result<u64, OutputError> {
     let mut bytes = 0;
@@ -114,7 +118,14 @@ pub(super) fn bytes_below(dir: &Path) -> Result<u64, OutputError> {
 }
 
 fn bytes_in(run: &Path) -> Result<u64, OutputError> {
-    segments_in(run)?.iter().map(|path| length(path)).sum()
+    let segments: Result<u64, _> = segments_in(run)?.iter().map(|path| length(path)).sum();
+    Ok(segments? + stdin_bytes(run).unwrap_or(0))
+}
+
+/// Returns how long the kept stdin of a run is; `None` where there is none.
+pub(super) fn stdin_bytes(run: &Path) -> Option<u64> {
+    let file = std::fs::metadata(run.join(STDIN)).ok()?;
+    Some(file.len())
 }
 
 fn segments_in(run: &Path) -> Result<Vec<PathBuf>, OutputError> {

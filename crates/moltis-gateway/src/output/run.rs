@@ -20,7 +20,7 @@ use super::sync::{NotSynced, Syncing};
 use super::writer::{Wait, Writing};
 use super::{
     EndedOutput, Inner, LiveCount, OutputError, OutputLimits, OutputRead, OutputTrouble, Progress,
-    Space, files,
+    Space, files, stdin,
 };
 use crate::metrics::OutputCounts;
 use crate::session::chain;
@@ -39,14 +39,16 @@ const TURN_PIECES: usize = 512;
 
 /// Output of one run. All methods but `read` and `synced` return at once.
 pub struct RunOutput {
-    system: System,
+    pub(super) system: System,
     run_id: RunId,
     dir: PathBuf,
     boot_id: Option<BootId>,
     limits: OutputLimits,
     memory: Mutex<[Memory; 2]>,
-    disk: Mutex<Disk>,
+    pub(super) disk: Mutex<Disk>,
     disk_bytes: AtomicU64,
+    /// How long the stdin is that is kept for the command: see [`stdin`](super::stdin).
+    pub(super) stdin_bytes: AtomicU64,
     progress: watch::Sender<Progress>,
     /// Rung when the writing thread has stored something.
     stored_bell: Mutex<Option<Arc<Notify>>>,
@@ -55,8 +57,8 @@ pub struct RunOutput {
     /// The segment that was read last, for readers that lag.
     reading: Mutex<Option<(PathBuf, Arc<File>)>>,
     writing: Arc<Writing>,
-    syncing: Arc<Syncing>,
-    space: Arc<Space>,
+    pub(super) syncing: Arc<Syncing>,
+    pub(super) space: Arc<Space>,
     live: LiveCount,
     counts: OutputCounts,
 }
@@ -119,14 +121,17 @@ impl RunOutput {
             .iter()
             .flatten()
             .filter(|e| e.what == OnDisk::Segment);
+        let dir = outputs.dir.join(run_id.to_string());
+        let stdin_bytes = files::stdin_bytes(&dir).unwrap_or(stdin::NONE);
         let run = Self {
             system: outputs.system.clone(),
             run_id,
-            dir: outputs.dir.join(run_id.to_string()),
+            dir,
             boot_id: outputs.boot_id,
             limits: outputs.limits,
             disk: Mutex::new(disk),
             disk_bytes: AtomicU64::new(bytes.map(|extent| extent.to - extent.from).sum()),
+            stdin_bytes: AtomicU64::new(stdin_bytes),
             memory: Mutex::new(extents.map(Memory::with_extents)),
             progress: watch::Sender::new(Progress::default()),
             stored_bell: Mutex::new(None),
@@ -160,7 +165,9 @@ impl RunOutput {
 
     /// Returns the bytes of this run on the disk.
     pub(super) fn disk_bytes(&self) -> u64 {
-        self.disk_bytes.load(Ordering::Relaxed)
+        let stdin = self.stdin_bytes.load(Ordering::Relaxed);
+        let stdin = if stdin == stdin::NONE { 0 } else { stdin };
+        self.disk_bytes.load(Ordering::Relaxed) + stdin
     }
 
     /// Returns whose output this is.
@@ -611,7 +618,7 @@ impl RunOutput {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -156,8 +156,14 @@ impl Pump {
         run.output.wake(Arc::clone(&self.stored));
         run.set_owner(self.seat.sitter.epoch);
         self.shared.note_listed(run, summary);
-        let stdin = run.wishes().stdin.handle_resume(summary.stdin);
+        let (stdin, is_delivered) = {
+            let queue = &mut run.wishes().stdin;
+            (queue.handle_resume(summary.stdin), queue.is_delivered())
+        };
         run.stdin_room.notify_waiters();
+        if is_delivered {
+            self.shared.let_stdin_go(run);
+        }
         let attached = Attached {
             run: Arc::clone(run),
             inbox: Inbox::new(&self.windows, stored.stdout, stored.stderr),
