@@ -338,8 +338,8 @@ impl RunOutput {
     /// Where the disk failed to keep it: the run must not be forgotten then.
     pub async fn synced(self: &Arc<Self>) -> Result<(), OutputError> {
         self.written().await;
-        if !self.memory().iter().any(Memory::is_filed) {
-            return Ok(()); // all of it goes into the run's row
+        if !self.is_filed() {
+            return Ok(());
         }
         self.syncing.sync(Arc::clone(self)).await
     }
@@ -541,6 +541,11 @@ impl RunOutput {
                 Ok(length)
             }
         }
+    }
+
+    /// Returns whether some of it lies in files, or will; else all of it goes into the run's row.
+    pub(super) fn is_filed(&self) -> bool {
+        self.memory().iter().any(Memory::is_filed)
     }
 
     fn memory(&self) -> MutexGuard<'_, [Memory; 2]> {

@@ -99,7 +99,7 @@ impl RunOutput {
             return; // it goes with the run
         }
         self.space.less(before);
-        if self.totals() == moltis_proto::run::Totals::default() {
+        if !self.is_filed() {
             std::fs::remove_file(self.dir().join(files::SYNCED)).ok(); // there is none most often
             std::fs::remove_dir(self.dir()).ok(); // something else lies there
         }
@@ -137,6 +137,8 @@ mod tests {
         assert_eq!(outputs.bytes(), 9);
         let run = outputs.run(ID).unwrap();
         assert_eq!(run.kept_stdin().unwrap(), "all of it");
+        run.append(Stream::Stdout, 0, Bytes::from_static(b"short"))
+            .unwrap();
         run.drop_stdin();
         run.drop_stdin();
         assert_eq!((outputs.bytes(), run.kept_stdin()), (0, None));
