@@ -64,7 +64,8 @@ impl Shared {
         };
         let output = self.output_of(&order.new).await?;
         // Before there is a row, so that no row is without it.
-        let is_new = order.new.key.is_none() || self.store.run(order.new.id).await?.is_none();
+        let is_new = matches!(order.stdin, StdinSource::Bytes(_))
+            && (order.new.key.is_none() || self.store.run(order.new.id).await?.is_none());
         if is_new {
             self.keep_stdin(&output, &order).await?;
         }
