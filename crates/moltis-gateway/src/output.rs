@@ -372,21 +372,22 @@ impl Outputs {
     /// Where they cannot be read, or the disk failed to keep them: the run must not be forgotten
     /// then.
     pub async fn synced(&self, run_id: RunId) -> Result<(), OutputError> {
+        self.to_sync(run_id).await?.synced().await
+    }
+
+    /// Returns the output of a run, held as one that is at work, so that nobody deletes its files.
+    async fn to_sync(&self, run_id: RunId) -> Result<Arc<RunOutput>, OutputError> {
         if let Some(run) = self.held(run_id) {
-            return run.synced().await;
+            return Ok(run);
         }
         let found = self.aside(move |inner: &Inner| RunOutput::recover(inner, run_id));
         let found = Arc::new(found.await?);
-        // Held as one that is at work, so that nobody deletes its files meanwhile.
-        let run = {
-            let mut live = self.live();
-            let held = live.get(&run_id).and_then(Weak::upgrade);
-            held.unwrap_or_else(|| {
-                live.insert(run_id, Arc::downgrade(&found));
-                found
-            })
-        };
-        run.synced().await
+        let mut live = self.live();
+        let held = live.get(&run_id).and_then(Weak::upgrade);
+        Ok(held.unwrap_or_else(|| {
+            live.insert(run_id, Arc::downgrade(&found));
+            found
+        }))
     }
 
     /// Deletes the files of a run, and what was set aside of it. Those of one that

@@ -1026,17 +1026,11 @@ mod tests {
         fill(&run);
         finish(&run).await;
         let reborn = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
-        let sweep = async {
-            while reborn.held(id(1)).is_none() {
-                tokio::task::yield_now().await;
-            }
-            reborn.remove(id(1)).unwrap();
-            assert!(reborn.has_files(id(1)));
-        };
-        // In this order: whenever the one waits for the sync, the other looks.
-        let both = futures_util::future::join(reborn.synced(id(1)), sweep);
-        let both = tokio::time::timeout(std::time::Duration::from_secs(20), both);
-        both.await.unwrap().0.unwrap();
+        let at_sync = reborn.to_sync(id(1)).await.unwrap();
+        reborn.remove(id(1)).unwrap();
+        assert!(reborn.has_files(id(1)));
+        at_sync.synced().await.unwrap();
+        drop(at_sync);
         reborn.remove(id(1)).unwrap();
         assert!(!reborn.has_files(id(1)), "it is at rest again");
     }
