@@ -5,10 +5,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
-use crate::harness::{Done, Home, eventually, not_tested};
+use crate::harness::{Done, Home, eventually, keepers_of, not_tested};
 
 /// A home on a small disk, or a word that there can be none.
 fn small(mib: u32, name: &str) -> Option<Home> {
@@ -232,6 +232,30 @@ fn a_gateway_on_a_full_disk_says_so_and_leaves_no_half_of_a_file() {
     let gateway = home.gateway();
     home.ok(["node", "exec", "local", "--", "true"]);
     drop(gateway);
+}
+
+#[test]
+fn a_node_whose_keeper_has_no_room_to_begin_says_so_and_comes_back_when_there_is() {
+    let Some(machine) = small(2, "a keeper that begins on a full disk") else {
+        return;
+    };
+    let home = Home::new();
+    let gateway = home.gateway();
+    let node = gateway.join(&machine, "box");
+    drop(node);
+    for keeper in keepers_of(&machine.path().join("runs")) {
+        kill_process(keeper, Signal::KILL).unwrap();
+    }
+    let filler = Filler::all(&machine);
+    let node = machine.start(["node", "run"]);
+    node.stderr.wait_for("nothing can be written there");
+    node.stderr.wait_for("No space left on device");
+    drop(filler);
+    eventually("the node", || {
+        let nodes = home.json(["node", "list", "--json"]);
+        (nodes[0]["state"] == "online").then_some(())
+    });
+    home.ok(["node", "exec", "box", "--", "true"]);
 }
 
 #[test]

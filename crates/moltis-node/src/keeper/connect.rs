@@ -3,12 +3,15 @@
 //! Used by the link, by the gateway's connector for `local`, and by `moltis node remove`.
 //! What comes back is one stream that speaks [`super::wire`], whichever keeper is behind it.
 
-use std::io;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use moltis_identity::files;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::UnixStream;
@@ -66,6 +69,15 @@ pub enum ConnectError {
     NoAnswer {
         /// The directory.
         dir: PathBuf,
+    },
+    /// A keeper was started and did not answer, and nothing can be written to its directory.
+    #[error("no keeper can begin in `{}`: nothing can be written there", dir.display())]
+    Unwritable {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
     },
 }
 
@@ -159,11 +171,24 @@ pub(crate) async fn connect_all_by(
             }
         }
     };
-    tokio::time::timeout(START_TIME, answered)
-        .await
-        .map_err(|_elapsed| ConnectError::NoAnswer {
-            dir: dir.to_owned(),
-        })?
+    let answered = tokio::time::timeout(START_TIME, answered).await;
+    answered.unwrap_or_else(|_elapsed| {
+        let dir = dir.to_owned();
+        Err(match can_be_written(&dir) {
+            Ok(()) => ConnectError::NoAnswer { dir },
+            Err(source) => ConnectError::Unwritable { dir, source },
+        })
+    })
+}
+
+/// Looks whether a keeper could begin its journal here: whoever cannot has nowhere to say so.
+fn can_be_written(dir: &Path) -> io::Result<()> {
+    let path = dir.join(".probe");
+    let mut options = fs::OpenOptions::new();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    let written = files::open(&path, options).and_then(|mut file| file.write_all(&[0; 4096]));
+    fs::remove_file(&path).ok(); // it may never have been made
+    written
 }
 
 /// Connects to a living keeper of `dir` that takes new runs; `None` where none answers.
@@ -353,7 +378,7 @@ mod tests {
         let stale = UnixListener::bind(&path).unwrap();
         drop(stale);
         assert!(find_all(dir.path()).await.unwrap().is_empty());
-        std::fs::remove_file(&path).unwrap();
+        fs::remove_file(&path).unwrap();
         // What the system says of it is neither that nobody listens nor that it is gone.
         let _hinders = UnixDatagram::bind(&path).unwrap();
         let found = find_all(dir.path()).await;
@@ -371,7 +396,7 @@ mod tests {
         let _keeper = UnixListener::bind(&leaving).unwrap();
         let found = knock(&Sockets::default(), socket.clone()).await.unwrap();
         assert_eq!(found.unwrap().1, leaving);
-        std::fs::remove_file(&leaving).unwrap();
+        fs::remove_file(&leaving).unwrap();
         assert!(knock(&Sockets::default(), socket).await.unwrap().is_none());
     }
 }
