@@ -58,7 +58,7 @@ pub struct ToolCall {
 }
 
 impl ToolCall {
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let arguments = match &self.arguments {
             Arguments::Object(map) => Value::Object(map.clone()).to_string().len(),
             Arguments::Broken { text, .. } => text.len(),

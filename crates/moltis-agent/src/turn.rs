@@ -20,7 +20,10 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// Calls of one round that are made; the others are answered with words.
 const CALLS_MAX: usize = 64;
 
-/// Bytes of text that a model may say in one round.
+/// Calls that a model may make in one round at all.
+const CALLS_HEARD_MAX: usize = 256;
+
+/// Bytes of text, and of calls, that a model may say in one round.
 const TEXT_BYTES_MAX: usize = 1 << 20;
 
 /// What one turn may take.
@@ -147,8 +150,19 @@ impl Turn {
 
     /// The model wants a tool called.
     pub fn handle_call(&mut self, call: ToolCall) {
-        if let State::AwaitAnswer { calls, .. } = &mut self.state {
-            calls.push(call);
+        let State::AwaitAnswer { calls, .. } = &mut self.state else {
+            return;
+        };
+        calls.push(call);
+        let bytes: usize = calls.iter().map(ToolCall::bytes).sum();
+        if calls.len() > CALLS_HEARD_MAX || bytes > TEXT_BYTES_MAX {
+            self.fail(ModelFailure {
+                passes: false,
+                retry_after: None,
+                words: format!(
+                    "the model called more than {CALLS_HEARD_MAX} tools at once, or with more than {TEXT_BYTES_MAX} bytes"
+                ),
+            });
         }
     }
 
@@ -597,6 +611,11 @@ mod tests {
         assert_eq!(said(&mut turn), [half]);
         let mut turn = asked(TurnLimits::default(), now);
         turn.handle_text(&"x".repeat(TEXT_BYTES_MAX + 1));
+        over(&mut turn);
+        let mut turn = asked(TurnLimits::default(), now);
+        for _ in 0..=CALLS_HEARD_MAX {
+            turn.handle_call(call("a", "{}"));
+        }
         over(&mut turn);
     }
 

@@ -406,17 +406,6 @@ impl Outputs {
         Ok(())
     }
 
-    /// Lets go of the stdin that is kept of a run, where there is any.
-    ///
-    /// # Errors
-    /// Where its files cannot be read.
-    pub(crate) fn drop_stdin(&self, run_id: RunId) -> Result<(), OutputError> {
-        if files::stdin_bytes(&self.0.dir.join(run_id.to_string())).is_some() {
-            self.run(run_id)?.drop_stdin();
-        }
-        Ok(())
-    }
-
     /// Returns whether more of a run's output may come, or is still to be written or synced.
     pub fn is_at_work(&self, run_id: RunId) -> bool {
         self.held(run_id).is_some_and(|run| run.is_at_work())

@@ -267,8 +267,15 @@ impl Broom<'_> {
                     below.drop_stdin(run_id)?;
                     Ok::<_, OutputError>(is_aside)
                 });
-                // The runtime may be shutting down.
-                removed += usize::from(tidied.await.unwrap_or(Ok(false))?);
+                match tidied.await {
+                    Ok(Ok(was_aside)) => removed += usize::from(was_aside),
+                    Ok(Err(error)) => tracing::error!(
+                        run.id = %run_id,
+                        error = &error as &dyn std::error::Error,
+                        "what is left of a run that is over cannot be deleted"
+                    ),
+                    Err(_) => {} // the runtime is shutting down
+                }
             }
         }
         Ok(removed)

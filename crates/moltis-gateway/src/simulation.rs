@@ -60,7 +60,7 @@ use moltis_proto::{DeviceId, InstanceId, RunId};
 use tokio::task::AbortHandle;
 
 /// What each [`Step::what`] can be, in the order in which a run meets them.
-pub const STEPS: [&str; 22] = [
+pub const STEPS: [&str; 24] = [
     "store.migrate",
     "store.open",
     "store.sync_dir",
@@ -83,6 +83,8 @@ pub const STEPS: [&str; 22] = [
     "output.remove",
     "output.cut",
     "output.move",
+    "output.stdin",
+    "output.drop_stdin",
 ];
 
 /// A step on the disk that a crash leaves done or not done.

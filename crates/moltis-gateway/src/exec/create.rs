@@ -19,7 +19,7 @@ use super::{
     Shared, StartError, StdinSource, device_of, handle,
 };
 use crate::output::{OutputError, RunOutput};
-use crate::session::moment;
+use crate::session::{chain, moment};
 use crate::store::{StoreError, Target, Written};
 
 /// A request that has passed all checks.
@@ -66,14 +66,18 @@ impl Shared {
         // Before there is a row, so that no row is without it.
         let is_new = matches!(order.stdin, StdinSource::Bytes(_))
             && (order.new.key.is_none() || self.store.run(order.new.id).await?.is_none());
-        if is_new {
-            self.keep_stdin(&output, &order).await?;
-        }
-        let created = self.store.create_run(order.new.clone(), &order.by).await?;
-        if is_new && !matches!(created, RunCreation::Created(_)) {
+        let created = async {
+            if is_new {
+                self.keep_stdin(&output, &order).await?;
+            }
+            let created = self.store.create_run(order.new.clone(), &order.by).await;
+            created.map_err(StartError::from)
+        };
+        let created = created.await;
+        if is_new && !matches!(created, Ok(RunCreation::Created(_))) {
             output.drop_stdin();
         }
-        match created {
+        match created? {
             RunCreation::Created(written) => {
                 let record = record_of(order.new);
                 self.counts().created.one();
@@ -110,6 +114,8 @@ impl Shared {
         {
             return Ok(output);
         }
+        // Then nobody else has its files.
+        output.synced().await?;
         drop(output);
         tracing::warn!(run.id = %id, "output of an earlier run with this id is set aside");
         self.outputs.set_aside(id)?;
@@ -168,10 +174,11 @@ impl Shared {
         if let StdinSource::Bytes(bytes) = &order.stdin {
             // What came with the first request may be lost: a power cut took it, or it was claimed.
             let is_news = run.wishes().stdin.fill(bytes.clone());
-            if is_news {
-                self.keep_stdin(&run.output, order).await?;
-            }
             self.look(run).await;
+            if is_news && let Err(error) = self.keep_stdin(&run.output, order).await {
+                // It goes on its way all the same.
+                tracing::warn!(run.id = %run.id, error = %chain(&error), "the stdin of a run cannot be kept");
+            }
         }
         self.settled(run.id, order.detach, None).await?;
         Ok(Some(handle(run, true)))

@@ -67,9 +67,12 @@ impl Outputs {
         if !self.is_aside(run_id) || run.totals() != Totals::default() {
             return Ok(());
         }
+        // What came with the request in vain lies there, and nothing else.
+        run.drop_stdin();
         {
             let _alone = inner.files_of(run_id);
             let to = inner.dir.join(run_id.to_string());
+            files::remove(&inner.system, &to)?;
             inner.rename(&place(&inner.dir, run_id), &to)?;
             inner.asides().remove(&run_id);
         }

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use moltis_proto::RunId;
 
 use super::run::lock;
-use super::{OutputError, RunOutput, files};
+use super::{OutputError, Outputs, RunOutput, files};
 
 /// That no stdin is kept.
 pub(super) const NONE: u64 = u64::MAX;
@@ -47,6 +48,7 @@ impl RunOutput {
             let file = self.system.step("output.stdin", &path, write);
             let file = file.map_err(|error| {
                 std::fs::remove_file(&path).ok(); // half of it is worth nothing
+                std::fs::remove_dir(self.dir()).ok(); // something else may lie there
                 failed(error)
             })?;
             disk.note_made(path, &Arc::new(file));
@@ -106,14 +108,27 @@ impl RunOutput {
     }
 }
 
+impl Outputs {
+    /// Lets go of the stdin that is kept of a run, where there is any.
+    ///
+    /// # Errors
+    /// Where its files cannot be read.
+    pub(crate) fn drop_stdin(&self, run_id: RunId) -> Result<(), OutputError> {
+        if files::stdin_bytes(&self.0.dir.join(run_id.to_string())).is_some() {
+            self.run(run_id)?.drop_stdin();
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use moltis_proto::BootId;
     use moltis_proto::run::Stream;
-    use moltis_proto::{BootId, RunId};
 
-    use super::super::{OutputLimits, Outputs};
+    use super::super::OutputLimits;
     use super::*;
 
     const ID: RunId = RunId::from_bytes([1; 16]);

@@ -196,10 +196,10 @@ impl worker::Queue for Queue {
         }
         self.due = None;
         self.written_bytes = 0;
-        Next::Do(Work {
-            written: std::mem::take(&mut self.written),
-            asked: std::mem::take(&mut self.asked),
-        })
+        let asked = std::mem::take(&mut self.asked);
+        let mut written = std::mem::take(&mut self.written);
+        written.retain(|run| !asked.iter().any(|(other, _)| Arc::ptr_eq(run, other)));
+        Next::Do(Work { written, asked })
     }
 
     fn close(&mut self) {
@@ -210,17 +210,19 @@ impl worker::Queue for Queue {
 impl Turn<Queue> for Syncs {
     async fn turn(&mut self, line: &Line<Queue>, work: Work) {
         let mut aside = Work::default();
-        // Those who wait come first.
+        // Those who wait come first. Whoever hears that all is synced may move the files: nobody has
+        // them here any more.
         for (run, told) in work.asked {
-            match self.sync(&run).await {
-                Err(NotSynced::Later(_)) if !line.queue().closed => aside.asked.push((run, told)),
-                Err(NotSynced::Later(error) | NotSynced::Failed(error)) => {
-                    told.send(Err(error)).ok(); // the asker has gone
+            let synced = match self.sync(&run).await {
+                Err(NotSynced::Later(_)) if !line.queue().closed => {
+                    aside.asked.push((run, told));
+                    continue;
                 }
-                Ok(()) => {
-                    told.send(Ok(())).ok(); // the asker has gone
-                }
-            }
+                Err(NotSynced::Later(error) | NotSynced::Failed(error)) => Err(error),
+                Ok(()) => Ok(()),
+            };
+            drop(run);
+            told.send(synced).ok(); // the asker has gone
         }
         for run in work.written {
             // What has failed is told to whoever asks next.
@@ -229,6 +231,9 @@ impl Turn<Queue> for Syncs {
             }
         }
         let mut queue = line.queue();
+        if aside.is_empty() && queue.aside.is_empty() && self.failed.is_none() {
+            self.tell(None);
+        }
         if aside.is_empty() || queue.closed {
             return;
         }
@@ -247,11 +252,13 @@ impl Syncs {
         }
         let synced = run.sync_now().await;
         match &synced {
-            Ok(()) => self.tell(None),
+            Ok(()) => {}
             Err(NotSynced::Later(error)) => {
                 let detail = chain(error);
-                tracing::warn!(run.id = %run.run_id(), error = %detail, "output cannot be synced for the moment; it is tried again each second");
                 let is_final = false;
+                if self.trouble.borrow().is_none() {
+                    tracing::warn!(run.id = %run.run_id(), error = %detail, "output cannot be synced for the moment; it is tried again each second");
+                }
                 self.tell(Some(&SyncTrouble { is_final, detail }));
             }
             Err(NotSynced::Failed(error)) => {

@@ -91,9 +91,9 @@ impl Client {
         self.held = Some(message);
     }
 
-    /// Returns whether a message was put back that could be taken.
-    pub(super) fn is_held(&self) -> bool {
-        self.held.is_some() && self.takes_messages()
+    /// Returns whether a start was put back that could be taken.
+    pub(super) fn holds_start(&self) -> bool {
+        matches!(self.held, Some(ToKeeper::Start { .. })) && self.takes_messages()
     }
 
     /// Returns whether more frames should be made.

@@ -284,7 +284,7 @@ fn sockets(dir: &Path) -> Result<Vec<PathBuf>, ConnectError> {
         dir: dir.to_owned(),
         source,
     };
-    let entries = match std::fs::read_dir(dir) {
+    let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(unreadable(error)),

@@ -333,8 +333,9 @@ impl Core {
             Going::No => None,
             Going::Telling(by) | Going::Spilling(by) => Some(by),
         };
-        let is_held = self.client.as_ref().is_some_and(Client::is_held);
-        let begin_at = is_held.then(|| self.starts.poll_timeout()).flatten();
+        // Anything else that is held waits for the end of a look.
+        let holds_start = self.client.as_ref().is_some_and(Client::holds_start);
+        let begin_at = holds_start.then(|| self.starts.poll_timeout()).flatten();
         let times = [
             timer,
             idle,

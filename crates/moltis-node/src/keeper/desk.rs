@@ -26,14 +26,15 @@ impl Core {
                     return false;
                 }
             };
+            let Some(message) = self.starts.put_by(message) else {
+                continue;
+            };
             if self.starts.hold(&message, now()) {
                 client.hold(message);
                 return false;
             }
             let takes_time = matches!(message, ToKeeper::Start { .. });
-            if let Err(why) = self.handle_message(message) {
-                tracing::warn!("the client breaks a rule: {why}");
-                self.turn_away("it broke a rule");
+            if !self.obey(message) {
                 return false;
             }
             if takes_time {
@@ -41,6 +42,16 @@ impl Core {
             }
         }
         false
+    }
+
+    /// Handles what the client has said; returns whether it is still ours.
+    pub(super) fn obey(&mut self, message: ToKeeper) -> bool {
+        let handled = self.handle_message(message);
+        if let Err(why) = &handled {
+            tracing::warn!("the client breaks a rule: {why}");
+            self.turn_away("it broke a rule");
+        }
+        handled.is_ok()
     }
 
     fn handle_message(&mut self, message: ToKeeper) -> Result<(), String> {

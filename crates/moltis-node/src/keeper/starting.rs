@@ -29,6 +29,9 @@ use super::spool::Spool;
 /// runs start in the order in which they were asked for.
 const PATIENCE: Duration = Duration::from_millis(50);
 
+/// Messages for a run whose files are looked at that are put by. Its stdin window is less.
+const PUT_BY_MAX: usize = 256;
+
 /// Starts whose files are looked at.
 #[derive(Debug)]
 pub(super) struct Starts {
@@ -43,6 +46,8 @@ struct Start {
     digest: Digest,
     spec: Arc<RunSpec>,
     look: AbortHandle,
+    /// What the client has said of it meanwhile.
+    put_by: Vec<ToKeeper>,
 }
 
 impl Starts {
@@ -51,6 +56,25 @@ impl Starts {
             under_way: HashMap::new(),
             lookers: Lookers::new(),
             last: None,
+        }
+    }
+
+    /// Puts a message by that is for a run whose files are looked at; returns any other.
+    pub(super) fn put_by(&mut self, message: ToKeeper) -> Option<ToKeeper> {
+        if matches!(
+            message,
+            ToKeeper::Start { .. } | ToKeeper::Cancel { .. } | ToKeeper::Forget { .. }
+        ) {
+            return Some(message);
+        }
+        let run_id = message.run_id();
+        let start = run_id.and_then(|run_id| self.under_way.get_mut(&run_id));
+        match start {
+            Some(start) if start.put_by.len() < PUT_BY_MAX => {
+                start.put_by.push(message);
+                None
+            }
+            _ => Some(message),
         }
     }
 
@@ -168,7 +192,12 @@ impl Core {
                         .await
                         .unwrap_or_else(|failure| Err(NoPlan::Failed(failure)))
                 });
-                let start = Start { digest, spec, look };
+                let start = Start {
+                    digest,
+                    spec,
+                    look,
+                    put_by: Vec::new(),
+                };
                 self.starts.under_way.insert(run_id, start);
                 self.starts.last = Some(now());
                 None
@@ -184,6 +213,11 @@ impl Core {
         };
         let answer = self.go_on(run_id, start.digest, &start.spec, planned);
         self.answer(answer);
+        for message in start.put_by {
+            if !self.obey(message) {
+                return;
+            }
+        }
     }
 
     fn go_on(
@@ -294,9 +328,13 @@ impl Core {
     /// Calls off a start whose files are still looked at: nothing was spawned. Returns whether there
     /// was one.
     pub(super) fn call_off(&mut self, run_id: RunId) -> bool {
-        let Some(Start { digest, spec, look }) = self.starts.under_way.remove(&run_id) else {
+        let Some(start) = self.starts.under_way.remove(&run_id) else {
             return false;
         };
+        // What was put by was for a command that never is.
+        let Start {
+            digest, spec, look, ..
+        } = start;
         look.abort();
         match self.accept(run_id, digest, &spec) {
             Ok(ids) => {

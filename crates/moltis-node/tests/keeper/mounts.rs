@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use moltis_proto::run::{Outcome, RunSpec};
+use moltis_proto::run::{Outcome, RunSpec, StdinMode};
 use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 
@@ -13,12 +13,12 @@ use crate::fixture::{Outside, not_tested};
 
 /// A keeper that sees a directory on which nothing answers while this file is open. Absent where
 /// there can be none.
-async fn keeper(test: &str) -> Option<(Outside, File, TempDir)> {
+async fn keeper() -> Option<(Outside, File, TempDir)> {
     let dead = tempfile::tempdir().unwrap();
     match Outside::start_beside_dead(dead.path()).await {
         Ok((keeper, fuse)) => Some((keeper, fuse, dead)),
         Err(why) => {
-            not_tested(&format!("keeper mounts::{test}"), &why);
+            not_tested("a file system that never answers", &why);
             None
         }
     }
@@ -27,15 +27,14 @@ async fn keeper(test: &str) -> Option<(Outside, File, TempDir)> {
 fn within(cwd: &str) -> RunSpec {
     RunSpec {
         cwd: Some(cwd.to_owned()),
+        stdin: StdinMode::Open,
         ..shell("echo started")
     }
 }
 
 #[tokio::test]
 async fn a_dead_mount_stops_the_starts_on_it_and_nothing_else() {
-    let Some((keeper, fuse, dead)) =
-        keeper("a_dead_mount_stops_the_starts_on_it_and_nothing_else").await
-    else {
+    let Some((keeper, fuse, dead)) = keeper().await else {
         return;
     };
     let dead = dead.path().to_str().unwrap();
@@ -45,6 +44,9 @@ async fn a_dead_mount_stops_the_starts_on_it_and_nothing_else() {
     let began = Instant::now();
     client.start(id(2), within(dead)).await;
     client.start(id(3), argv(&[&format!("{dead}/x")])).await;
+    // What goes into it comes right behind it, and holds up nobody.
+    client.stdin(id(2), 0, b"in", true).await;
+    client.stdin(id(3), 0, b"in", true).await;
     // Others start, run and are cancelled meanwhile.
     client.run(id(4), shell("true")).await;
     client.cancel(id(1), 0).await;
@@ -89,8 +91,7 @@ async fn a_dead_mount_stops_the_starts_on_it_and_nothing_else() {
 
 #[tokio::test]
 async fn a_script_whose_interpreter_is_on_a_dead_mount_does_not_hang_the_keeper() {
-    let test = "a_script_whose_interpreter_is_on_a_dead_mount_does_not_hang_the_keeper";
-    let Some((keeper, _fuse, dead)) = keeper(test).await else {
+    let Some((keeper, _fuse, dead)) = keeper().await else {
         return;
     };
     let script = keeper.dir.path().join("script");
@@ -108,9 +109,7 @@ async fn a_script_whose_interpreter_is_on_a_dead_mount_does_not_hang_the_keeper(
 
 #[tokio::test]
 async fn a_start_whose_client_goes_while_it_is_looked_at_was_not_taken() {
-    let Some((keeper, fuse, dead)) =
-        keeper("a_start_whose_client_goes_while_it_is_looked_at_was_not_taken").await
-    else {
+    let Some((keeper, fuse, dead)) = keeper().await else {
         return;
     };
     let dead = dead.path().to_str().unwrap();

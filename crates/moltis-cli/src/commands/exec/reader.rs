@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use moltis_gateway::api::follow::{Decoder, Frame, Gap};
+use moltis_gateway::api::problem::Code;
 use moltis_gateway::api::runs::{Run, Stream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -110,7 +111,7 @@ impl<T: AsyncFn(Event) -> bool> Reader<T> {
                 End::Error(error) => error,
             };
             let is_barren = barren.ended(self.heard);
-            if !error.passes() || away.is_too_long() || is_barren {
+            if !passes(&error) || away.is_too_long() || is_barren {
                 self.tell(Event::Failed(error)).await;
                 return;
             }
@@ -119,6 +120,10 @@ impl<T: AsyncFn(Event) -> bool> Reader<T> {
                 // Only then, so that a gateway that gives nothing is not asked without a pause.
                 if let Ok(Ok(pieces)) = timeout(AT_ONCE, self.open()).await {
                     self.pieces = Some(pieces);
+                    // It may be a new one, which lacks what its node had not taken of our stdin.
+                    if !self.tell(Event::Back).await {
+                        return;
+                    }
                     continue;
                 }
             }
@@ -220,6 +225,12 @@ impl<T: AsyncFn(Event) -> bool> Reader<T> {
     async fn tell(&self, event: Event) -> bool {
         (self.tell)(event).await
     }
+}
+
+/// A gateway that cannot read its store or its files for a moment says so, and goes on.
+fn passes(error: &ApiError) -> bool {
+    let code = error.code();
+    error.passes() || matches!(code, Some(Code::Internal | Code::StoreReadOnly))
 }
 
 fn cut(cut: Cut) -> End {

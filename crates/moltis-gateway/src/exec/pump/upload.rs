@@ -120,10 +120,15 @@ impl Upload {
         self.probe_at = self.probe_at.filter(|at| now < *at);
     }
 
-    /// A pong has come: all that was sent before its ping has arrived.
+    /// A pong has come: all that was sent before its ping has arrived. A node need not answer each of
+    /// several pings that wait, but the newest: where that was another one, ours is asked anew.
     pub(super) fn handle_pong(&mut self, number: u64, now: Instant) {
+        if number & PROBE == 0 {
+            self.probed = self.arrived;
+            return;
+        }
         let arrived = (number & (PROBE - 1)).min(self.sent);
-        if number & PROBE == 0 || arrived <= self.arrived {
+        if arrived <= self.arrived {
             return;
         }
         let bytes = arrived - self.arrived;
@@ -238,6 +243,24 @@ mod tests {
             }
             most
         }
+    }
+
+    #[test]
+    fn a_node_that_answers_only_the_newest_ping_is_asked_anew() {
+        let mut upload = Upload::new();
+        let now = Road::new(1, TICK).now;
+        while let Some(bytes) = upload.next_chunk(CHUNK, now) {
+            upload.handle_sent(bytes, now);
+        }
+        let probe = upload.poll_probe(now).unwrap();
+        let later = now + PROBE_EVERY;
+        upload.handle_timeout(later);
+        assert_eq!(upload.poll_probe(later), None, "one is on its way");
+        // A heartbeat came behind it, and was the newest.
+        upload.handle_pong(7, later);
+        assert_eq!(upload.poll_probe(later), Some(probe));
+        upload.handle_pong(probe, later);
+        assert!(upload.next_chunk(CHUNK, later).is_some());
     }
 
     #[test]

@@ -332,7 +332,12 @@ async fn what_a_run_printed_that_its_node_has_forgotten_is_shown_behind_an_older
     let mut bench = Bench::in_dir(dir.path()).await;
     let id = earlier_output(&bench).await;
     let mut keeper = bench.keeper(Vec::new()).await;
-    let started = bench.start(keyed());
+    // What comes with the request is kept in the run's place, beside what is set aside.
+    let with_stdin = || RunRequest {
+        stdin: StdinSource::Bytes(Bytes::from_static(b"in")),
+        ..keyed()
+    };
+    let started = bench.start(with_stdin());
     assert_eq!(keeper.hear_start().await, id);
     let mut handle = started.await.unwrap();
     assert_eq!(
@@ -356,7 +361,7 @@ async fn what_a_run_printed_that_its_node_has_forgotten_is_shown_behind_an_older
     assert_eq!(read, OutputRead::Bytes(Bytes::from_static(&[7; 9])));
     drop(handle);
     // Also when nobody holds the run any more.
-    let again = bench.start(keyed()).await.unwrap();
+    let again = bench.start(with_stdin()).await.unwrap();
     let end = 2 * HEAD_BYTES_MAX as u64;
     let read = again
         .output()
