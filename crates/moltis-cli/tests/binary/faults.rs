@@ -175,12 +175,28 @@ fn a_journal_that_is_gone_is_noticed() {
     );
 }
 
+/// Starts a command that waits for [`bystander_goes_on`].
+fn bystander(home: &Home) -> String {
+    detach(home, "until [ -e go ]; do sleep 0.05; done; echo went")
+}
+
+/// What befell another command of its machine has done nothing to this one.
+fn bystander_goes_on(home: &Home, machine: &Home, run: &str) {
+    fs::write(machine.user().join("go"), "").unwrap();
+    let attached = home.run(["runs", "attach", run]);
+    assert_eq!(
+        (attached.code, &*attached.stdout),
+        (0, "went\n"),
+        "{attached:?}"
+    );
+}
+
 #[test]
 fn a_command_that_the_kernel_kills_ends_alone() {
     let (home, machine) = (Home::new(), Home::new());
     let gateway = home.gateway();
     let mut node = gateway.join(&machine, "box");
-    let other = detach(&home, "until [ -e go ]; do sleep 0.05; done; echo went");
+    let other = bystander(&home);
     // As the kernel does to the largest when memory is out: without a word to anybody else.
     let killed = detach(&home, "echo before; echo $$ > pid; sleep 600");
     let pid = machine.user().join("pid");
@@ -200,13 +216,7 @@ fn a_command_that_the_kernel_kills_ends_alone() {
         (137, "before\n"),
         "{attached:?}"
     );
-    fs::write(machine.user().join("go"), "").unwrap();
-    let attached = home.run(["runs", "attach", &other]);
-    assert_eq!(
-        (attached.code, &*attached.stdout),
-        (0, "went\n"),
-        "{attached:?}"
-    );
+    bystander_goes_on(&home, &machine, &other);
     assert!(node.is_running());
 }
 
@@ -253,7 +263,7 @@ fn a_command_that_is_out_of_memory_ends_alone() {
     let (home, machine) = (Home::new(), Home::new());
     let gateway = home.gateway();
     let mut node = gateway.join(&machine, "box");
-    let other = detach(&home, "until [ -e go ]; do sleep 0.05; done; echo went");
+    let other = bystander(&home);
     let script = format!(
         "echo before; echo $$ > {}/cgroup.procs && exec tail /dev/zero",
         tight.0.display()
@@ -265,13 +275,7 @@ fn a_command_that_is_out_of_memory_ends_alone() {
         "{run}"
     );
     assert_eq!(run["stdout_bytes"], 7, "{run}");
-    fs::write(machine.user().join("go"), "").unwrap();
-    let attached = home.run(["runs", "attach", &other]);
-    assert_eq!(
-        (attached.code, &*attached.stdout),
-        (0, "went\n"),
-        "{attached:?}"
-    );
+    bystander_goes_on(&home, &machine, &other);
     assert!(node.is_running());
 }
 
