@@ -101,9 +101,10 @@ pub struct StartRun {
     )]
     #[schemars(range(min = 1, max = TIMEOUT_SECONDS_MAX))]
     pub timeout_seconds: Option<u64>,
-    /// All of stdin, as text. The gateway's process holds it until the node has taken it. Where that
-    /// process ends in between, the same request under the same `Idempotency-Key` goes on with it;
-    /// without one the command waits for the rest until it is cancelled or its time is over.
+    /// All of stdin, as text. The gateway keeps it until the node has taken it, over its own death and
+    /// restart too. Where its machine lost its power before that was on the disk, the same request under
+    /// the same `Idempotency-Key` goes on with it; without one the command waits for the rest until it is
+    /// cancelled or its time is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
     /// All of stdin, as bytes.

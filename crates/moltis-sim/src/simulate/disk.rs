@@ -29,7 +29,7 @@ pub(super) type Boundary = (&'static str, Edge);
 
 /// Steps that are seldom taken. Somebody dies at them on purpose, or nobody would in thousands of
 /// worlds.
-const RARE: [&str; 20] = [
+const RARE: [&str; 22] = [
     "journal.clear",
     "journal.draft",
     "journal.rename",
@@ -37,10 +37,12 @@ const RARE: [&str; 20] = [
     "journal.undo",
     "output.cut",
     "output.delete",
+    "output.drop_stdin",
     "output.move",
     "output.new_gaps",
     "output.remove",
     "output.replace_gaps",
+    "output.stdin",
     "output.sync_gaps",
     "spool.after",
     "spool.before",

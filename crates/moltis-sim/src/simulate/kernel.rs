@@ -118,6 +118,13 @@ impl Kernel {
         ours.any(|one| one.child.status.is_none())
     }
 
+    /// Returns whether the child of a request waits for stdin, all of which has come with the request.
+    pub(super) fn starves(&self, tag: Tag) -> bool {
+        let processes = self.processes();
+        let mut ours = processes.children.values().filter(|one| one.is_of(tag));
+        ours.any(|one| one.child.script().is_fed && one.child.waits_for_stdin())
+    }
+
     /// Returns how much a keeper that lives has read of the outputs of a child that does.
     pub(super) fn read_of(&self, tag: Tag) -> Option<[u64; 2]> {
         let processes = self.processes();

@@ -41,9 +41,6 @@ const MEMORY: (&str, &str) = (
 /// Numbers that were wrong once, each with its reason.
 const KNOWN: &str = include_str!("../../seeds.txt");
 
-/// Steps of the gateway that no world comes to: nobody in one sends stdin with the request itself.
-const NEVER_MET: [&str; 2] = ["output.stdin", "output.drop_stdin"];
-
 /// How worlds came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -307,7 +304,6 @@ impl Sum {
     fn missed(&self) -> Vec<String> {
         let steps = moltis_gateway::simulation::STEPS.iter();
         let steps = steps.chain(&moltis_node::simulation::STEPS);
-        let steps = steps.filter(|what| !NEVER_MET.contains(what));
         let both = steps.flat_map(|what| ["before", "after"].map(|edge| format!("{what} {edge}")));
         let died = |name: &String| self.boundaries.get(name).is_some_and(|(_, died)| *died > 0);
         both.filter(|name| !died(name)).collect()

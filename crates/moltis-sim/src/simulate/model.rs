@@ -294,6 +294,16 @@ impl Model {
         (!self.excuses.took_row(taken)).then_some("its end was on its way")
     }
 
+    /// Returns whether what came with a request as stdin may be gone from its gateway.
+    pub(super) fn may_lack_stdin(&self, tag: Tag) -> bool {
+        let run = self.runs.get(&tag);
+        run.is_some_and(|run| {
+            let is_on_disk = run.is_row_synced;
+            self.excuses.restored(run.asked)
+                || (!is_on_disk && self.excuses.gateway_lost_power(run.asked))
+        })
+    }
+
     /// Returns a run that somebody was told of, that is not among these, and that nothing has taken.
     pub(super) fn missing(&self, ids: &BTreeSet<&str>) -> Option<Tag> {
         let is_missing = |run: &Known| {
@@ -339,7 +349,10 @@ impl Model {
         let (held, deleted) = &mut run.spooled[at(stream)];
         match bytes {
             Some(bytes) => (*held, *deleted) = (bytes, None),
-            None => *deleted = Some(now),
+            // A file that is deleted before it holds anything is none.
+            None => {
+                deleted.get_or_insert(now);
+            }
         }
     }
 

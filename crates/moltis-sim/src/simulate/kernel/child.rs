@@ -109,6 +109,12 @@ impl Child {
         own.into_iter().chain(left).min()
     }
 
+    /// Returns whether it goes on only when it is given more stdin, or its end.
+    pub(super) fn waits_for_stdin(&self) -> bool {
+        let reads = matches!(self.script.acts.get(self.at), Some(Act::Read(_)));
+        self.status.is_none() && reads && !self.stdin.is_closed
+    }
+
     /// Takes a signal.
     pub(super) fn signal(&mut self, signal: i32) {
         let ends = match signal {
@@ -217,6 +223,7 @@ mod tests {
         child.stdin.waiting = bytes_of(3, Stream::In, 0, 4);
         child.advance(Instant::now(), &mut 1);
         assert!(child.status.is_none() && !child.stdin.is_wrong);
+        assert!(child.waits_for_stdin());
         child.stdin.waiting = bytes_of(3, Stream::In, 5, 6);
         child.stdin.is_closed = true;
         child.advance(Instant::now(), &mut 1);

@@ -56,6 +56,8 @@ pub(in super::super) struct Script {
     pub(in super::super) tag: Tag,
     pub(in super::super) acts: Vec<Act>,
     pub(in super::super) finish: Finish,
+    /// All that it reads comes with the request itself, not later.
+    pub(in super::super) is_fed: bool,
     /// Words that say nothing, of so many letters.
     pub(in super::super) pad: usize,
 }
@@ -127,6 +129,9 @@ impl fmt::Display for Script {
         if self.pad > 0 {
             write!(f, "pad {}; ", "x".repeat(self.pad))?;
         }
+        if self.is_fed {
+            write!(f, "fed; ")?;
+        }
         for act in &self.acts {
             match act {
                 Act::Write(Stream::Err, bytes) => write!(f, "err {bytes}; ")?,
@@ -158,6 +163,7 @@ impl FromStr for Script {
             tag: 0,
             acts: Vec::new(),
             finish: Finish::Exit(0),
+            is_fed: false,
             pad: 0,
         };
         for word in text.split("; ") {
@@ -179,6 +185,10 @@ impl FromStr for Script {
                 "escape" => Act::Escape(number),
                 "tag" => {
                     script.tag = number.try_into().map_err(|_| wrong())?;
+                    continue;
+                }
+                "fed" => {
+                    script.is_fed = true;
                     continue;
                 }
                 "exit" => {
@@ -203,7 +213,8 @@ mod tests {
 
     #[test]
     fn a_script_is_read_as_it_is_written() {
-        let text = "tag 7; pad xxx; out 100; wait 50; err 3; in 10; deaf; fork 9; escape 8; exit 3";
+        let text =
+            "tag 7; pad xxx; fed; out 100; wait 50; err 3; in 10; deaf; fork 9; escape 8; exit 3";
         let script: Script = text.parse().unwrap();
         assert_eq!(script.to_string(), text);
         assert_eq!(Script::tag_of(text), Some(script.tag));

@@ -46,7 +46,7 @@ pub(super) struct Known {
     pub(super) written: [u64; 2],
     /// How much that was when a keeper of its place died first: perhaps nobody has read the rest.
     pub(super) written_to_keeper: Option<[u64; 2]>,
-    /// How much of it its spools held last, and since when they are deleted.
+    /// How much of it its spools held last, and since when that is deleted.
     pub(super) spooled: [(u64, Option<Since>); 2],
     /// A power cut of the gateway has taken output of it, which its keeper may have let go.
     pub(super) was_taken_by_power: bool,
@@ -359,9 +359,11 @@ impl Known {
             && !excuses.lost_files(place, begun)
             && !excuses.disk_had_trouble(place, begun)
             && !self.was_contested(excuses);
-        // What was read of it before it was deleted lay in memory.
+        // What was read of it before it was deleted lay in memory, or, where it is forgotten, in a row.
         let (bytes, deleted) = self.spooled[at];
-        let went = deleted.is_some_and(|deleted| excuses.keeper_died(place, deleted));
+        let went = deleted.is_some_and(|deleted| {
+            excuses.keeper_died(place, deleted) || self.was_forgotten(excuses)
+        });
         let spooled = if has_spool && !went { bytes } else { 0 };
         if excuses.gateway_lost_power(begun) || excuses.restored(begun) {
             return spooled;

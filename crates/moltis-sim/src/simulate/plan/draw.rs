@@ -223,12 +223,16 @@ impl Draw<'_> {
         } else {
             0
         };
-        Script {
+        let mut script = Script {
             tag,
             acts,
             finish,
+            is_fed: false,
             pad,
-        }
+        };
+        // On a thin line it would be in the way of what is measured there.
+        script.is_fed = script.reads() > 0 && !self.is(Theme::Thin) && self.dice.percent(50);
+        script
     }
 
     fn act(&mut self) -> Act {

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use moltis_gateway::InProcess;
@@ -40,11 +42,15 @@ pub(super) struct Request {
 
 impl Request {
     fn body(&self) -> StartRun {
+        let Script { tag, is_fed, .. } = self.script;
+        let reads = self.script.reads();
+        let stdin = is_fed.then(|| script::bytes(tag, Stream::In, 0, reads));
         StartRun {
             node: Some(self.node.clone()),
             command: Some(self.script.to_string()),
             timeout_seconds: self.timeout_seconds,
-            stdin_open: self.script.reads() > 0,
+            stdin_base64: stdin.map(|bytes| BASE64_STANDARD.encode(bytes)),
+            stdin_open: reads > 0 && !is_fed,
             ..StartRun::default()
         }
     }

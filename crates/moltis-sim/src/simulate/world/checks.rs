@@ -85,6 +85,8 @@ impl World {
             for machine in self.machines() {
                 machine.kill_keepers();
             }
+            // A link wants one at once, the gateway when something is asked of its own machine.
+            self.local.iter().for_each(Machine::begin_keeper);
             tokio::time::sleep(NEXT_KEEPERS).await;
             let forgotten = self.check_forgotten(&caller.list().await);
             forgotten.map_err(|(_, violation)| violation)?;
@@ -148,6 +150,15 @@ impl World {
         }
         if let Some(why) = self.witness.ask(|model| model.should_be_over(tag)) {
             return Err(violation!("I18", "{tag} runs, and {why}"));
+        }
+        let mut machines = self.machines();
+        if machines.any(|machine| machine.kernel().starves(tag))
+            && !self.witness.ask(|model| model.may_lack_stdin(tag))
+        {
+            return Err(violation!(
+                "stdin",
+                "the child of {tag} waits for bytes that came with its request"
+            ));
         }
         let (known, written) = (
             [run.stdout_bytes, run.stderr_bytes],

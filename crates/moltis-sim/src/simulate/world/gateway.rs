@@ -26,7 +26,7 @@ use moltis_node::simulation::Sockets;
 use moltis_proto::message::Windows;
 
 use super::link::Linked;
-use super::machine::{Boot, Machine};
+use super::machine::{Boot, Machine, VERSION};
 use super::seats::Seats;
 use super::spawn;
 use crate::simulate::dice::Dice;
@@ -455,7 +455,7 @@ impl Served {
             .simulated(&life.incarnation);
         let mut sockets = None;
         if let Some(machine) = &self.0.machine {
-            let (keepers, ours) = machine.keepers("1.0.0");
+            let (keepers, ours) = machine.keepers(VERSION);
             let keepers: Arc<dyn Keepers> = Arc::new(keepers);
             builder = builder.keeper_may_hold_runs(connect::has_journals(machine.runs()));
             builder = builder.keeper(move || -> Connecting {

@@ -29,6 +29,9 @@ use crate::simulate::witness::Witness;
 /// Bytes that a spool begins with: its header, and four of a checksum for each page that it may have.
 const SPOOL_HEAD_BYTES: u64 = 4096 + SPOOL_BYTES_MAX / 4096 * 4;
 
+/// The version of the gateway, and so of the keepers on its machine.
+pub(super) const VERSION: &str = "1.0.0";
+
 /// A machine with its keepers. Cloning shares it.
 #[derive(Debug, Clone)]
 pub(super) struct Machine(Arc<Inner>);
@@ -168,6 +171,11 @@ impl Machine {
                 self.befell(Trouble::KeeperDied(self.0.of));
             }
         }
+    }
+
+    /// Starts a keeper, whether or not anybody needs one.
+    pub(super) fn begin_keeper(&self) {
+        self.start_keeper(&self.0.runs, VERSION);
     }
 
     /// Asks every keeper to leave.
