@@ -61,6 +61,8 @@ pub enum SkippedCode {
     TooLarge,
     /// One before it did not exit 0, and `fail_fast` was asked for.
     FailFast,
+    /// The gateway stopped before its turn came. Under the same key the request goes on with it.
+    ShuttingDown,
     /// The gateway could not start it.
     Failed,
     /// A code of a newer gateway; never sent.

@@ -30,6 +30,9 @@ pub struct Problem {
     /// Where bytes for stdin do not go on where the run's stdin does: the offset of the next one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_offset: Option<u64>,
+    /// Ids of runs that this request has made all the same, and that go on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<String>,
     /// With `too_many`: seconds to wait, as in `Retry-After`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_seconds: Option<u64>,

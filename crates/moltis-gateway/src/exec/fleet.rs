@@ -5,6 +5,7 @@
 //! reason. Under an idempotency key the first request writes down whom it meant, and a repeated
 //! one asks those (ADR 63).
 
+mod left_out;
 mod run;
 
 use std::collections::VecDeque;
@@ -14,12 +15,12 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use futures_util::stream::{self, FuturesUnordered};
 use futures_util::{FutureExt as _, StreamExt as _};
-use moltis_proto::env::EnvError;
 use moltis_proto::key::Digest;
 use moltis_proto::run::{ExitStatus, Outcome};
 use moltis_proto::{Codec, NodeId, NodeName, RunId};
 use sha2::{Digest as _, Sha256};
 
+use self::left_out::{as_it_stops, because_of, not_after_a_failure, offline, why_not};
 pub use self::run::FleetRun;
 use super::select::{Known, Selector, Standing};
 use super::start::{Goal, Name};
@@ -119,10 +120,10 @@ pub enum FleetError {
         nodes: usize,
     },
     /// The runs are on their way, and a power cut may take their rows: nobody should leave them alone.
-    #[error("{runs} runs were made and may run, but the store cannot keep them")]
+    #[error("{} runs were made and may run, but the store cannot keep them", .runs.len())]
     Unkept {
-        /// How many.
-        runs: usize,
+        /// Their ids.
+        runs: Vec<RunId>,
         /// What the store said.
         #[source]
         source: StoreError,
@@ -346,13 +347,12 @@ impl Runs {
         let mut made = Made::default();
         let mut running = FuturesUnordered::new();
         let mut has_failed = false;
+        let stop = self.shared.tasks.stop();
         while let Some(member) = order.members.pop_front() {
             while running.len() >= parallel.get() {
                 let ended = tokio::select! {
                     biased;
-                    () = self.shared.tasks.stop().cancelled() => {
-                        return Err(StartError::ShuttingDown.into());
-                    }
+                    () = stop.cancelled() => break,
                     ended = running.next() => ended,
                 };
                 has_failed |= ended.is_some_and(|record: Arc<RunRecord>| !has_exited_0(&record));
@@ -361,8 +361,13 @@ impl Runs {
             while let Some(Some(record)) = running.next().now_or_never() {
                 has_failed |= !has_exited_0(&record);
             }
+            // Others run already: their ids are worth more than an error, which asks for all once more.
+            if stop.is_cancelled() && !made.fleet.runs.is_empty() {
+                made.add(self.leave_out(&order, member, as_it_stops()).await);
+                continue;
+            }
             if has_failed && on_failure == OnFailure::StartNoMore {
-                made.add(Err(NotStarted::from((member, not_after_a_failure()))));
+                made.add(self.leave_out(&order, member, not_after_a_failure()).await);
                 continue;
             }
             let started = self.start_member(&order, member).await;
@@ -391,10 +396,8 @@ impl Runs {
         let node = self.shared.roster.get(device).map(|node| node.record);
         let Some(record) = node.filter(|record| record.revoked_at.is_none()) else {
             // What ran there before it was revoked is still what this request has made.
-            return match self.handle(id).await {
-                Ok(handle) => Ok(FleetRun::of(&handle)),
-                Err(_) => Err((member, why_not(&StartError::NodeGone)).into()),
-            };
+            let gone = why_not(&StartError::NodeGone);
+            return self.leave_out(order, member, gone).await;
         };
         let goal = Goal::node(record);
         let started = self.start_at(goal, &order.run, Name { id, key }, &order.asker);
@@ -402,12 +405,31 @@ impl Runs {
             Ok(handle) => Ok(FleetRun::of(&handle)),
             Err(error) => {
                 let why = why_not(&error);
-                let is_ours = why.because == LeftOutBecause::Failed;
+                let is_ours = matches!(
+                    why.because,
+                    LeftOutBecause::Failed | LeftOutBecause::ShuttingDown
+                );
                 let mut not_started = NotStarted::from((member, why));
                 not_started.failure = is_ours.then_some(error);
                 Err(not_started)
             }
         }
+    }
+
+    /// Starts nothing at a node. What an earlier request with the same key has made there is still told.
+    async fn leave_out(
+        &self,
+        order: &Order,
+        member: FleetMember,
+        why: LeftOut,
+    ) -> Result<FleetRun, NotStarted> {
+        if let Some(key) = &order.key
+            && let Ok(handle) = self.handle(key.member_id(member.device_id)).await
+        {
+            return Ok(FleetRun::of(&handle));
+        }
+        let why = member.left_out.clone().unwrap_or(why);
+        Err((member, why).into())
     }
 
     /// Waits until all that is written would survive a power cut: nobody has to stay for them. A
@@ -423,7 +445,7 @@ impl Runs {
         }
         match self.shared.store.synced_so_far().await {
             Err(source) if !fleet.runs.is_empty() => {
-                let runs = fleet.runs.len();
+                let runs = fleet.runs.iter().map(|run| run.id).collect();
                 Err(FleetError::Unkept { runs, source })
             }
             synced => Ok(synced.map(|()| fleet)?),
@@ -469,41 +491,6 @@ impl Made {
                 self.failure = self.failure.take().or(failure);
             }
         }
-    }
-}
-
-/// Returns why one node does not take what another may; `None` for what none would take.
-fn because_of(error: &SpecError) -> Option<LeftOutBecause> {
-    match error {
-        SpecError::Env(EnvError::NotAllowed { .. }) => Some(LeftOutBecause::EnvNotAllowed),
-        SpecError::TimeoutTooLong { .. } => Some(LeftOutBecause::TimeoutTooLong),
-        SpecError::TooLarge { .. } => Some(LeftOutBecause::TooLarge),
-        SpecError::Env(_) | SpecError::Invalid(_) => None,
-    }
-}
-
-/// Returns why a node has no run.
-fn why_not(error: &StartError) -> LeftOut {
-    let because = match error {
-        StartError::Offline { .. } => LeftOutBecause::Offline,
-        StartError::NodeGone => LeftOutBecause::Revoked,
-        StartError::Spec(error) => because_of(error).unwrap_or(LeftOutBecause::Failed),
-        _ => LeftOutBecause::Failed,
-    };
-    LeftOut {
-        because,
-        detail: error.to_string(),
-    }
-}
-
-fn offline(name: &NodeName) -> LeftOut {
-    why_not(&StartError::Offline { name: name.clone() })
-}
-
-fn not_after_a_failure() -> LeftOut {
-    LeftOut {
-        because: LeftOutBecause::FailFast,
-        detail: "it was not started, because one before it did not exit 0".to_owned(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use moltis_proto::RunId;
 
 use crate::api::follow::GapReason;
 use crate::api::problem::{Candidate, Code, GapRange, Problem};
@@ -29,6 +30,7 @@ struct Failure {
     candidates: Vec<Candidate>,
     gap: Option<GapRange>,
     next_offset: Option<u64>,
+    runs: Vec<String>,
     retry_after_seconds: Option<u64>,
     cause: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -49,6 +51,7 @@ impl ApiError {
             candidates: Vec::new(),
             gap: None,
             next_offset: None,
+            runs: Vec::new(),
             retry_after_seconds: None,
             cause: None,
         }))
@@ -91,6 +94,12 @@ impl ApiError {
         self
     }
 
+    /// Adds the runs that were made all the same.
+    pub fn runs(mut self, runs: &[RunId]) -> Self {
+        self.0.runs = runs.iter().map(ToString::to_string).collect();
+        self
+    }
+
     /// Adds when to come back.
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.0.retry_after_seconds = Some(seconds);
@@ -115,6 +124,7 @@ impl ApiError {
             candidates: failure.candidates.clone(),
             gap: failure.gap,
             next_offset: failure.next_offset,
+            runs: failure.runs.clone(),
             retry_after_seconds: failure.retry_after_seconds,
             request_id,
         }

@@ -2,17 +2,22 @@
 
 mod text;
 
+use moltis_proto::RunId;
 use moltis_proto::run::Stream;
 
 use self::text::{Gathered, Parts, parts};
 use super::ApiState;
 use super::error::{ApiError, ApiResult};
+use crate::api::problem::Code;
 use crate::api::runs::RunResult;
 use crate::exec::RunHandle;
 use crate::output::{OutputRead, RunOutput};
 
 /// Bytes read at once.
 const PIECE: usize = 256 * 1024;
+
+/// When a gateway that stops may be asked again.
+const RETRY_AFTER_SECONDS: u64 = 2;
 
 /// Waits until a run is over, or the gateway stops. Of each output at most `part` bytes of its
 /// beginning and of its end go into the result.
@@ -35,12 +40,32 @@ pub(super) async fn wait(desk: &ApiState, mut run: RunHandle, part: u64) -> ApiR
 }
 
 fn stopped(run: &RunHandle) -> ApiError {
-    ApiError::new(
-        crate::api::problem::Code::ShuttingDown,
-        format!("the gateway stops; the run {} goes on", run.id()),
-    )
-    .hint(format!("when it is back: moltis runs attach {}", run.id()))
-    .retry_after(2)
+    let id = run.id();
+    let error = ApiError::new(
+        Code::ShuttingDown,
+        format!("the gateway stops; the run {id} goes on"),
+    );
+    unfinished(error, &[id], run.record().key.is_some())
+        .hint(format!("when it is back: moltis runs attach {id}"))
+}
+
+/// Says that many runs go on without this gateway.
+pub(super) fn all_stopped(runs: &[RunId], has_key: bool) -> ApiError {
+    let error = ApiError::new(
+        Code::ShuttingDown,
+        format!("the gateway stops; {} runs go on", runs.len()),
+    );
+    unfinished(error, runs, has_key).hint("when it is back: moltis runs list")
+}
+
+/// Only under a key may it be asked again: else all of it would run twice.
+fn unfinished(error: ApiError, runs: &[RunId], has_key: bool) -> ApiError {
+    let error = error.runs(runs);
+    if has_key {
+        error.retry_after(RETRY_AFTER_SECONDS)
+    } else {
+        error
+    }
 }
 
 /// Reads an output, or its two ends, as text.

@@ -193,6 +193,7 @@ fn problem(code: Code, detail: String) -> Problem {
         candidates: Vec::new(),
         gap: None,
         next_offset: None,
+        runs: Vec::new(),
         retry_after_seconds: None,
         request_id: String::new(),
     }

@@ -67,6 +67,8 @@ pub enum LeftOutBecause {
     TooLarge,
     /// One before it did not exit 0.
     FailFast,
+    /// The gateway stopped before its turn came.
+    ShuttingDown,
     /// The gateway could not start it.
     Failed,
 }

@@ -79,11 +79,17 @@ impl Fleet {
     }
 }
 
-fn keyed(key: &str, path: &str, body: &Value) -> Request<http_body_util::Full<bytes::Bytes>> {
+fn posted(path: &str, body: &Value) -> Request<http_body_util::Full<bytes::Bytes>> {
     let mut request = request(Method::POST, path, body.to_string());
-    let headers = request.headers_mut();
-    headers.insert(CONTENT_TYPE, "application/json".parse().unwrap());
-    headers.insert("idempotency-key", key.parse().unwrap());
+    let json = "application/json".parse().unwrap();
+    request.headers_mut().insert(CONTENT_TYPE, json);
+    request
+}
+
+fn keyed(key: &str, path: &str, body: &Value) -> Request<http_body_util::Full<bytes::Bytes>> {
+    let mut request = posted(path, body);
+    let key = key.parse().unwrap();
+    request.headers_mut().insert("idempotency-key", key);
     request
 }
 
@@ -362,6 +368,96 @@ async fn a_request_that_was_cut_in_the_middle_goes_on_under_its_key() {
     assert_eq!(each(&answer.value(), "items", "node"), ["a", "b", "c"]);
     assert_eq!(lines(&dir.join("begun")).len(), 3, "each ran once");
     assert_eq!(fleet.runs().await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stop_of_the_gateway_kept_from_starting_is_told_beside_what_it_did_not() {
+    for key in [None, Some("k")] {
+        let fleet = Fleet::of(&["a", "b", "c", "d"]).await;
+        let dir = fleet.dir.path().to_owned();
+        let body = json!({"select": "all", "command": gated(&dir), "parallel": 2});
+        let client = fleet.client.clone();
+        let (ask, key) = (body.clone(), key.map(str::to_owned));
+        let asked = tokio::spawn({
+            let key = key.clone();
+            async move {
+                match key {
+                    Some(key) => client.send(keyed(&key, "runs", &ask)).await,
+                    None => client.post("runs", ask).await,
+                }
+            }
+        });
+        until("two to have begun", || {
+            (lines(&dir.join("begun")).len() == 2).then_some(())
+        })
+        .await;
+        let fleet = fleet.restart(&["a", "b", "c", "d"]).await;
+        let answer = asked.await.unwrap();
+        assert_eq!(answer.status, 201, "{answer:?}");
+        let told = answer.value();
+        assert_eq!(each(&told, "items", "node"), ["a", "b"]);
+        assert_eq!(each(&told, "skipped", "node"), ["c", "d"]);
+        assert_eq!(each(&told, "skipped", "code"), ["shutting_down"; 2]);
+        assert_eq!(fleet.runs().await, 2);
+        std::fs::write(dir.join("gate"), "").unwrap();
+        let Some(key) = key else { continue };
+        let again = fleet.keyed(&key, &body).await.value();
+        assert_eq!(each(&again, "items", "node"), ["a", "b", "c", "d"]);
+        assert_eq!(fleet.runs().await, 4);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_many_is_told_all_that_go_on_when_the_gateway_stops() {
+    let fleet = Fleet::of(&["a", "b"]).await;
+    let body = json!({"select": "all", "argv": ["sleep", "30"]});
+    let wait = |request| {
+        let client = fleet.client.clone();
+        tokio::spawn(async move { client.send(request).await })
+    };
+    let with_key = wait(keyed("k", "runs?wait=true", &body));
+    let without = wait(posted("runs?wait=true", &body));
+    until_asked("four runs", async || {
+        (fleet.runs().await == 4).then_some(())
+    })
+    .await;
+    let fleet = fleet.restart(&["a", "b"]).await;
+    let mut named = Vec::new();
+    for (answer, may_be_repeated) in [(with_key, true), (without, false)] {
+        let answer = answer.await.unwrap();
+        let retry_after = answer.headers.contains_key("retry-after");
+        assert_eq!(retry_after, may_be_repeated);
+        let problem = answer.problem();
+        assert_eq!(problem.code.as_str(), "shutting_down");
+        assert_eq!(problem.runs.len(), 2, "{problem:?}");
+        named.extend(problem.runs);
+    }
+    let list = fleet.client.get("runs").await.value();
+    let mut ids = each(&list, "items", "id");
+    named.sort();
+    ids.sort_unstable();
+    assert_eq!(named, ids);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_answer_skips_nobody_who_has_a_run() {
+    let fleet = Fleet::of(&["a", "b", "c"]).await;
+    let dir = fleet.dir.path().to_owned();
+    let line = format!("{}; false", gated(&dir));
+    let body = json!({"select": "all", "command": line, "parallel": 2, "fail_fast": true});
+    let client = fleet.client.clone();
+    let request = keyed("k", "runs?wait=true", &body);
+    let asked = tokio::spawn(async move { client.send(request).await });
+    until("two to have begun", || {
+        (lines(&dir.join("begun")).len() == 2).then_some(())
+    })
+    .await;
+    std::fs::write(dir.join("gate"), "").unwrap();
+    let first = asked.await.unwrap().value();
+    assert_eq!(each(&first, "items", "node"), ["a", "b"]);
+    let again = fleet.keyed("k", &body).await.value();
+    assert_eq!(each(&again, "items", "node"), ["a", "b"]);
+    assert_eq!(each(&again, "skipped", "node"), ["c"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

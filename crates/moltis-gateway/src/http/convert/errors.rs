@@ -83,6 +83,7 @@ impl From<StartError> for ApiError {
             StartError::Store(error) => error.into(),
             StartError::Output(error) => error.into(),
             StartError::Unkept { id, source } => unkept(detail, source)
+                .runs(&[id])
                 .hint(format!("`moltis runs show {id}` tells where it stands")),
             StartError::Offline { .. } => Self::new(Code::NodeOffline, detail)
                 .hint("nothing was started; `moltis node list --all` shows when it was last seen"),
@@ -116,9 +117,9 @@ impl From<FleetError> for ApiError {
             FleetError::TooLarge { .. } => Self::new(Code::TooLarge, detail).hint(
                 "send what is long to the command's stdin, or fewer nodes at a time: `parallel`",
             ),
-            FleetError::Unkept { source, .. } => {
-                unkept(detail, source).hint("`moltis runs list` shows the newest runs")
-            }
+            FleetError::Unkept { runs, source } => unkept(detail, source)
+                .runs(&runs)
+                .hint("`moltis runs list` shows the newest runs"),
             FleetError::Start(error) => error.into(),
         }
     }

@@ -24,6 +24,7 @@ impl From<LeftOutBecause> for SkippedCode {
             LeftOutBecause::TimeoutTooLong => Self::TimeoutTooLong,
             LeftOutBecause::TooLarge => Self::TooLarge,
             LeftOutBecause::FailFast => Self::FailFast,
+            LeftOutBecause::ShuttingDown => Self::ShuttingDown,
             LeftOutBecause::Failed => Self::Failed,
         }
     }

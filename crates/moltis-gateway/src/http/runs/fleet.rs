@@ -33,10 +33,11 @@ pub(super) async fn start(
     }
     let pace = pace(&asked)?;
     let run = request::read(asked, query, headers)?;
+    let has_key = run.idempotency_key.is_some();
     let request = FleetRequest { select, run, pace };
     let fleet = desk.runs().start_fleet(request, caller.asker()).await?;
     if query.wait {
-        return Ok(axum::Json(results(desk, fleet).await?).into_response());
+        return Ok(axum::Json(results(desk, fleet, has_key).await?).into_response());
     }
     let status = if fleet.runs.iter().any(|run| !run.existed) {
         StatusCode::CREATED
@@ -119,14 +120,20 @@ fn dry_run(desk: &ApiState, select: Selector) -> ApiResult<Response> {
     Ok(nodes::page(desk, meant, PAGE_MAX, None)?.into_response())
 }
 
-async fn results(desk: &ApiState, fleet: Fleet) -> ApiResult<FleetResults> {
+async fn results(desk: &ApiState, fleet: Fleet, has_key: bool) -> ApiResult<FleetResults> {
+    let ids: Vec<_> = fleet.runs.iter().map(|run| run.id).collect();
     let share = FLEET_OUTPUT_BYTES_MAX / fleet.runs.len().max(1) as u64;
     // Two ends of two streams.
     let part = (share / 4).min(RESULT_PART_BYTES_MAX);
     let mut items = Vec::with_capacity(fleet.runs.len());
     for run in fleet.runs {
         let run = desk.runs().handle(run.id).await?;
-        items.push(result::wait(desk, run, part).await?);
+        match result::wait(desk, run, part).await {
+            Ok(result) => items.push(result),
+            // It names one run, and the others go on as well.
+            Err(_) if desk.stop().is_cancelled() => return Err(result::all_stopped(&ids, has_key)),
+            Err(error) => return Err(error),
+        }
     }
     Ok(FleetResults {
         items,
