@@ -227,7 +227,7 @@ impl Shared {
 
     /// Waits, for somebody who will not come back, until what is written of a run that is on its way
     /// would survive a power cut.
-    async fn settled(
+    pub(super) async fn settled(
         &self,
         id: RunId,
         detach: bool,

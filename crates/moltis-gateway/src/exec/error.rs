@@ -66,6 +66,27 @@ pub enum StartError {
     ShuttingDown,
 }
 
+impl StartError {
+    /// Returns whether it follows from how its place stands today, or from what that takes: of an
+    /// earlier request it says nothing.
+    pub(super) fn is_of_today(&self) -> bool {
+        match self {
+            Self::Route(_)
+            | Self::Offline { .. }
+            | Self::NodeGone
+            | Self::NoLocal
+            | Self::LocalFailed(_)
+            | Self::Spec(_)
+            | Self::Conflict { .. } => true,
+            Self::KeyOfFleet
+            | Self::Store(_)
+            | Self::Unkept { .. }
+            | Self::Output(_)
+            | Self::ShuttingDown => false,
+        }
+    }
+}
+
 /// Why what is stored of a run cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

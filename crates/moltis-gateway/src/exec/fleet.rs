@@ -400,7 +400,7 @@ impl Runs {
             return self.leave_out(order, member, gone).await;
         };
         let goal = Goal::node(record);
-        let started = self.start_at(goal, &order.run, Name { id, key }, &order.asker);
+        let started = self.start_at(Ok(goal), &order.run, Name { id, key }, &order.asker);
         match started.await {
             Ok(handle) => Ok(FleetRun::of(&handle)),
             Err(error) => {

@@ -14,6 +14,9 @@ use moltis_proto::run::{Command, RunSpec, StdinMode, Tty};
 use moltis_proto::{Codec, DeviceId, RunId, ToKeeper, ToNode};
 use sha2::{Digest as _, Sha256};
 
+use super::device_of;
+use crate::store::{RunRecord, Target};
+
 /// Bytes of an idempotency key, at the most.
 pub const KEY_BYTES_MAX: usize = 255;
 
@@ -138,19 +141,40 @@ pub(crate) fn spec_of(request: &RunRequest, rules: &PlaceRules<'_>) -> Result<Ru
             key.len()
         )));
     }
+    Ok(said(request, timeout_of(request, rules)?))
+}
+
+/// Returns whether a request with the same key as that of a run is the same one, unless they name
+/// different places: whatever its place takes today.
+pub(crate) fn is_of(
+    request: &RunRequest,
+    record: &RunRecord,
+    timeout_default: Option<Duration>,
+) -> bool {
+    let default = match (&record.target, &record.spec) {
+        _ if request.tty.is_some() => None,
+        (Target::Local, Some(spec)) => spec.timeout_ms.map(Duration::from_millis),
+        (Target::Local, None) => timeout_default,
+        (Target::Node(_) | Target::Ssh(_), _) => None,
+    };
+    let spec = said(request, request.timeout.or(default));
+    digest_of(device_of(&record.target), &spec, &request.stdin) == record.digest
+}
+
+fn said(request: &RunRequest, timeout: Option<Duration>) -> RunSpec {
     let stdin = match (&request.stdin, &request.tty) {
         (StdinSource::Empty, None) => StdinMode::Empty,
         _ => StdinMode::Open,
     };
-    Ok(RunSpec {
+    RunSpec {
         command: request.command.clone(),
         cwd: request.cwd.clone(),
         env: request.env.clone(),
-        timeout_ms: timeout_of(request, rules)?.map(millis),
+        timeout_ms: timeout.map(millis),
         grace_ms: millis(GRACE),
         stdin,
         tty: request.tty.clone(),
-    })
+    }
 }
 
 fn timeout_of(request: &RunRequest, rules: &PlaceRules<'_>) -> Result<Option<Duration>, SpecError> {

@@ -53,7 +53,7 @@ impl Runs {
         asker: impl Into<Asker>,
     ) -> Result<RunHandle, StartError> {
         let asker = asker.into();
-        let goal = self.goal(request.target.as_deref())?;
+        let goal = self.goal(request.target.as_deref());
         let key = request.idempotency_key.as_ref();
         let key = key.map(|key| asker.key(key));
         let id = key.as_ref().map_or_else(random_id, RunKey::run_id);
@@ -61,8 +61,33 @@ impl Runs {
             .await
     }
 
-    /// Starts a run at its place, or meets the one that an earlier request of this name made.
+    /// Starts a run at its place, or meets the one that an earlier request of this name made: also
+    /// where its place is gone since, has another name, or does not take it any more.
     pub(super) async fn start_at(
+        &self,
+        goal: Result<Goal, StartError>,
+        request: &RunRequest,
+        name: Name,
+        asker: &Asker,
+    ) -> Result<RunHandle, StartError> {
+        if self.shared.tasks.stop().is_cancelled() {
+            return Err(StartError::ShuttingDown);
+        }
+        let target = goal.as_ref().ok().map(|goal| goal.target.clone());
+        let (id, has_key) = (name.id, name.key.is_some());
+        let started = match goal {
+            Ok(goal) => self.start_new(goal, request, name, asker).await,
+            Err(error) => Err(error),
+        };
+        match started {
+            Err(error) if has_key && error.is_of_today() => {
+                self.meet(id, request, target.as_ref()).await?.ok_or(error)
+            }
+            started => started,
+        }
+    }
+
+    async fn start_new(
         &self,
         goal: Goal,
         request: &RunRequest,
@@ -70,20 +95,10 @@ impl Runs {
         asker: &Asker,
     ) -> Result<RunHandle, StartError> {
         let asked = Instant::now();
-        if self.shared.tasks.stop().is_cancelled() {
-            return Err(StartError::ShuttingDown);
-        }
         let seat = self.ready_seat(&goal).await;
         let spec = self.spec(request, &goal, seat.as_ref().ok().map(|(seat, _)| &**seat))?;
         let digest = request::digest_of(device_of(&goal.target), &spec, &request.stdin);
-        let (seat, ready) = match seat {
-            Ok(seat) => seat,
-            Err(offline) if key.is_some() => {
-                // A request that was answered before is answered again, whoever is offline.
-                return self.meet(id, digest).await?.ok_or(offline);
-            }
-            Err(offline) => return Err(offline),
-        };
+        let (seat, ready) = seat?;
         request::check_fits(seat.sitter.codec, id, digest, &spec)?;
         let new = NewRun {
             id,
@@ -109,22 +124,27 @@ impl Runs {
         self.shared.create(order).await
     }
 
-    /// Meets the run with this id, wherever it is written.
+    /// Meets the run that this request has made before. `target` is where it leads today: a name that
+    /// leads nowhere any more may have been its place's.
     async fn meet(
         &self,
         id: RunId,
-        digest: moltis_proto::key::Digest,
+        request: &RunRequest,
+        target: Option<&Target>,
     ) -> Result<Option<RunHandle>, StartError> {
         let Some(met) = self.shared.meet(id).await? else {
             return Ok(None);
         };
         let record = met.record();
-        if record.digest != digest {
+        let is_there = target.is_none_or(|target| *target == record.target);
+        if !is_there || !request::is_of(request, &record, self.local_timeout) {
             return Err(StartError::Conflict {
                 existing: Box::new((*record).clone()),
             });
         }
-        Ok(Some(self.shared.handle(met).await?))
+        let handle = self.shared.handle(met).await?;
+        self.shared.settled(id, request.detach, None).await?;
+        Ok(Some(handle))
     }
 
     /// Returns whether a request with this target would run on the gateway's own machine.

@@ -174,6 +174,61 @@ async fn the_same_key_starts_one_run_and_another_body_under_it_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_same_request_under_its_key_is_the_same_run_whatever_became_of_its_node() {
+    let gateway = TestGateway::start().await;
+    let mut node = gateway.node("box").await;
+    let client = Client::of(&gateway).await;
+    let rename = async |to: &str| {
+        let path = "nodes/box";
+        let answer = client.json(Method::PATCH, path, json!({"name": to})).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        crate::gateway::until("its name", || {
+            let node = gateway.gateway.roster().find("box").unwrap();
+            (node.record.name.as_str() == to).then_some(())
+        })
+        .await;
+    };
+    let ask = async |line: &str| {
+        let body = json!({"node": "mine", "command": line}).to_string();
+        let mut request = request(Method::POST, "runs?wait=true", body);
+        let headers = request.headers_mut();
+        headers.insert("content-type", "application/json".parse().unwrap());
+        headers.insert("idempotency-key", "k".parse().unwrap());
+        client.send(request).await
+    };
+    rename("mine").await;
+    let line = "printf done";
+    let first = ask(line).await.value();
+    let id = first["run_id"].as_str().unwrap().parse().unwrap();
+    gateway.forgotten(id).await;
+    let check = async |when: &str| {
+        let again = ask(line).await;
+        assert_eq!(again.status, 200, "{when}: {again:?}");
+        let again = again.value();
+        assert_eq!(again["run_id"], first["run_id"], "{when}");
+        assert_eq!(again["stdout"], "done", "{when}");
+        let other = ask("printf other").await.problem();
+        assert_eq!(other.code, Code::IdempotencyConflict, "{when}");
+    };
+    check("it is here").await;
+    rename("yours").await;
+    check("it has another name").await;
+    rename("mine").await;
+    client.post("nodes/box/revoke", json!({})).await;
+    check("it is revoked").await;
+    node.hang_up().await;
+    crate::gateway::until_asked("it to be gone", async || {
+        let answer = client.delete("nodes/box").await;
+        (answer.status == 204).then_some(())
+    })
+    .await;
+    check("it is forgotten").await;
+    let _another = gateway.node("mine").await;
+    let other = ask(line).await.problem();
+    assert_eq!(other.code, Code::IdempotencyConflict, "it is another place");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_is_resized_and_interrupted() {
     let gateway = TestGateway::start().await;
     let _node = gateway.node("box").await;

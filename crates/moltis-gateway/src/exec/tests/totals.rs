@@ -106,6 +106,44 @@ async fn a_run_here_that_a_gateway_has_no_time_for_any_more_says_so() {
 }
 
 #[tokio::test]
+async fn the_same_request_here_is_the_same_run_whatever_time_a_run_has_here_since() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::in_dir(dir.path()).await;
+    let mut keeper = bench.keeper(Vec::new()).await;
+    let started = bench.start(keyed());
+    let id = keeper.hear_start().await;
+    started.await.unwrap();
+    let since = Runs {
+        local_timeout: Some(Duration::from_mins(7)),
+        ..bench.runs.clone()
+    };
+    let ask = async |request: RunRequest| since.start(request, &Principal::Operator).await;
+    assert_eq!(ask(keyed()).await.unwrap().id(), id);
+    let others = [
+        RunRequest {
+            timeout: Some(Duration::from_mins(7)),
+            ..keyed()
+        },
+        RunRequest {
+            stdin: StdinSource::Bytes(Bytes::from_static(b"x")),
+            ..keyed()
+        },
+        RunRequest {
+            cwd: Some("/".to_owned()),
+            ..keyed()
+        },
+    ];
+    for other in others {
+        let refused = ask(other).await;
+        assert!(
+            matches!(refused, Err(StartError::Conflict { .. })),
+            "{refused:?}"
+        );
+    }
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn output_of_an_ended_run_that_a_power_cut_took_comes_again_before_its_node_may_forget_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::in_dir(dir.path()).await;
