@@ -15,6 +15,7 @@
 
 mod aside;
 mod disk;
+mod ended;
 mod files;
 mod memory;
 mod run;
@@ -34,6 +35,7 @@ use moltis_proto::run::{GapReason, Stream, Totals};
 use moltis_proto::{BootId, RunId};
 use tokio::sync::watch;
 
+use self::ended::Readers;
 pub use self::run::RunOutput;
 pub use self::sync::SyncTrouble;
 use self::sync::Syncing;
@@ -194,6 +196,8 @@ pub(super) struct Inner {
     live: Mutex<HashMap<RunId, Weak<RunOutput>>>,
     /// Runs of which output of an earlier one was set aside.
     asides: Mutex<HashSet<RunId>>,
+    /// Output of runs that are over, in the hands of who reads it.
+    readers: Readers,
     /// Each for the files of some runs: held by who cuts off what a power cut may have spoiled, or
     /// deletes them.
     files: [Mutex<()>; FILES_LOCKS],
@@ -280,6 +284,7 @@ impl Outputs {
             boot_id,
             live: Mutex::default(),
             asides: Mutex::new(asides),
+            readers: Readers::default(),
             files: Default::default(),
             writing,
             syncing,
@@ -311,48 +316,6 @@ impl Outputs {
         live.retain(|_, run| run.strong_count() > 0);
         live.insert(run_id, Arc::downgrade(&run));
         Ok(run)
-    }
-
-    /// Returns the output of an ended run, for reading. What its totals name and nothing holds is a
-    /// gap.
-    ///
-    /// # Errors
-    /// Where its files cannot be read.
-    pub async fn ended(
-        &self,
-        run_id: RunId,
-        ended: &EndedOutput,
-    ) -> Result<Arc<RunOutput>, OutputError> {
-        let held = self.held(run_id);
-        // A repeated request may have opened it anew before it learnt that the run is over.
-        if let Some(run) = held.filter(|run| run.subscribe().borrow().finished) {
-            return Ok(run);
-        }
-        let ended = ended.clone();
-        let open = move |inner: &Inner| RunOutput::of_ended(inner, run_id, &ended);
-        self.aside(open).await.map(Arc::new)
-    }
-
-    /// Returns whether its files and its row still hold what an ended run wrote: all but the gaps that
-    /// are known, and what was deleted to make room.
-    ///
-    /// # Errors
-    /// Where its files cannot be read.
-    pub(crate) async fn is_whole(
-        &self,
-        run_id: RunId,
-        ended: &EndedOutput,
-    ) -> Result<bool, OutputError> {
-        if ended.freed {
-            return Ok(true);
-        }
-        let found = self.aside(move |inner: &Inner| RunOutput::recover(inner, run_id));
-        let found = found.await?.totals();
-        let reaches = |stream| {
-            let head = ended.heads.of(stream).len() as u64;
-            found.of(stream).max(head) >= ended.totals.of(stream)
-        };
-        Ok(Stream::BOTH.into_iter().all(reaches))
     }
 
     /// Does what looks at files and may sync some of them.
@@ -388,22 +351,6 @@ impl Outputs {
             live.insert(run_id, Arc::downgrade(&found));
             found
         }))
-    }
-
-    /// Deletes the files of a run, and what was set aside of it. Those of one that
-    /// [is at work](Self::is_at_work) stay.
-    ///
-    /// # Errors
-    /// Where they cannot be deleted. Files that are not there are no error.
-    pub fn remove(&self, run_id: RunId) -> Result<(), OutputError> {
-        if self.is_at_work(run_id) {
-            return Ok(());
-        }
-        self.drop_aside(run_id)?;
-        let _alone = self.0.files_of(run_id);
-        let freed = files::remove(&self.0.system, &self.0.dir.join(run_id.to_string()))?;
-        self.0.space.less(freed);
-        Ok(())
     }
 
     /// Returns whether more of a run's output may come, or is still to be written or synced.

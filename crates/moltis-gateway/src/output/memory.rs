@@ -208,9 +208,15 @@ impl Memory {
         self.total = Some(total.max(self.end));
     }
 
-    /// What is missing was deleted to make room.
+    /// What is missing was deleted to make room, and so is all that lies in files.
     pub(super) fn free(&mut self) {
         self.freed = true;
+        for extent in &mut self.extents {
+            if extent.what == OnDisk::Segment {
+                extent.what = OnDisk::Gap(GapReason::Limit);
+            }
+        }
+        join_gaps(&mut self.extents);
     }
 
     /// Gives the first bytes to the disk: the stream is too long for memory alone, or has a gap.

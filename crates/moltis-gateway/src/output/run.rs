@@ -250,6 +250,13 @@ impl RunOutput {
         self.tell();
     }
 
+    /// Its files are deleted, as it is over.
+    pub(super) fn free(&self) {
+        for memory in &mut *self.memory() {
+            memory.free();
+        }
+    }
+
     /// Begins anew with what lies on the disk. Nothing may have come before.
     pub(super) fn take_over(&self, extents: [Vec<Extent>; 2]) {
         let segments = extents.iter().flatten();
@@ -361,12 +368,17 @@ impl RunOutput {
         };
         let path = files::segment(&self.dir, stream, segment);
         match self.read_file(path, offset - segment, to - offset).await {
-            // Given up in this moment: now the map says so.
-            Err(OutputError::File { source, .. })
+            // Given up or deleted in this moment: now the map says so.
+            Err(OutputError::File { source, verb, path })
                 if source.kind() == std::io::ErrorKind::NotFound =>
             {
-                match self.memory()[stream.index()].find(offset, max.max(1)) {
+                let memory = &self.memory()[stream.index()];
+                match memory.find(offset, max.max(1)) {
                     Found::Now(read) => Ok(read),
+                    // Deleted before anybody knew of this reader. Whoever asks again finds out why.
+                    Found::File { .. } if memory.is_finished() => {
+                        Err(OutputError::File { source, verb, path })
+                    }
                     Found::File { to, .. } => Ok(OutputRead::Gap {
                         from: offset,
                         to,
@@ -1071,6 +1083,49 @@ mod tests {
             [(0, 180 * KIB as u64, None)]
         );
         assert_eq!(Arc::strong_count(&run), 1, "a queue holds it");
+    }
+
+    #[tokio::test]
+    async fn who_reads_what_is_deleted_meanwhile_is_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let end = 540 * KIB as u64;
+        let run = outputs.run(id(1)).unwrap();
+        for _ in 0..9 {
+            append(&run, Stream::Stdout, 60 * KIB);
+            run.written().await;
+        }
+        finish(&run).await;
+        let ended = EndedOutput {
+            totals: run.totals(),
+            heads: Heads::default(),
+            freed: false,
+        };
+        // One of them holds what wrote it, and the others came later.
+        let held = outputs.ended(id(1), &ended).await.unwrap();
+        assert!(Arc::ptr_eq(&held, &run));
+        let reborn = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
+        let mut readers = Vec::new();
+        for _ in 0..2 {
+            readers.push(reborn.ended(id(1), &ended).await.unwrap());
+        }
+        let first = readers[0].read(Stream::Stdout, 0, 10).await.unwrap();
+        assert_eq!(first, OutputRead::Bytes(bytes(0, 10)));
+        let unknown = RunOutput::of_ended(&reborn.0, id(1), &ended).unwrap();
+        reborn.remove(id(1)).unwrap();
+        for reader in &readers {
+            let read = read_all(reader, Stream::Stdout).await;
+            assert_eq!(read, [(0, end, Some(GapReason::Limit))]);
+        }
+        let error = unknown.read(Stream::Stdout, 0, 10).await.unwrap_err();
+        assert!(matches!(error, OutputError::File { .. }), "{error:?}");
+        outputs.remove(id(1)).unwrap();
+        let read = read_all(&held, Stream::Stdout).await;
+        assert_eq!(read[0].2, Some(GapReason::Limit), "{read:?}");
+        assert!(
+            read.iter()
+                .all(|part| part.2 != Some(GapReason::DiskFailed))
+        );
     }
 
     #[tokio::test]
