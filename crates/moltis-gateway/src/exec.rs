@@ -94,17 +94,14 @@ impl From<Principal> for Asker {
 
 impl Asker {
     /// Whose keys are whose: a token's by its id, for names can be given again.
-    fn key_owner(&self) -> String {
-        match &self.who {
-            Principal::Operator => "operator".to_owned(),
+    fn key(&self, key: &str) -> RunKey {
+        let principal = match &self.who {
+            Principal::Operator => return RunKey::of_operator(key),
             Principal::Token { id, .. } => format!("token:{id}"),
             Principal::User(user) => format!("user:{}", user.name()),
-        }
-    }
-
-    fn key(&self, key: &str) -> RunKey {
+        };
         RunKey {
-            principal: self.key_owner(),
+            principal,
             key: key.to_owned(),
         }
     }

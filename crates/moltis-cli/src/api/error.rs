@@ -199,9 +199,17 @@ impl ApiError {
         }
     }
 
+    /// Returns the runs that the request has made all the same, where it told of any.
+    pub(crate) fn runs(&self) -> &[String] {
+        match self {
+            Self::Problem(problem) => &problem.runs,
+            _ => &[],
+        }
+    }
+
     /// Returns whether what was sent may have been done all the same.
     pub(crate) fn leaves_it_open(&self) -> bool {
-        matches!(self, Self::Cut(_) | Self::ProxyWithoutGateway { .. })
+        matches!(self, Self::Cut(_) | Self::ProxyWithoutGateway { .. }) || !self.runs().is_empty()
     }
 
     /// Returns whether a gateway was there, or may have been.

@@ -10,35 +10,28 @@ mod collect;
 mod ending;
 mod fleet;
 pub(super) mod follow;
-mod reader;
+mod once;
+pub(super) mod reader;
 mod stdin;
 pub(super) mod stops;
 
 use std::ffi::OsString;
-use std::time::Duration;
 
 use moltis_gateway::api::runs::{Run, StartRun, Tty};
 use moltis_proto::limits::START_BYTES_MAX;
 use serde::Serialize;
-use tokio::time::Instant;
 
 use super::patience::Patience;
 use super::{Context, on_one_thread};
-use crate::api::{ApiError, Client};
+use crate::api::Client;
 use crate::args::node::{Exec, ExecHow, Shell};
 use crate::exit::Exit;
 use crate::failure::{Failure, failure, usage};
 use crate::terminal;
 
 use self::follow::{Followed, Input, Mode};
+use self::once::{Key, once};
 use self::stops::Stops;
-
-/// How often a request whose fate is unknown is sent again, under the same idempotency key.
-const ATTEMPTS: u32 = 20;
-const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
-
-/// How long that is done without a word.
-const QUIET_TIME: Duration = Duration::from_secs(1);
 
 /// `moltis node exec`.
 pub(super) fn exec(context: &Context, args: Exec) -> anyhow::Result<Exit> {
@@ -90,11 +83,12 @@ async fn detach(
 ) -> anyhow::Result<Exit> {
     let patience = Some(Patience::new(context, client));
     // The answer comes when the run is on the gateway's disk.
-    let run: Run = once(patience, async |key| {
-        client.send_once("runs", request, key).await
-    })
-    .await
-    .map_err(NotDone::into_failure)?;
+    let key = Key::new();
+    let again = async |error: &_| once::note_another_attempt(context, error);
+    let send = async |key: &str| client.send_once("runs", request, key).await;
+    let run: Run = once(&key, patience, again, send)
+        .await
+        .map_err(|error| error.into_failure(key.run_at(client).as_deref()))?;
     if json {
         context.output.json(&Detached {
             run_id: &run.id,
@@ -122,18 +116,26 @@ async fn start_and_follow(
 ) -> anyhow::Result<Exit> {
     let mut stops = Stops::new()?;
     let mut stopped_by = None;
+    let key = Key::new();
+    let run = key.run_at(&client);
     let (run_id, pieces) = {
         let start = async |key: &str| client.start_and_follow(request, key).await;
-        let starting = once(Some(Patience::new(context, &client)), start);
+        let again = async |error: &_| once::note_another_attempt(context, error);
+        let starting = once(&key, Some(Patience::new(context, &client)), again, start);
         let mut starting = std::pin::pin!(starting);
         loop {
             tokio::select! {
                 biased;
-                started = &mut starting => break started.map_err(NotDone::into_failure)?,
+                started = &mut starting => {
+                    break started.map_err(|error| error.into_failure(run.as_deref()))?;
+                }
                 signal = stops.next() => {
                     if stopped_by.is_some() {
                         return Err(failure("left before the gateway answered")
-                            .hint("the command may have been started: moltis runs list")
+                            .hint(match run {
+                                Some(run) => format!("the command may have been started: moltis runs show {run}"),
+                                None => "the command may have been started: moltis runs list".to_owned(),
+                            })
                             .exit(Exit::CANCELLED)
                             .into());
                     }
@@ -255,83 +257,6 @@ fn input(context: &Context, request: &StartRun) -> Input {
         _ if request.stdin_open => Input::Pipe,
         Some(_) => Input::Closed,
         None => Input::None,
-    }
-}
-
-/// Why a request was not done, as far as is known.
-#[derive(Debug)]
-enum NotDone {
-    /// It was refused, or the gateway was never reached.
-    Refused(ApiError),
-    /// The gateway was lost behind it, for good.
-    Unknown,
-    /// A proxy has answered it each time, and no gateway was ever heard of.
-    Unheard(ApiError),
-}
-
-impl NotDone {
-    fn into_failure(self) -> Failure {
-        match self {
-            Self::Refused(error) => error.not_run(),
-            Self::Unknown => failure("whether the command was started is not known")
-                .exit(Exit::UNKNOWN)
-                .hint("look at the newest ones: moltis runs list"),
-            Self::Unheard(error) => failure(
-                "the gateway was not reached, and whether the command was started is not known",
-            )
-            .because(error.into_failure())
-            .exit(Exit::UNKNOWN),
-        }
-    }
-}
-
-/// Sends a request under a key of its own. With patience it waits, while nothing was sent yet,
-/// for a gateway that is about to come back. When its fate is unknown it is sent again, and still nothing starts twice.
-async fn once<T>(
-    mut patience: Option<Patience<'_>>,
-    mut send: impl AsyncFnMut(&str) -> Result<T, ApiError>,
-) -> Result<T, NotDone> {
-    let key = uuid::Uuid::new_v4().simple().to_string();
-    let mut attempts_behind = 0;
-    let mut is_heard_of = false;
-    let mut since = None;
-    loop {
-        let error = match send(&key).await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => error,
-        };
-        let fate_is_unknown = attempts_behind > 0 || error.leaves_it_open();
-        if !fate_is_unknown {
-            if let Some(patience) = &mut patience
-                && patience.waits_after(&error).await
-            {
-                continue;
-            }
-            return Err(NotDone::Refused(error));
-        }
-        if !error.passes() {
-            return Err(match error {
-                // A gateway that had it would have told of its run.
-                ApiError::Problem(_) => NotDone::Refused(error),
-                _ => NotDone::Unknown,
-            });
-        }
-        attempts_behind += 1;
-        is_heard_of |= error.is_of_a_gateway();
-        if attempts_behind == ATTEMPTS {
-            return Err(if is_heard_of {
-                NotDone::Unknown
-            } else {
-                NotDone::Unheard(error)
-            });
-        }
-        let since = *since.get_or_insert_with(Instant::now);
-        if let Some(patience) = &mut patience
-            && since.elapsed() >= QUIET_TIME
-        {
-            patience.tells_of_another_attempt(&error);
-        }
-        tokio::time::sleep(ATTEMPT_PAUSE).await;
     }
 }
 

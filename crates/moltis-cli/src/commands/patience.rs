@@ -27,8 +27,6 @@ pub(crate) struct Patience<'a> {
     context: &'a Context,
     client: &'a Client,
     since: Option<Instant>,
-    /// It is told that a request is sent again and again.
-    has_told: bool,
 }
 
 /// Why a gateway is thought to be about to come.
@@ -50,16 +48,6 @@ impl<'a> Patience<'a> {
             context,
             client,
             since: None,
-            has_told: false,
-        }
-    }
-
-    /// Says, once, that a request whose fate is unknown is sent again because of this.
-    pub(crate) fn tells_of_another_attempt(&mut self, error: &ApiError) {
-        if !std::mem::replace(&mut self.has_told, true) {
-            self.context
-                .output
-                .note(&format!("{error}; trying again, and nothing starts twice"));
         }
     }
 

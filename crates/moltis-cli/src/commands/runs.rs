@@ -8,7 +8,7 @@ use moltis_gateway::api::runs::{Cancel as CancelBody, Outcome, Run, State};
 use tokio::time::Instant;
 
 use super::Context;
-use super::exec::{away::Away, follow, stops::Stops};
+use super::exec::{away::Away, follow, reader::passes, stops::Stops};
 use super::patience::ask;
 use crate::api::address::escape;
 use crate::api::{ApiError, Client};
@@ -280,7 +280,7 @@ async fn output(context: &Context, args: Output) -> anyhow::Result<Exit> {
                 away.gave();
             }
             // Who follows waits for it, as `exec` and `attach` do.
-            Err(error) if args.follow && error.passes() && !away.is_too_long_behind(asked) => {
+            Err(error) if args.follow && passes(&error) && !away.is_too_long_behind(asked) => {
                 if away.begins() {
                     context.output.warn(&format!(
                         "{error}; the output is taken up again where it stopped"

@@ -42,6 +42,7 @@ mod proxied;
 mod remote;
 mod restored;
 mod runs;
+mod scripted;
 mod service;
 mod signals;
 mod silent;

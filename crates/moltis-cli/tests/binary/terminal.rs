@@ -282,10 +282,14 @@ fn a_shell_on_a_gateway_that_is_away_can_be_left_or_goes_on() {
     });
     gateway.crash();
     on.screen.wait_for("until then Ctrl+C leaves it");
-    on.type_in("two\r");
+    for key in [
+        "t", "w", "o", " ", "a", "n", "d", " ", "m", "o", "r", "e", "\r",
+    ] {
+        on.type_in(key);
+    }
     gateway.restart();
     on.screen.wait_until("an echo and a line", |screen| {
-        screen.matches("two").count() == 2
+        screen.matches("two and more").count() == 2
     });
     gateway.crash();
     // Until the cut is noticed, what is typed is the command's.

@@ -32,8 +32,8 @@ use self::watch::{End, Watch};
 use super::super::patience::{Patience, ask};
 use super::super::{Context, nodes};
 use super::collect::Collected;
+use super::once::{Key, NotDone, note_another_attempt, once};
 use super::stops::Stops;
-use super::{NotDone, once};
 use crate::api::Client;
 use crate::api::address::escape;
 use crate::args::node::Many;
@@ -96,11 +96,11 @@ pub(super) async fn detach(
 ) -> anyhow::Result<Exit> {
     request.select = Some(select.to_string());
     let patience = Some(Patience::new(context, client));
-    let started: FleetRuns = once(patience, async |key| {
-        client.send_once("runs", &request, key).await
-    })
-    .await
-    .map_err(refused)?;
+    let again = async |error: &_| note_another_attempt(context, error);
+    let send = async |key: &str| client.send_once("runs", &request, key).await;
+    let started: FleetRuns = once(&Key::new(), patience, again, send)
+        .await
+        .map_err(refused)?;
     summary::detached(context, &started, json)
 }
 
@@ -193,7 +193,8 @@ fn refused(error: NotDone) -> Failure {
     let is_usage = matches!(&error, NotDone::Refused(error) if error.code() == Some(Code::Invalid));
     match error {
         NotDone::Refused(error) if is_usage => error.into_failure().exit(Exit::USAGE),
-        error => error.into_failure(),
+        // Its key stands for many runs.
+        error => error.into_failure(None),
     }
 }
 

@@ -6,15 +6,13 @@
 //! means is said in [`super::ending`].
 
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use hyper::Method;
 use moltis_gateway::api::follow::Gap;
 use moltis_gateway::api::runs::{Resize, Run, State, Stream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::timeout;
 
@@ -106,7 +104,7 @@ struct Follower {
     /// The gateway cannot reach the run now.
     run_away: bool,
     /// One of the two: Ctrl+C on a raw terminal would reach nobody.
-    away: Arc<AtomicBool>,
+    away: watch::Sender<bool>,
     /// Rung when the gateway is reached again.
     back: Rc<Notify>,
     stops: Stops,
@@ -148,7 +146,7 @@ impl Follower {
         // A terminal may be raw from here on; what is away is told as an event.
         client.waits_in_silence();
         let client = Rc::new(client);
-        let (away, back) = (Arc::new(AtomicBool::new(false)), Rc::new(Notify::new()));
+        let (away, back) = (watch::Sender::new(false), Rc::new(Notify::new()));
         let output = context.output;
         let resizes = signal(SignalKind::window_change())?;
         let raw = match mode.input {
@@ -157,7 +155,7 @@ impl Follower {
         };
         let (sender, run_id) = (Rc::clone(&client), run.run_id.clone());
         let source = match mode.input {
-            Input::Terminal => stdin::Source::Terminal(Arc::clone(&away)),
+            Input::Terminal => stdin::Source::Terminal(away.subscribe()),
             Input::Pipe | Input::Closed | Input::None => stdin::Source::Pipe,
         };
         let input = match mode.input {
@@ -320,7 +318,7 @@ impl Follower {
 
     fn note_away(&self) {
         let away = self.gateway_away || self.run_away;
-        self.away.store(away, Ordering::Relaxed);
+        self.away.send_replace(away);
     }
 
     /// Asks for the run's end because of this signal, until the gateway has heard it.
@@ -398,18 +396,49 @@ impl Follower {
         if let (End::Left, Some(cancelling)) = (&end, self.cancelling.take()) {
             timeout(cancel::LEAVE_TIME, cancelling).await.ok(); // the gateway is away
         }
-        let (run, streams) = match (end, self.streams.take()) {
-            (End::Ended(run), Some(streams)) => (run, streams),
-            (end, _) => return end,
+        let streams = match (&end, self.streams.take()) {
+            (End::Left, _) | (_, None) => return end,
+            (_, Some(streams)) => streams,
+        };
+        let (end, pieces) = self.drain(end);
+        let written = async {
+            for piece in pieces {
+                if let Ok(room) = streams.reserve().await {
+                    room.send(piece);
+                }
+            }
+            streams.finish().await
         };
         tokio::select! {
             biased;
-            _ = self.stops.next() => End::Unread,
-            written = streams.finish() => match written {
-                Ok(()) => End::Ended(run),
-                Err(error) => End::Unwritable(run, error),
+            _ = self.stops.next() => match end {
+                End::Ended(_) => End::Unread,
+                end => end,
+            },
+            written = written => match (end, written) {
+                (End::Ended(run), Err(error)) => End::Unwritable(run, error),
+                (end, _) => end,
             },
         }
+    }
+
+    /// Takes what has come and was not looked at, as the loop ended for another reason than the run.
+    fn drain(&mut self, mut end: End) -> (End, Vec<(Stream, Bytes)>) {
+        let mut pieces = Vec::from_iter(self.held.take());
+        while let Ok(event) = self.events.try_recv() {
+            match event {
+                reader::Event::Output(..) | reader::Event::Gap(_) => {
+                    self.handle(event);
+                    pieces.extend(self.held.take());
+                }
+                reader::Event::Ended(run) => end = End::Ended(run),
+                reader::Event::Quiet
+                | reader::Event::Cut(_)
+                | reader::Event::Back
+                | reader::Event::Failed(_) => {}
+            }
+        }
+        (end, pieces)
     }
 }
 

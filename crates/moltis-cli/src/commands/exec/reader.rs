@@ -227,8 +227,9 @@ impl<T: AsyncFn(Event) -> bool> Reader<T> {
     }
 }
 
-/// A gateway that cannot read its store or its files for a moment says so, and goes on.
-fn passes(error: &ApiError) -> bool {
+/// Returns whether somebody who follows asks again. A gateway that cannot read its store or its files
+/// for a moment says so, and goes on.
+pub(crate) fn passes(error: &ApiError) -> bool {
     let code = error.code();
     error.passes() || matches!(code, Some(Code::Internal | Code::StoreReadOnly))
 }

@@ -5,26 +5,30 @@
 //! delivered, so the last window is kept. A command that does not read stops only this task.
 
 use std::collections::VecDeque;
-use std::io::Read as _;
+use std::io::Read;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use moltis_gateway::api::problem::Code;
 use moltis_gateway::api::runs::StdinAccepted;
 use moltis_proto::limits::STDIN_WINDOW_BYTES;
-use tokio::sync::{Notify, mpsc};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::sleep;
 
+use super::reader;
 use crate::api::{ApiError, Client};
 
 /// Bytes that one read takes at the most.
 const CHUNK: usize = 256 * 1024;
 
-/// Chunks that wait to be sent.
+/// Chunks of a file or a pipe that wait to be sent.
 const QUEUE: usize = 4;
+
+/// Chunks of a terminal, where each key is one, and at most 4 KiB long: more than anybody types while
+/// a gateway is away. What comes behind them is not taken then.
+const TYPED: usize = 1024;
 
 /// Pause before something is sent again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -39,8 +43,8 @@ const INTERRUPT: u8 = 0x03;
 pub(super) enum Source {
     /// A file or a pipe: every byte is the command's.
     Pipe,
-    /// A raw terminal: Ctrl+C is ours while the command is out of reach.
-    Terminal(Arc<AtomicBool>),
+    /// A raw terminal: Ctrl+C is ours while the command is out of reach, as this tells.
+    Terminal(watch::Receiver<bool>),
 }
 
 /// What the follow loop is told.
@@ -60,12 +64,18 @@ pub(super) fn start(
     source: Source,
     back: Rc<Notify>,
 ) -> std::io::Result<mpsc::Receiver<Event>> {
-    let (chunks, queue) = mpsc::channel(QUEUE);
+    let (chunks, queue) = mpsc::channel(match source {
+        Source::Pipe => QUEUE,
+        Source::Terminal(_) => TYPED,
+    });
     let (events, told) = mpsc::channel(4);
-    let interrupts = events.clone();
+    let (interrupts, runtime) = (events.clone(), Handle::current());
     std::thread::Builder::new()
         .name("stdin".to_owned())
-        .spawn(move || read(&chunks, &interrupts, &source))?;
+        .spawn(move || {
+            let stdin = std::io::stdin().lock();
+            read(stdin, &chunks, &interrupts, source, &runtime);
+        })?;
     send_all(client, run_id, queue, back, events);
     Ok(told)
 }
@@ -92,8 +102,13 @@ fn send_all(
     });
 }
 
-fn read(chunks: &mpsc::Sender<Bytes>, interrupts: &mpsc::Sender<Event>, source: &Source) {
-    let mut stdin = std::io::stdin().lock();
+fn read(
+    mut stdin: impl Read,
+    chunks: &mpsc::Sender<Bytes>,
+    interrupts: &mpsc::Sender<Event>,
+    mut source: Source,
+    runtime: &Handle,
+) {
     let mut buffer = vec![0; CHUNK];
     loop {
         let length = match stdin.read(&mut buffer) {
@@ -105,15 +120,36 @@ fn read(chunks: &mpsc::Sender<Bytes>, interrupts: &mpsc::Sender<Event>, source: 
         if bytes.is_empty() {
             return;
         }
-        let is_ours = match source {
+        let is_ours = match &source {
             Source::Pipe => false,
-            Source::Terminal(away) => away.load(Ordering::Relaxed) && bytes.contains(&INTERRUPT),
+            Source::Terminal(away) => *away.borrow() && bytes.contains(&INTERRUPT),
         };
         if is_ours {
             interrupts.blocking_send(Event::Interrupt).ok(); // the follow loop has ended
-        } else if chunks.blocking_send(Bytes::copy_from_slice(bytes)).is_err() {
-            return;
+            continue;
         }
+        let room = match &mut source {
+            Source::Pipe => runtime.block_on(chunks.reserve()),
+            Source::Terminal(away) => match runtime.block_on(room_or_away(chunks, away)) {
+                Some(room) => room,
+                // Who waited for room here would not hear Ctrl+C.
+                None => continue,
+            },
+        };
+        let Ok(room) = room else { return };
+        room.send(Bytes::copy_from_slice(bytes));
+    }
+}
+
+/// Waits for room for what was typed; `None` where there is none and the command is out of reach.
+async fn room_or_away<'a>(
+    chunks: &'a mpsc::Sender<Bytes>,
+    away: &mut watch::Receiver<bool>,
+) -> Option<Result<mpsc::Permit<'a, Bytes>, mpsc::error::SendError<()>>> {
+    tokio::select! {
+        biased;
+        room = chunks.reserve() => Some(room),
+        Ok(_) = away.wait_for(|away| *away) => None,
     }
 }
 
@@ -155,7 +191,7 @@ async fn send(
 
 /// A gateway that begins anew cannot take stdin before the run's node is back.
 fn passes(error: &ApiError) -> bool {
-    error.passes() || error.code() == Some(Code::NodeOffline)
+    reader::passes(error) || error.code() == Some(Code::NodeOffline)
 }
 
 /// What was read of our stdin and is not sent, and of what was sent the last window. Pure.
@@ -239,6 +275,53 @@ mod tests {
         let length = bytes.len();
         outgoing.handle_accepted(at + length as u64, eof);
         (at, length, eof)
+    }
+
+    /// A terminal on which each of these is typed alone.
+    struct Typed(std::sync::mpsc::Receiver<u8>);
+
+    impl Read for Typed {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let Ok(key) = self.0.recv() else { return Ok(0) };
+            buffer[0] = key;
+            Ok(1)
+        }
+    }
+
+    #[tokio::test]
+    async fn ctrl_c_is_heard_however_much_was_typed_before() {
+        for is_away_at_first in [true, false] {
+            let (keys, typed) = std::sync::mpsc::channel();
+            let (away, is_away) = watch::channel(is_away_at_first);
+            let (chunks, mut queue) = mpsc::channel(TYPED);
+            let (interrupts, mut events) = mpsc::channel(1);
+            let runtime = Handle::current();
+            let source = Source::Terminal(is_away);
+            let reading = std::thread::spawn(move || {
+                read(Typed(typed), &chunks, &interrupts, source, &runtime);
+            });
+            for _ in 0..=TYPED {
+                keys.send(b'x').unwrap();
+            }
+            if !is_away_at_first {
+                while queue.len() < TYPED {
+                    tokio::task::yield_now().await;
+                }
+                away.send_replace(true);
+            }
+            keys.send(INTERRUPT).unwrap();
+            assert!(matches!(events.recv().await, Some(Event::Interrupt)));
+            // Whoever is there again gets all that had room.
+            away.send_replace(false);
+            for _ in 0..TYPED {
+                assert_eq!(queue.recv().await.as_deref(), Some(b"x".as_slice()));
+            }
+            keys.send(INTERRUPT).unwrap();
+            assert_eq!(queue.recv().await.as_deref(), Some([INTERRUPT].as_slice()));
+            drop(keys);
+            assert_eq!(queue.recv().await, None);
+            reading.join().unwrap();
+        }
     }
 
     #[test]

@@ -67,6 +67,14 @@ pub struct RunKey {
 }
 
 impl RunKey {
+    /// Returns a key of the operator.
+    pub fn of_operator(key: impl Into<String>) -> Self {
+        Self {
+            principal: "operator".to_owned(),
+            key: key.into(),
+        }
+    }
+
     /// Returns the id of the run that this key stands for: SHA-256(label ‖ principal ‖ 0 ‖ key),
     /// cut to 16 bytes. Known without a look at the store, so a repeated request meets the same id
     /// at the keeper even if the row was lost.

@@ -10,7 +10,8 @@ use moltis_gateway::api::runs::{Run, StartRun};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::super::cancel::{self, Refusal};
-use super::super::{NotDone, once, reader};
+use super::super::once::{Key, NotDone, once};
+use super::super::reader;
 use super::summary::Became;
 use crate::api::{ApiError, Client};
 use crate::exit::Exit;
@@ -53,6 +54,8 @@ pub(super) enum OnFailure {
 pub(super) enum News {
     /// Its run has this id.
     Started(String),
+    /// Whether it was started is not known yet: it is asked for again because of this.
+    AskedAgain(String),
     /// Nothing more comes of it.
     Over(Became),
     /// Something happened to its run.
@@ -105,7 +108,10 @@ impl Shared {
             ..self.request.clone()
         };
         let start = async |key: &str| self.client.start_and_follow(&request, key).await;
-        let started = once(None, start).await; // the first question was another one
+        let again = async |error: &ApiError| {
+            tell(News::AskedAgain(error.to_string())).await; // if nobody watches, nobody is told
+        };
+        let started = once(&Key::new(), None, again, start).await; // the first question was another one
         drop(starting);
         let (run_id, pieces) = match started {
             Ok(started) => started,

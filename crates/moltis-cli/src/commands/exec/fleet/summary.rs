@@ -9,8 +9,8 @@ use moltis_gateway::api::runs::{Outcome, OutcomeReason, Run};
 use serde::Serialize;
 
 use super::super::super::runs::state_of;
-use super::super::NotDone;
 use super::super::collect::Collected;
+use super::super::once::NotDone;
 use super::lines::Lines;
 use crate::api::ApiError;
 use crate::commands::Context;
@@ -72,10 +72,12 @@ impl Became {
                 Some(Code::NodeRevoked | Code::NodeNotFound) => "revoked".to_owned(),
                 _ => format!("not started: {error}"),
             },
-            Self::NotStarted(NotDone::Unknown) => {
+            Self::NotStarted(NotDone::Unknown(error)) if error.code().is_none() => {
                 "perhaps started: the gateway was lost".to_owned()
             }
-            Self::NotStarted(NotDone::Unheard(error)) => format!("perhaps started: {error}"),
+            Self::NotStarted(NotDone::Unknown(error) | NotDone::Unheard(error)) => {
+                format!("perhaps started: {error}")
+            }
             Self::HeldBack => "not started".to_owned(),
             Self::Lost(error) => format!("not known: {error}"),
         }
@@ -95,7 +97,7 @@ impl Became {
                 code: error.code().map(|code| code.as_str().to_owned()),
                 detail: error.to_string(),
             }),
-            Self::NotStarted(NotDone::Unknown | NotDone::Unheard(_)) | Self::HeldBack => {
+            Self::NotStarted(NotDone::Unknown(_) | NotDone::Unheard(_)) | Self::HeldBack => {
                 Some(ErrorOf {
                     code: None,
                     detail: self.words(),

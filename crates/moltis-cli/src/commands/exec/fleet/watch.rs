@@ -152,6 +152,13 @@ impl Watch {
                 }
                 self.nodes[at].run_id = Some(run_id);
             }
+            News::AskedAgain(error) => {
+                // Every node that waits for it tells it.
+                if !std::mem::replace(&mut self.said_cut, true) {
+                    let text = format!("{error}; trying again, and nothing starts twice");
+                    self.output.note(&text);
+                }
+            }
             News::Over(became) => self.over(at, became),
             News::Look(run) => self.looked(at, &run),
             News::Event(event) => self.happened(at, event),
