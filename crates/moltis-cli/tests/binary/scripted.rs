@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::time::Duration;
 
 use moltis_gateway::api::RUN_ID_HEADER;
 use moltis_gateway::api::follow::Frame;
@@ -148,8 +149,13 @@ fn what_was_received_is_printed_though_the_rest_cannot_be_had() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Nobody has read a byte until then.
+    // Nobody has read a byte until then, and whoever leaves now leaves it unprinted.
     is_gone.recv().unwrap();
+    let stays = (0..30).all(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        child.try_wait().unwrap().is_none()
+    });
+    assert!(stays, "it left behind what it had received");
     let mut stdout = child.stdout.take().unwrap();
     let mut read = vec![0; PIECE];
     let mut length = 0;
