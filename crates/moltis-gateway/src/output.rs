@@ -483,7 +483,11 @@ impl Inner {
     fn recovered(&self, run_id: RunId) -> Result<files::Recovered, OutputError> {
         let _alone = self.files_of(run_id);
         let dir = self.dir.join(run_id.to_string());
-        files::recover(&self.system, &dir, self.boot_id)
+        let found = files::recover(&self.system, &dir, self.boot_id)?;
+        if found.freed > 0 {
+            self.space.less(found.freed);
+        }
+        Ok(found)
     }
 
     fn asides(&self) -> std::sync::MutexGuard<'_, HashSet<RunId>> {

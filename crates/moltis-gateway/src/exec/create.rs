@@ -32,6 +32,8 @@ pub(super) struct Order {
     pub(super) by: Actor,
     /// When it was asked for.
     pub(super) asked: Instant,
+    /// Its node has listed a run with this id, which nobody here knows of yet.
+    pub(super) is_listed: bool,
 }
 
 impl Shared {
@@ -62,7 +64,7 @@ impl Shared {
                 }
             }
         };
-        let output = self.output_of(&order.new).await?;
+        let output = self.output_of(&order).await?;
         // Before there is a row, so that no row is without it.
         let is_new = matches!(order.stdin, StdinSource::Bytes(_))
             && (order.new.key.is_none() || self.store.run(order.new.id).await?.is_none());
@@ -75,7 +77,9 @@ impl Shared {
         };
         let created = created.await;
         if is_new && !matches!(created, Ok(RunCreation::Created(_))) {
-            output.drop_stdin();
+            let output = Arc::clone(&output);
+            let dropped = self.outputs.system().blocking(move || output.drop_stdin());
+            dropped.await.ok(); // the runtime is shutting down: no row knows of it
         }
         match created? {
             RunCreation::Created(written) => {
@@ -102,23 +106,23 @@ impl Shared {
     /// Returns the output of a run that may be new. Where there is no row yet, whatever lies in its
     /// place came from an earlier run with its key, whose row is gone: an older database was put back.
     /// It is set aside until the node has said what it knows of the id, unless it has that run still.
-    async fn output_of(&self, new: &NewRun) -> Result<Arc<RunOutput>, StartError> {
-        let id = new.id;
+    async fn output_of(&self, order: &Order) -> Result<Arc<RunOutput>, StartError> {
+        let id = order.new.id;
         let output = self.outputs.run(id)?;
         if output.totals() == Totals::default() || self.store.run(id).await?.is_some() {
             return Ok(output);
         }
-        if self
-            .seat_of(&new.target)
-            .is_some_and(|seat| seat.has_listed(id))
-        {
+        if order.is_listed {
             return Ok(output);
         }
         // Then nobody else has its files.
         output.synced().await?;
         drop(output);
         tracing::warn!(run.id = %id, "output of an earlier run with this id is set aside");
-        self.outputs.set_aside(id)?;
+        let outputs = self.outputs.clone();
+        let set_aside = move || outputs.set_aside(id);
+        let set_aside = self.outputs.system().blocking(set_aside).await;
+        set_aside.unwrap_or(Ok(()))?; // the runtime is shutting down
         Ok(self.outputs.run(id)?)
     }
 

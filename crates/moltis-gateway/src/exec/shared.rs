@@ -183,6 +183,8 @@ impl Shared {
             // What a power cut has spoiled is not what was asked for.
             if is_of(&run.record(), &stdin) {
                 run.wishes().stdin.fill(stdin);
+            } else if run.record().spec.is_none() {
+                tracing::warn!(run.id = %run.id, "stdin is kept of a run that nobody here has asked for: whose it is cannot be told, so it is not given on");
             } else {
                 tracing::error!(run.id = %run.id, "the kept stdin of a run is spoiled; the same request under its key brings it again");
             }

@@ -120,6 +120,8 @@ impl Runs {
             detach: request.detach,
             by: asker.actor(),
             asked,
+            // As it was when it was looked at: it may be gone again by the time of the row.
+            is_listed: seat.has_listed(id),
         };
         self.shared.create(order).await
     }

@@ -117,14 +117,19 @@ impl Bench {
 
     /// Makes the run of [`keyed`], wherever its keeper is.
     async fn create_keyed(&self) -> RunHandle {
-        let order = create::Order {
+        self.shared.create(self.order()).await.unwrap()
+    }
+
+    /// What [`keyed`] has become when its row is due.
+    fn order(&self) -> create::Order {
+        create::Order {
             new: row_of(self, &keyed()),
             stdin: StdinSource::Empty,
             detach: false,
             by: Actor::operator(),
             asked: tokio::time::Instant::now(),
-        };
-        self.shared.create(order).await.unwrap()
+            is_listed: false,
+        }
     }
 
     async fn stage(&self, id: RunId) -> RunStage {

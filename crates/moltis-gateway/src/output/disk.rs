@@ -29,6 +29,8 @@ pub(super) struct Disk {
     gaps: Option<Arc<File>>,
     /// Lines that were written to the file with the gaps since it was last made short.
     notes: usize,
+    /// It was made short since something was taken to be synced.
+    is_short: bool,
     /// Files with bytes that no sync has covered.
     unsynced: Vec<(PathBuf, Arc<File>)>,
     /// A name was made that the directory may not have on the disk yet.
@@ -77,6 +79,7 @@ impl Disk {
             open: [None, None],
             gaps: None,
             notes: 0,
+            is_short: false,
             unsynced: Vec::new(),
             new_names: false,
             at_sync: false,
@@ -244,6 +247,7 @@ impl Disk {
         self.unsynced.retain(|(unsynced, _)| *unsynced != path);
         self.gaps = Some(file);
         self.notes = 0;
+        self.is_short = true;
         self.new_names = true;
         Ok(())
     }
@@ -267,6 +271,7 @@ impl Disk {
     /// Takes what a sync has to cover. [`Disk::sync_done`] has to follow.
     pub(super) fn take_unsynced(&mut self) -> Unsynced {
         self.at_sync = true;
+        self.is_short = false;
         Unsynced {
             files: std::mem::take(&mut self.unsynced),
             new_names: std::mem::take(&mut self.new_names),
@@ -275,8 +280,12 @@ impl Disk {
 
     /// Has the next sync cover what this one could not.
     pub(super) fn put_back(&mut self, unsynced: Unsynced) {
+        let notes = self.dir.join(files::GAPS);
         for (path, file) in unsynced.files {
-            self.note_unsynced(path, &file);
+            // Another file has its name since, and is on the disk.
+            if !self.is_short || path != notes {
+                self.note_unsynced(path, &file);
+            }
         }
         self.new_names |= unsynced.new_names;
     }
@@ -337,5 +346,41 @@ impl Disk {
         if !self.unsynced.iter().any(|(unsynced, _)| *unsynced == path) {
             self.unsynced.push((path, Arc::clone(file)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_sync_that_comes_again_covers_the_notes_that_are_there_by_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut disk = Disk::new(System::default(), dir.path().to_owned(), None, 1024);
+        let note = |disk: &mut Disk, from| {
+            let noted = disk.note_gap(Stream::Stdout, from, from + 1, GapReason::DiskFull);
+            noted.unwrap();
+        };
+        note(&mut disk, 0);
+        let unsynced = disk.take_unsynced();
+        let line = files::gap_line(Stream::Stdout, 0, 1, GapReason::DiskFull);
+        disk.replace_notes(&line).unwrap();
+        disk.put_back(unsynced);
+        note(&mut disk, 1);
+        let path = dir.path().join(files::GAPS);
+        let there = std::fs::metadata(&path).unwrap().ino();
+        let unsynced = disk.take_unsynced().files;
+        let [(name, file)] = &unsynced[..] else {
+            panic!("{unsynced:?}");
+        };
+        assert_eq!((name, file.metadata().unwrap().ino()), (&path, there));
+        // Where nothing has taken its place it is covered all the same.
+        disk.put_back(Unsynced {
+            files: unsynced,
+            new_names: false,
+        });
+        assert_eq!(disk.take_unsynced().files.len(), 1);
     }
 }

@@ -174,6 +174,8 @@ pub(super) struct Recovered {
     pub(super) extents: [Vec<Extent>; 2],
     /// How far a sync is known to have come.
     pub(super) synced: [u64; 2],
+    /// Bytes that were cut off.
+    pub(super) freed: u64,
 }
 
 /// Returns what lies on the disk of a run, after cutting off what a power cut may have spoiled.
@@ -195,7 +197,7 @@ pub(super) fn recover(
         (Some(now), None) => (Some((now, [0; 2])), [0; 2]),
         (None, _) => (None, [0; 2]),
     };
-    let extents = cut(system, run, kept.map_or([u64::MAX; 2], |(_, kept)| kept))?;
+    let (extents, freed) = cut(system, run, kept.map_or([u64::MAX; 2], |(_, kept)| kept))?;
     if let Some((boot_id, _)) = kept {
         let path = run.join(SYNCED);
         let ends = extents
@@ -205,11 +207,20 @@ pub(super) fn recover(
             .and_then(|file| system.sync("output.sync_synced", &path, || file.sync_data()))
             .map_err(|error| OutputError::file("write", &path, error))?;
     }
-    Ok(Recovered { extents, synced })
+    Ok(Recovered {
+        extents,
+        synced,
+        freed,
+    })
 }
 
-/// Cuts off what lies behind `kept`, and returns what is left.
-fn cut(system: &System, run: &Path, kept: [u64; 2]) -> Result<[Vec<Extent>; 2], OutputError> {
+/// Cuts off what lies behind `kept`, and returns what is left, and how many bytes are not.
+fn cut(
+    system: &System,
+    run: &Path,
+    kept: [u64; 2],
+) -> Result<([Vec<Extent>; 2], u64), OutputError> {
+    let mut freed = 0;
     let gaps = kept_gaps(system, run, kept)?;
     let mut segments: [BTreeMap<u64, u64>; 2] = Default::default();
     for path in entries(run)? {
@@ -217,14 +228,16 @@ fn cut(system: &System, run: &Path, kept: [u64; 2]) -> Result<[Vec<Extent>; 2], 
             continue;
         };
         let kept = kept[stream.index()];
+        let mut bytes = length(&path)?;
         if from >= kept {
+            freed += bytes;
             system
                 .step("output.delete", &path, || std::fs::remove_file(&path))
                 .map_err(|error| OutputError::file("delete", &path, error))?;
             continue;
         }
-        let mut bytes = length(&path)?;
         if from + bytes > kept {
+            freed += from + bytes - kept;
             bytes = kept - from;
             let cut = || File::options().write(true).open(&path)?.set_len(bytes);
             system
@@ -233,11 +246,12 @@ fn cut(system: &System, run: &Path, kept: [u64; 2]) -> Result<[Vec<Extent>; 2], 
         }
         segments[stream.index()].insert(from, bytes);
     }
-    Ok(Stream::BOTH.map(|stream| {
+    let left = Stream::BOTH.map(|stream| {
         let at = stream.index();
         let gaps = gaps.iter().filter(|gap| gap.0 == stream);
         extents(&segments[at], gaps.map(|gap| (gap.1, gap.2, gap.3)))
-    }))
+    });
+    Ok((left, freed))
 }
 
 /// Puts segments and gaps in order. A hole that nothing explains was made by a power cut.

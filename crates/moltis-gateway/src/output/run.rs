@@ -67,7 +67,9 @@ pub struct RunOutput {
 impl RunOutput {
     pub(super) fn recover(outputs: &Inner, run_id: RunId) -> Result<Self, OutputError> {
         let dir = outputs.dir.join(run_id.to_string());
-        let files::Recovered { extents, synced } = outputs.recovered(run_id)?;
+        let files::Recovered {
+            extents, synced, ..
+        } = outputs.recovered(run_id)?;
         let mut disk = outputs.disk(dir);
         for stream in Stream::BOTH {
             let (extents, synced) = (&extents[stream.index()], synced[stream.index()]);
@@ -814,7 +816,8 @@ mod tests {
         let synced = run.stored(Stream::Stdout);
         // Later bytes reached the file's length, but not its content.
         let below = dir.path().join("outputs").join(id(1).to_string());
-        let last = files::segment(&below, Stream::Stdout, 128 * KIB as u64);
+        let last = files::segment(&below, Stream::Stdout, 180 * KIB as u64);
+        assert!(last.exists());
         let mut file = files::append_to(&last).unwrap();
         std::io::Write::write_all(&mut file, &[0; 5000]).unwrap();
         std::fs::write(files::segment(&below, Stream::Stdout, 999_999), [0; 10]).unwrap();
@@ -822,6 +825,7 @@ mod tests {
         let run = reborn.run(id(1)).unwrap();
         assert_eq!(run.stored(Stream::Stdout), synced);
         assert_eq!(read_all(&run, Stream::Stdout).await, [(0, synced, None)]);
+        assert_eq!(reborn.bytes(), synced, "what was cut off takes no room");
         // What an ended run's row names beyond that is a gap, never silence.
         drop(run);
         let totals = Totals {

@@ -27,6 +27,10 @@ const IDLE: Duration = Duration::from_secs(1);
 /// Bytes of the `-wal` file from which the writer waits for a checkpoint.
 const WAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// How long a checkpoint waits for readers of old pages, and the writer with it: a copy of the database
+/// reads for as long as it takes.
+const BUSY: Duration = Duration::from_millis(100);
+
 /// The writer's end.
 #[derive(Debug)]
 pub(super) struct Checkpoints {
@@ -52,7 +56,8 @@ impl Checkpoints {
         wal: Arc<File>,
         system: &System,
     ) -> Result<Self, sqlx::Error> {
-        let connection = Connection::new(options.connect().await?, system.clone());
+        let connection = options.busy_timeout(BUSY).connect().await?;
+        let connection = Connection::new(connection, system.clone());
         let shared = Arc::new(Shared::default());
         let (wait, waiting) = mpsc::channel(1);
         let (going, gone) = oneshot::channel();
@@ -140,4 +145,25 @@ async fn run(
 async fn idle(shared: &Shared) {
     shared.some.notified().await;
     tokio::time::sleep(IDLE).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing::{operator, run as row, store};
+
+    #[tokio::test]
+    async fn who_reads_for_long_holds_up_no_writer() {
+        let store = store().await;
+        let options = SqliteConnectOptions::new().filename(store.dir.path().join("gateway.db"));
+        let mut reader = options.connect().await.unwrap();
+        sqlx::query("BEGIN").execute(&mut reader).await.unwrap();
+        let read = sqlx::query("SELECT count(*) FROM runs");
+        read.fetch_one(&mut reader).await.unwrap();
+        store.create_run(row(1), &operator()).await.unwrap();
+        // It waits for a checkpoint that cannot be had, and not for ten seconds.
+        let closed = tokio::time::timeout(Duration::from_secs(5), store.close());
+        closed.await.expect("the writer waits for a reader");
+        drop(reader);
+    }
 }

@@ -3,6 +3,7 @@
 //! Used by the link, by the gateway's connector for `local`, and by `moltis node remove`.
 //! What comes back is one stream that speaks [`super::wire`], whichever keeper is behind it.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -244,8 +245,14 @@ fn ours_first(living: Vec<Living>, version: &str) -> Option<Vec<KeeperStream>> {
 /// Knocks at every socket in `dir`.
 async fn living(by: &Sockets, dir: &Path) -> Result<Vec<Living>, ConnectError> {
     let mut living = Vec::new();
+    let mut met = HashSet::new();
     for socket in sockets(dir)? {
+        // One that gives its socket another name meanwhile may be listed under both.
+        if met.contains(&socket.with_extension("")) {
+            continue;
+        }
         if let Some((stream, socket)) = knock(by, socket).await? {
+            met.insert(socket.with_extension(""));
             living.push(Living {
                 stream,
                 leaves: socket.extension().is_some_and(|kind| kind == LEAVING),
@@ -396,6 +403,10 @@ mod tests {
         let _keeper = UnixListener::bind(&leaving).unwrap();
         let found = knock(&Sockets::default(), socket.clone()).await.unwrap();
         assert_eq!(found.unwrap().1, leaving);
+        // Listed under both names, of which one is gone by then, it is one keeper.
+        std::os::unix::fs::symlink(dir.path().join("gone"), &socket).unwrap();
+        assert_eq!(find_all(dir.path()).await.unwrap().len(), 1);
+        fs::remove_file(&socket).unwrap();
         fs::remove_file(&leaving).unwrap();
         assert!(knock(&Sockets::default(), socket).await.unwrap().is_none());
     }

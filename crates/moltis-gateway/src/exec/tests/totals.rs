@@ -365,6 +365,21 @@ async fn earlier_output(bench: &Bench) -> RunId {
 }
 
 #[tokio::test]
+async fn output_of_a_run_that_its_node_has_stays_in_its_place_though_the_node_goes_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::in_dir(dir.path()).await;
+    earlier_output(&bench).await;
+    let order = create::Order {
+        is_listed: true,
+        ..bench.order()
+    };
+    let handle = bench.shared.create(order).await.unwrap();
+    assert_eq!(handle.output().totals(), totals(2 * HEAD_BYTES_MAX));
+    assert_eq!(bench.shared.outputs.asides(), []);
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn what_a_run_printed_that_its_node_has_forgotten_is_shown_behind_an_older_database() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::in_dir(dir.path()).await;
