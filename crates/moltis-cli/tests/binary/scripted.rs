@@ -126,7 +126,7 @@ fn gateway(answer: impl Fn(Asked) + Clone + Send + 'static) -> String {
 #[test]
 fn what_was_received_is_printed_though_the_rest_cannot_be_had() {
     const PIECE: usize = 50_000;
-    const PIECES: usize = 20;
+    const PIECES: usize = 12;
     let (gone, is_gone) = mpsc::channel();
     let url = gateway(move |asked| {
         if asked.path.ends_with("follow?stdout=0&stderr=0") {
