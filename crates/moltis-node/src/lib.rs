@@ -18,6 +18,7 @@ pub mod state;
 pub mod tls;
 pub mod url;
 
+mod clock;
 mod error;
 mod event;
 mod link;

@@ -5,7 +5,6 @@
 //! the next attempt, and who is told.
 
 mod attached;
-mod clock;
 mod dial;
 mod flight;
 mod handshake;
@@ -32,12 +31,12 @@ use moltis_proto::{BootId, InstanceId, PublicKey, Subprotocol};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::clock::Clock;
 use self::handshake::{Accepted, Claims, Progress};
 pub(crate) use self::machine::Machine;
 use self::session::{Stopped, Surroundings};
 use self::settings::Watched;
 use self::telemetry::Telemetry;
+use crate::clock::Clock;
 use crate::config::NodeConfig;
 use crate::error::{LinkError, Outlook};
 use crate::event::{LinkEvent, Trust};

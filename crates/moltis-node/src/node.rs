@@ -11,11 +11,12 @@ use moltis_telemetry::Collector;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Clock;
 use crate::config::{ConfigFile, NodeConfig};
 use crate::error::LinkError;
 use crate::event::LinkEvent;
 use crate::keepers::Keepers;
-use crate::link::{Clock, Link, Machine};
+use crate::link::{Link, Machine};
 #[cfg(feature = "simulation")]
 use crate::simulation;
 use crate::state::NodeState;

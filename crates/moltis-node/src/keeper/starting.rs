@@ -19,15 +19,20 @@ use moltis_proto::{FromKeeper, JournalId, RunId, RunRefusal, ToKeeper};
 use super::core::{Core, now};
 use super::journal::Record;
 use super::kernel::Name;
-use super::lookers::{Lookers, Place};
+use super::lookers::{LOOK_TIME, Lookers, Place};
 use super::program::StartFailure;
 use super::run::Run;
 use super::spawn::{Look, NoPlan, Plan};
 use super::spool::Spool;
+use crate::clock::Clock;
 
 /// How long a start waits for the look of the one before it. Most take a hundredth of that, and so
 /// runs start in the order in which they were asked for.
 const PATIENCE: Duration = Duration::from_millis(50);
+
+/// A look that took longer than this, by a clock that goes on in a sleep, was slept through: nobody waits
+/// for files so long.
+const AWAKE_FOR: Duration = Duration::from_secs(2 * LOOK_TIME.as_secs());
 
 /// Messages for a run whose files are looked at that are put by. Its stdin window is less.
 const PUT_BY_MAX: usize = 256;
@@ -39,6 +44,7 @@ pub(super) struct Starts {
     lookers: Lookers,
     /// When the last one began.
     last: Option<Instant>,
+    clock: Clock,
 }
 
 #[derive(Debug)]
@@ -46,6 +52,8 @@ struct Start {
     digest: Digest,
     spec: Arc<RunSpec>,
     look: AbortHandle,
+    /// When it began, by the clock that goes on in a sleep.
+    since: Duration,
     /// What the client has said of it meanwhile.
     put_by: Vec<ToKeeper>,
 }
@@ -56,7 +64,26 @@ impl Starts {
             under_way: HashMap::new(),
             lookers: Lookers::new(),
             last: None,
+            clock: Clock::system(),
         }
+    }
+
+    /// Takes out a start whose files were looked at, and what came of it: nothing where this machine slept
+    /// meanwhile, for whoever asked may have been told by now that nothing would.
+    fn take<T>(
+        &mut self,
+        run_id: RunId,
+        planned: Result<T, NoPlan>,
+    ) -> Option<(Start, Result<T, NoPlan>)> {
+        let start = self.under_way.remove(&run_id)?;
+        let took = self.clock.now().boottime.saturating_sub(start.since);
+        let planned = match planned {
+            Ok(_) if took > AWAKE_FOR => Err(NoPlan::Failed(StartFailure::in_words(
+                "this machine slept while the files of the command were looked at, so nothing was started",
+            ))),
+            planned => planned,
+        };
+        Some((start, planned))
     }
 
     /// Puts a message by that is for a run whose files are looked at; returns any other.
@@ -196,6 +223,7 @@ impl Core {
                     digest,
                     spec,
                     look,
+                    since: self.starts.clock.now().boottime,
                     put_by: Vec::new(),
                 };
                 self.starts.under_way.insert(run_id, start);
@@ -208,7 +236,7 @@ impl Core {
 
     /// Goes on with a start whose files were looked at.
     pub(super) fn handle_planned(&mut self, run_id: RunId, planned: Result<Plan, NoPlan>) {
-        let Some(start) = self.starts.under_way.remove(&run_id) else {
+        let Some((start, planned)) = self.starts.take(run_id, planned) else {
             return; // it was let go meanwhile
         };
         let answer = self.go_on(run_id, start.digest, &start.spec, planned);
@@ -361,5 +389,40 @@ impl Core {
 
     fn spools(&self, run_id: RunId) -> [Spool; 2] {
         Stream::BOTH.map(|stream| Spool::new(&self.disk, &self.dir, run_id, stream))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_start_that_was_slept_through_comes_to_nothing() {
+        let seconds = Arc::new(AtomicU64::new(1_000));
+        let now = Arc::clone(&seconds);
+        let mut starts = Starts::new();
+        starts.clock =
+            Clock::with_boottime(move || Duration::from_secs(now.load(Ordering::SeqCst)));
+        let run_id = RunId::from_bytes([7; 16]);
+        let mut looked_at_for = |took: u64| {
+            let start = Start {
+                digest: Digest::from_bytes([3; 32]),
+                spec: Arc::new(moltis_proto::run::reconcile::question()),
+                look: AbortHandle::new_pair().0,
+                since: starts.clock.now().boottime,
+                put_by: Vec::new(),
+            };
+            starts.under_way.insert(run_id, start);
+            seconds.fetch_add(took, Ordering::SeqCst);
+            starts.take(run_id, Ok(())).unwrap().1
+        };
+        assert!(looked_at_for(5).is_ok());
+        let slept = looked_at_for(3_600);
+        let Err(NoPlan::Failed(failure)) = slept else {
+            panic!("it is obeyed: {slept:?}");
+        };
+        assert!(failure.detail.contains("slept"), "{}", failure.detail);
     }
 }

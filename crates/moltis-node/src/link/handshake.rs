@@ -26,9 +26,9 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep_until};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::clock::Clock;
 use super::dial::{Socket, within};
 use super::socket::{Opened, broken};
+use crate::clock::Clock;
 use crate::error::{LinkError, Step};
 use crate::url::GatewayUrl;
 

@@ -22,13 +22,13 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
 use super::attached::{Attached, ToKeepers};
-use super::clock::Clock;
 use super::dial::{Socket, within};
 use super::handshake::Accepted;
 use super::outgoing::Outgoing;
 use super::settings::Watched;
 use super::socket::broken;
 use super::telemetry::Telemetry;
+use crate::clock::Clock;
 use crate::error::{LinkError, Step};
 use crate::keepers::Keepers;
 
