@@ -139,7 +139,7 @@ Example:
   moltis node remove
   moltis node remove --delete-key")]
 pub(crate) struct Remove {
-    /// Delete the key too: the next `node add` is another node and needs approval
+    /// Delete the key and what runs have left too: the next `node add` is another node and needs approval
     #[arg(long)]
     pub(crate) delete_key: bool,
     /// Nothing is asked; scripts may say it all the same

@@ -233,6 +233,8 @@ struct Removal {
     service_removed: bool,
     config_removed: bool,
     key_removed: bool,
+    /// What its keepers kept of runs.
+    runs_removed: bool,
 }
 
 /// `moltis node remove`: end the service, the node process and what it runs, then delete the files.
@@ -248,9 +250,11 @@ pub(super) async fn remove(context: &Context, args: Remove) -> anyhow::Result<Ex
         }
     };
     stop_process(&home, output).await?;
-    end_runs(&home, output).await;
+    let is_ended = end_runs(&home, output).await;
     let config_removed = delete(&home.node_config(), &home)?;
     let key_removed = args.delete_key && delete(&home.node_key(), &home)?;
+    // Only a node of this key could bring it to its gateway.
+    let runs_removed = args.delete_key && is_ended && delete_runs(&home)?;
     delete(&home.node_state(), &home)?;
     delete_halves(&home);
     if args.format.json {
@@ -258,17 +262,21 @@ pub(super) async fn remove(context: &Context, args: Remove) -> anyhow::Result<Ex
             service_removed,
             config_removed,
             key_removed,
+            runs_removed,
         })?;
         return Ok(Exit::SUCCESS);
     }
-    match (service_removed || config_removed, key_removed) {
+    match (
+        service_removed || config_removed,
+        key_removed || runs_removed,
+    ) {
         (false, false) => output.note("there was nothing to remove: this machine is no node"),
         (true, false) => {
             output.note(&format!(
                 "removed; the key stays, and `{NODE_ADD}` makes the same node again"
             ));
         }
-        (_, true) => output.note("removed, and the key with it"),
+        (_, true) => output.note("removed, with the key and what was left of its runs"),
     }
     Ok(Exit::SUCCESS)
 }
@@ -301,22 +309,29 @@ async fn stop_process(home: &Home, output: Output) -> anyhow::Result<()> {
 
 /// Asks the keepers of this node to end their runs and leave: after an update there may be one of
 /// each version.
-async fn end_runs(home: &Home, output: Output) {
+/// Returns whether none is left.
+async fn end_runs(home: &Home, output: Output) -> bool {
     let keepers = match connect::find_all(&home.node_runs()).await {
         Ok(keepers) => keepers,
         Err(error) => {
             output.warn(&format!("commands may still run here: {error}"));
-            return;
+            return false;
         }
     };
+    let mut is_ended = true;
     // All are asked before one is waited for, so that their graces run side by side.
     let mut leaving = Vec::new();
     for keeper in keepers {
-        match timeout(LEAVE_TIME, ask_to_leave(keeper)).await {
-            Ok(Ok(frames)) => leaving.push(frames),
-            Ok(Err(error)) => output.warn(&format!("commands may still run here: {error:#}")),
-            Err(_) => output.warn("commands may still run here: their keeper does not answer"),
-        }
+        let problem = match timeout(LEAVE_TIME, ask_to_leave(keeper)).await {
+            Ok(Ok(frames)) => {
+                leaving.push(frames);
+                continue;
+            }
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_) => "their keeper does not answer".to_owned(),
+        };
+        output.warn(&format!("commands may still run here: {problem}"));
+        is_ended = false;
     }
     let all_left = async {
         for mut frames in leaving {
@@ -325,7 +340,9 @@ async fn end_runs(home: &Home, output: Output) {
     };
     if timeout(LEAVE_TIME, all_left).await.is_err() {
         output.warn("commands may still run here: their keeper does not leave");
+        is_ended = false;
     }
+    is_ended
 }
 
 /// Asks a keeper to end its runs and leave; what it still says ends when it has.
@@ -341,6 +358,16 @@ async fn ask_to_leave(keeper: KeeperStream) -> anyhow::Result<FrameReader<ReadHa
     write.send(&ToKeeper::Attach { windows }).await?;
     write.send(&ToKeeper::Leave).await?;
     Ok(FrameReader::new(read))
+}
+
+/// Deletes journals and spools; returns whether there were any.
+fn delete_runs(home: &Home) -> Result<bool, Failure> {
+    let dir = home.node_runs();
+    match std::fs::remove_dir_all(&dir) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).or_fail(|| format!("cannot delete `{}`", home.show(&dir))),
+    }
 }
 
 /// Deletes what a process left that was killed while it wrote node.json.

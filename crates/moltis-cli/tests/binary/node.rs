@@ -21,9 +21,19 @@ fn remove_leaves_the_key_so_that_no_second_approval_is_needed() {
     home.ok(["node", "pairing", "disable"]);
     let node = machine.start(["node", "add", "--foreground", "--host", &gateway.ws()]);
     node.stdout.wait_for("Connected to");
+    home.ok(["node", "exec", "box", "--detach", "--shell", "sleep 600"]);
+    // Nobody fetches any more how that ends.
+    drop(gateway);
     drop(node);
-    machine.ok(["node", "remove", "--delete-key"]);
+    let runs = machine.path().join("runs");
+    assert!(runs.exists());
+    let removed = machine.json(["node", "remove", "--delete-key", "--json"]);
+    assert_eq!(removed["runs_removed"], true, "{removed}");
     assert!(!machine.path().join("node_key").exists());
+    assert!(!runs.exists());
+    eventually("all of it to be gone", || {
+        processes_of(&runs).is_empty().then_some(())
+    });
 }
 
 #[test]
