@@ -7,6 +7,8 @@
 //! The order of variants is the wire (postcard writes their index). New ones go to the end, with a
 //! number in [`crate::version`].
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::code::{CloseCode, GoodbyeReason};
@@ -293,6 +295,32 @@ impl ToKeeper {
 }
 
 impl FromKeeper {
+    /// Joins the journals of several keepers, as many as a list may have: the first, then those in which
+    /// runs stand, then the others. Returns them with the runs that they have.
+    pub fn join(
+        journals: impl IntoIterator<Item = JournalId>,
+        runs: Vec<RunSummary>,
+    ) -> (Vec<JournalId>, Vec<RunSummary>) {
+        let mut all = Vec::new();
+        let mut seen = HashSet::new();
+        for journal in journals {
+            if seen.insert(journal) {
+                all.push(journal);
+            }
+        }
+        if all.len() <= limits::JOURNALS_MAX {
+            return (all, runs);
+        }
+        let used: HashSet<_> = runs.iter().map(|run| run.journal_id).collect();
+        let (first, rest) = all.split_at(1);
+        let (used, others): (Vec<_>, Vec<_>) = rest.iter().partition(|id| used.contains(id));
+        let told = first.iter().copied().chain(used).chain(others);
+        let told: Vec<_> = told.take(limits::JOURNALS_MAX).collect();
+        let kept: HashSet<_> = told.iter().copied().collect();
+        let is_told = |run: &RunSummary| kept.contains(&run.journal_id);
+        (told, runs.into_iter().filter(is_told).collect())
+    }
+
     /// Cuts the list of what a node holds into [`FromKeeper::Runs`] that fit a frame. There is always
     /// one, none but an only one is empty, and the last says so.
     pub fn list(
@@ -380,6 +408,31 @@ mod tests {
             };
             assert_eq!(windows.shared_by(count), part);
         }
+    }
+
+    #[test]
+    fn more_journals_than_a_list_has_are_left_out_of_it_with_their_runs() {
+        let journal = |number: u16| {
+            let mut id = [0; 16];
+            id[..2].copy_from_slice(&number.to_be_bytes());
+            JournalId::from_bytes(id)
+        };
+        let of = |number: u16| RunSummary {
+            journal_id: journal(number),
+            ..summary(number)
+        };
+        let few = [1, 2, 1, 3].map(journal);
+        let (told, runs) = FromKeeper::join(few, vec![of(3)]);
+        assert_eq!((told, runs), ([1, 2, 3].map(journal).to_vec(), vec![of(3)]));
+        // The first is there, and those with runs.
+        let many = (0..600).map(journal);
+        let (told, runs) = FromKeeper::join(many, (300..550).map(of).collect());
+        assert_eq!((told.len(), runs.len()), (limits::JOURNALS_MAX, 250));
+        assert_eq!(told[0], journal(0));
+        let many = (0..600).map(journal);
+        let (told, runs) = FromKeeper::join(many, (0..600).map(of).collect());
+        assert_eq!((told.len(), runs.len()), (limits::JOURNALS_MAX, 256));
+        assert!(runs.iter().all(|run| told.contains(&run.journal_id)));
     }
 
     #[test]

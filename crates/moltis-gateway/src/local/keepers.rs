@@ -14,7 +14,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use moltis_proto::limits::PLAINTEXT_BYTES_MAX;
 use moltis_proto::message::Windows;
 use moltis_proto::run::RunSummary;
-use moltis_proto::{Codec, FromKeeper, JournalId, RunId, ToKeeper};
+use moltis_proto::{Codec, FromKeeper, RunId, ToKeeper};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, ReadHalf, WriteHalf};
 
 use super::{Failure, KeeperStream};
@@ -178,8 +178,7 @@ impl FromKeepers {
         }
         let lists = self.peers.iter_mut().flatten();
         let pages = lists.flat_map(|peer| peer.list.take().unwrap_or_default().pages);
-        let (mut boot, mut all_journals, mut all_runs) =
-            (None, Vec::<JournalId>::new(), Vec::new());
+        let (mut boot, mut all_journals, mut all_runs) = (None, Vec::new(), Vec::new());
         for page in pages {
             if let FromKeeper::Runs {
                 boot_id,
@@ -189,18 +188,15 @@ impl FromKeepers {
             } = page
             {
                 boot.get_or_insert(boot_id);
-                for journal in journals {
-                    if !all_journals.contains(&journal) {
-                        all_journals.push(journal);
-                    }
-                }
+                all_journals.extend(journals);
                 all_runs.extend(runs);
             }
         }
+        let (journals, runs) = FromKeeper::join(all_journals, all_runs);
         Some(FromKeeper::Runs {
             boot_id: boot?,
-            journals: all_journals,
-            runs: all_runs,
+            journals,
+            runs,
             last: true,
         })
     }

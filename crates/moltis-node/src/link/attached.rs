@@ -125,6 +125,7 @@ impl Attached {
             runs.extend(listed.runs);
         }
         let boot_id = boot.ok_or_else(|| keeper_broke("lists nothing"))?;
+        let (journals, runs) = FromKeeper::join(journals, runs);
         let pages = FromKeeper::list(boot_id, &journals, &runs, codec);
         Ok(pages.map(ToGateway::Run).collect())
     }
