@@ -45,6 +45,7 @@ enum Step {
     Resume { back: u64 },
     Spill,
     Grow(bool),
+    GrowMemory(bool),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -59,6 +60,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..200u64).prop_map(|back| Step::Resume { back }),
         1 => Just(Step::Spill),
         1 => any::<bool>().prop_map(Step::Grow),
+        1 => any::<bool>().prop_map(Step::GrowMemory),
     ];
     prop::collection::vec(step, 1..400)
 }
@@ -147,6 +149,7 @@ impl World {
                 self.outbox.let_spools_grow(may_grow);
                 self.ever_short |= !may_grow;
             }
+            Step::GrowMemory(may_grow) => self.outbox.let_memory_grow(may_grow),
         }
         self.check();
     }

@@ -37,7 +37,8 @@ use super::starting::Starts;
 use super::wire;
 
 /// Bytes of output in memory, all runs together. Above it, runs that nobody follows go to their
-/// spools, and the others read on only while they hold little.
+/// spools, or drop what is more than a little where those take nothing; the others read on only while
+/// they hold little.
 const MEMORY_BYTES_MAX: u64 = 48 * 1024 * 1024;
 /// What each run may hold above that: more than the acknowledged bytes that it keeps.
 const SHARE_BYTES: u64 = 4 * limits::KEPT_BELOW_ACK_BYTES;
@@ -256,6 +257,7 @@ impl Core {
         let may_grow = self.spools_bytes < self.spools_bytes_max;
         run.outbox.let_spools_grow(may_grow);
         let is_crowded = self.memory_bytes > MEMORY_BYTES_MAX;
+        run.outbox.let_memory_grow(!is_crowded);
         if is_crowded && !run.outbox.is_followed() {
             run.outbox.spill(now);
         }

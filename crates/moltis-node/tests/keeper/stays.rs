@@ -270,6 +270,43 @@ async fn all_spools_of_a_keeper_together_stay_within_their_limit() {
 }
 
 #[tokio::test]
+async fn where_nothing_can_be_spooled_the_memory_of_a_keeper_stays_within_its_limit() {
+    const RUNS: u8 = 100;
+    const LIMIT: usize = (48 << 20) + RUNS as usize * (256 << 10);
+    let keeper = Inside::limited(0);
+    let mut client = keeper.client().await;
+    client.acknowledges = false; // all of it is asked for again
+    let line = "head -c 1200000 /dev/zero; head -c 1200000 /dev/zero >&2";
+    for number in 1..=RUNS {
+        client.start(id(number), shell(line)).await;
+        client.until(id(number), |run| run.pid.is_some()).await;
+    }
+    drop(client);
+    let ended = async {
+        let is_over = |listed: &crate::client::Listed| {
+            let mut runs = listed.runs.iter();
+            runs.all(|run| run.state == RunState::Ended)
+        };
+        while !is_over(&keeper.attach().await.1) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(crate::client::PATIENCE, ended)
+        .await
+        .unwrap();
+    let (mut client, _) = keeper.attach().await;
+    let mut held = 0;
+    for number in 1..=RUNS {
+        client.resume(id(number), 0, 0).await;
+        let run = client.finish(id(number)).await;
+        let totals = run.ended.as_ref().unwrap().1;
+        assert_eq!((totals.stdout, totals.stderr), (1_200_000, 1_200_000));
+        held += run.bytes.iter().map(Vec::len).sum::<usize>();
+    }
+    assert!(held > 40 << 20 && held < LIMIT, "{held} bytes");
+}
+
+#[tokio::test]
 async fn leave_ends_every_run_and_then_the_keeper() {
     let keeper = Outside::start().await;
     let mut client = keeper.client().await;

@@ -10,7 +10,8 @@
 //! does, and nothing is ever dropped. When nobody follows, or the client has made no progress for
 //! [`OutboxLimits::spool_after`], output goes on into the spool; when that is full too, a followed
 //! child waits, and for one that nobody follows the middle is dropped. How much all runs of a node
-//! spool is its keeper's to count ([`Outbox::spool_bytes`], [`Outbox::let_spools_grow`]).
+//! have in memory and in their spools is its keeper's to count ([`Outbox::memory_bytes`],
+//! [`Outbox::spool_bytes`], [`Outbox::let_memory_grow`], [`Outbox::let_spools_grow`]).
 //!
 //! What it is not: the share of a connection among runs, which is [`super::turn`].
 
@@ -329,11 +330,11 @@ impl Outbox {
     pub fn handle_ack(&mut self, offsets: Totals, now: Instant) -> Result<u64, OutboxError> {
         for stream in Stream::BOTH {
             let (lane, found) = (&self.lanes[stream.index()], offsets.of(stream));
-            if found > lane.sent_high() {
+            if found > lane.sent_high {
                 return Err(OutboxError::AckBeyondSent {
                     stream,
                     found,
-                    sent: lane.sent_high(),
+                    sent: lane.sent_high,
                 });
             }
         }
@@ -421,7 +422,15 @@ impl Outbox {
     /// spooled stays out of it.
     pub fn let_spools_grow(&mut self, may_grow: bool) {
         for lane in &mut self.lanes {
-            lane.let_spool_grow(may_grow);
+            lane.may_grow = may_grow;
+        }
+    }
+
+    /// Says whether memory may have more than a little while nobody follows, which it may until somebody
+    /// says no. What it has already stays; what does not fit goes to the spool, or is dropped.
+    pub fn let_memory_grow(&mut self, may_grow: bool) {
+        for lane in &mut self.lanes {
+            lane.is_short = !may_grow;
         }
     }
 

@@ -44,7 +44,7 @@ pub(super) struct Lane {
     /// Next offset to send.
     sent: u64,
     /// The highest offset ever sent: an acknowledgement above it is a lie.
-    sent_high: u64,
+    pub(super) sent_high: u64,
     /// Everything the command wrote so far.
     end: u64,
     /// The end is only what is known of it: the keeper that read the rest died.
@@ -57,7 +57,9 @@ pub(super) struct Lane {
     /// The spool failed; no other attempt before the reader has caught up.
     no_spool: Option<GapReason>,
     /// The disk has room for more of the spool than it takes now.
-    may_grow: bool,
+    pub(super) may_grow: bool,
+    /// Memory takes little while nobody follows.
+    pub(super) is_short: bool,
     /// What the driver shall do with the file next, and what it is doing.
     due: Option<(SpoolOp, Busy)>,
     busy: Option<Busy>,
@@ -108,6 +110,7 @@ impl Lane {
             spool: None,
             no_spool: None,
             may_grow: true,
+            is_short: false,
             due: None,
             busy: None,
             following: false,
@@ -152,10 +155,6 @@ impl Lane {
         self.under_way
     }
 
-    pub(super) fn sent_high(&self) -> u64 {
-        self.sent_high
-    }
-
     pub(super) fn memory_bytes(&self) -> u64 {
         let backlog = self.spool.as_ref().map_or(0, |spool| spool.backlog.bytes());
         self.held.bytes() + backlog
@@ -164,10 +163,6 @@ impl Lane {
     /// Returns the bytes of its spool file.
     pub(super) fn spool_bytes(&self) -> u64 {
         self.spool.as_ref().map_or(0, |spool| spool.header.length())
-    }
-
-    pub(super) fn let_spool_grow(&mut self, may_grow: bool) {
-        self.may_grow = may_grow;
     }
 
     /// Returns whether this offset can be resumed from.
@@ -572,7 +567,11 @@ impl Lane {
     /// Bytes that memory takes beside what it has; 0 when it is not worth reading.
     fn room(&self) -> u64 {
         let kept = self.acked.saturating_sub(self.held.from());
-        let limit = self.limits.memory_bytes + kept.min(self.held.bytes());
+        let mut limit = self.limits.memory_bytes;
+        if self.is_short && !self.following {
+            limit = limit.min(self.limits.kept_below_ack_bytes);
+        }
+        limit += kept.min(self.held.bytes());
         let room = limit.saturating_sub(self.held.bytes());
         if room >= self.room_min() { room } else { 0 }
     }
