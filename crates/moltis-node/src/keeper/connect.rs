@@ -320,6 +320,16 @@ trait Io: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
 
 impl KeeperStream {
+    /// Returns the process of the keeper; `None` where it is in this one, or the system does not tell.
+    pub(crate) fn pid(&self) -> Option<i32> {
+        match &self.0 {
+            Inner::Unix(stream) => stream.peer_cred().ok()?.pid(),
+            Inner::Memory(_) => None,
+            #[cfg(feature = "simulation")]
+            Inner::Simulated(_) => None,
+        }
+    }
+
     fn io(self: Pin<&mut Self>) -> Pin<&mut dyn Io> {
         match &mut self.get_mut().0 {
             Inner::Unix(stream) => Pin::new(stream),

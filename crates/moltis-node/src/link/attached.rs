@@ -8,6 +8,7 @@ use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use moltis_proto::message::Windows;
@@ -23,6 +24,9 @@ use crate::keeper::wire::{FrameReader, WireError, decode, frame_into};
 /// Bytes that wait for one keeper to take them. When they are as many, nothing more is read from
 /// the gateway until the keeper has caught up.
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long one keeper may take to say what it holds.
+const LIST_TIME: Duration = Duration::from_secs(10);
 
 /// Bytes that a way to a keeper keeps when nothing waits.
 const IDLE_BYTES: usize = 4 * 1024;
@@ -45,6 +49,8 @@ pub(super) struct FromKeepers {
 #[derive(Debug)]
 struct Peer {
     reader: FrameReader<ReadHalf<KeeperStream>>,
+    /// The process, where it is another one.
+    pid: Option<i32>,
     released: CancellationToken,
 }
 
@@ -79,10 +85,12 @@ impl Attached {
         let attach = attach.map_err(LinkError::Codec)?;
         let (mut readers, mut doors) = (Vec::new(), Vec::new());
         for stream in streams {
+            let pid = stream.pid();
             let (reader, writer) = tokio::io::split(stream);
             let released = CancellationToken::new();
             readers.push(Some(Peer {
                 reader: FrameReader::new(reader),
+                pid,
                 released: released.clone(),
             }));
             let mut door = Door {
@@ -116,7 +124,9 @@ impl Attached {
         let mut journals = Vec::new();
         let mut runs = Vec::new();
         for (index, peer) in self.from.peers.iter_mut().flatten().enumerate() {
-            let listed = peer.list().await?;
+            let pid = peer.pid;
+            let listed = tokio::time::timeout(LIST_TIME, peer.list()).await;
+            let listed = listed.unwrap_or_else(|_elapsed| Err(says_nothing(pid)))?;
             boot = boot.or(Some(listed.boot_id));
             journals.extend(listed.journals);
             if index > 0 {
@@ -318,6 +328,21 @@ fn ended(end: Result<Option<Bytes>, WireError>) -> LinkError {
     }
 }
 
+/// What it holds cannot be guessed: whatever is not listed is taken for lost.
+fn says_nothing(pid: Option<i32>) -> LinkError {
+    let seconds = LIST_TIME.as_secs();
+    let words = match pid {
+        Some(pid) => format!(
+            "process {pid} did not list its runs within {seconds} s: `kill -CONT {pid}` where it is stopped; `kill -9 {pid}` ends it and its runs"
+        ),
+        None => format!("it did not list its runs within {seconds} s"),
+    };
+    LinkError::Keeper {
+        problem: "says nothing",
+        source: io::Error::new(io::ErrorKind::TimedOut, words).into(),
+    }
+}
+
 fn gone() -> LinkError {
     LinkError::Keeper {
         problem: "has gone",
@@ -341,8 +366,6 @@ fn keeper_error(problem: &'static str, error: WireError) -> LinkError {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use moltis_proto::key::Digest;
     use moltis_proto::run::{RunState, Totals};
     use tokio::io::AsyncWriteExt as _;
@@ -385,6 +408,21 @@ mod tests {
         frame_into(&Codec::Postcard.encode(&list).unwrap(), &mut frame);
         writer.write_all(&frame).await.unwrap();
         windows
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_keeper_that_says_nothing_is_named() {
+        let ((ours, theirs), (mute, _stopped)) = (tokio::io::duplex(4096), tokio::io::duplex(4096));
+        let mut keepers = tokio::task::JoinSet::new();
+        keepers.spawn(keeper(1, theirs));
+        let streams = vec![ours.into(), mute.into()];
+        let attached = Attached::new(streams, WINDOWS, Codec::Postcard).await;
+        let error = attached.expect_err("one says nothing");
+        assert_eq!(error.to_string(), "this machine's keeper says nothing");
+        let (ours, _stopped) = tokio::net::UnixStream::pair().unwrap();
+        let ours = KeeperStream::from(ours);
+        let me = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(ours.pid(), Some(me));
     }
 
     #[tokio::test]
