@@ -41,9 +41,9 @@ fn expected(row: Row, listed: Option<&RunSummary>, node: NodeSide<'_>) -> Action
         (true, true, Progress::Running) => lost(Reason::NodeForgot),
         (true, true, Progress::Starting) => {
             let asked_there = node.journals[0] == open.journal_id;
-            let is_young = open.age <= START_TIME;
+            let is_young = open.age.is_some_and(|age| age <= START_TIME);
             match (open.same_incarnation, asked_there) {
-                (true, true) if is_young => Action::StartAgain,
+                (_, true) if is_young => Action::StartAgain,
                 (true, _) => Action::End {
                     outcome: Outcome::FailedToStart,
                     reason: Reason::NotStarted,
@@ -81,10 +81,11 @@ fuzz_target!(|bytes: &[u8]| {
                 journal_id: journal(&mut input),
                 same_incarnation: input.flag(),
                 age: match input.byte() {
-                    0 => START_TIME,
-                    1 => START_TIME + Duration::from_nanos(1),
-                    2 => Duration::MAX,
-                    seconds => Duration::from_secs(seconds.into()),
+                    0 => Some(START_TIME),
+                    1 => Some(START_TIME + Duration::from_nanos(1)),
+                    2 => Some(Duration::MAX),
+                    3 => None,
+                    seconds => Some(Duration::from_secs(seconds.into())),
                 },
             }),
         };

@@ -162,6 +162,7 @@ fn new_run(kind: &str, number: u32) -> NewRun {
         boot_id: Some(BootId::from_bytes([2; 16])),
         journal_id: Some(JournalId::from_bytes([3; 16])),
         created_at: Clock::system().now(),
+        asked: None,
     }
 }
 

@@ -41,7 +41,7 @@ pub use self::sync::SyncTrouble;
 use self::sync::Syncing;
 use self::writer::Writing;
 use crate::metrics::OutputCounts;
-use crate::store::Heads;
+use crate::store::{BootMoment, Heads};
 use crate::system::System;
 
 /// How much output is kept.
@@ -351,6 +351,13 @@ impl Outputs {
             live.insert(run_id, Arc::downgrade(&found));
             found
         }))
+    }
+
+    /// Returns this moment of the running boot; `None` where that has no name.
+    pub(crate) fn moment_of_boot(&self) -> Option<BootMoment> {
+        let boot_id = self.0.boot_id?;
+        let boottime = self.0.system.boottime();
+        Some(BootMoment { boot_id, boottime })
     }
 
     /// Returns whether more of a run's output may come, or is still to be written or synced.

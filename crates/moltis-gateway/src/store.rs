@@ -55,8 +55,8 @@ pub(crate) use self::open::FILE;
 use self::open::Files;
 pub use self::pairings::{Answer, KeyMismatch, PairingRequest};
 pub use self::runs::{
-    Ended, Heads, NewRun, RunCreation, RunFilter, RunKey, RunPage, RunRecord, RunStage, Started,
-    Target,
+    BootMoment, Ended, Heads, NewRun, RunCreation, RunFilter, RunKey, RunPage, RunRecord, RunStage,
+    Started, Target,
 };
 pub use self::sync::Written;
 use self::sync::{Syncer, WalSync};

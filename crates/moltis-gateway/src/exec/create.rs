@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 use super::table::{Place, Spot};
 use super::{
-    Actor, Command, LiveRun, NewRun, ReadError, RunCreation, RunHandle, RunRecord, RunStage,
-    Shared, StartError, StdinSource, device_of, handle,
+    Actor, Command, LiveRun, NewRun, ReadError, Ready, RunCreation, RunHandle, RunRecord, RunStage,
+    Seat, Shared, StartError, StdinSource, device_of, handle,
 };
 use crate::output::{OutputError, RunOutput};
 use crate::session::{chain, moment};
@@ -150,6 +150,29 @@ impl Shared {
         }
         tracing::info!(run.id = %run.id, route = %target, "a run was asked for");
         run
+    }
+
+    /// Has a run whose start has not left go to this keeper, which its row does not name: the row comes
+    /// first, for a process behind this one has to know whom it may ask.
+    pub(super) fn move_unsent(self: &Arc<Self>, run: &Arc<LiveRun>, to: Ready, seat: &Arc<Seat>) {
+        let (shared, run, seat) = (Arc::clone(self), Arc::clone(run), Arc::clone(seat));
+        self.tasks.spawn(async move {
+            let Ready {
+                boot_id,
+                journal_id,
+            } = to;
+            let moved = shared.store.move_unsent(run.id, boot_id, journal_id).await;
+            if let Err(error) = moved {
+                tracing::error!(run.id = %run.id, error = %chain(&error), "a run is not sent: it cannot be written down where it goes");
+                return;
+            }
+            run.update(|record| {
+                record.boot_id = Some(boot_id);
+                record.journal_id = Some(journal_id);
+            });
+            // A connection that is gone meanwhile leaves it to the next one.
+            seat.send(Command::Start(run)).await.ok();
+        });
     }
 
     /// Meets a run that is under way: an earlier request made it, or a node brought it and this
@@ -309,6 +332,7 @@ pub(super) fn record_of(new: NewRun) -> RunRecord {
         boot_id: new.boot_id,
         journal_id: new.journal_id,
         created_at: new.created_at,
+        asked: new.asked,
         started_at: None,
         pid: None,
         cancel_requested_at: None,

@@ -31,11 +31,15 @@ const FORGET_APART: Duration = Duration::from_millis(25);
 
 /// Returns the ending of a run that was found not to be there.
 pub(crate) fn found(outcome: Outcome, reason: Reason) -> Ending {
+    let detail = match reason {
+        Reason::NotStarted => "its start has not come to its node, and it never begins",
+        _ => "",
+    };
     Ending {
         outcome,
         reason: Some(reason),
         status: None,
-        detail: String::new(),
+        detail: detail.to_owned(),
         duration_ms: 0,
         descendants_may_survive: false,
     }

@@ -42,6 +42,8 @@ pub(crate) struct LiveRun {
     asked: Option<Instant>,
     /// Whether this process wrote the row.
     pub(crate) ours: bool,
+    /// How long ago it was asked for when it was born here; `None` where nobody knows.
+    age_at_birth: Option<Duration>,
     pub(crate) output: Arc<RunOutput>,
     /// Wakes who waits for room in stdin.
     pub(crate) stdin_room: Notify,
@@ -81,6 +83,7 @@ impl LiveRun {
             born: now,
             asked: None,
             ours,
+            age_at_birth: ours.then_some(Duration::ZERO),
             output,
             stdin_room: Notify::new(),
             record: watch::Sender::new(Arc::new(record)),
@@ -99,6 +102,14 @@ impl LiveRun {
         Self {
             asked: Some(asked),
             unsent: AtomicBool::new(true),
+            ..self
+        }
+    }
+
+    /// A process of before was asked for it so long ago, and its row is on the disk.
+    pub(crate) fn asked_before(self, age: Option<Duration>) -> Self {
+        Self {
+            age_at_birth: age,
             ..self
         }
     }
@@ -251,7 +262,7 @@ impl LiveRun {
             boot_id,
             journal_id,
             same_incarnation: self.ours,
-            age: now.since(self.born),
+            age: self.age_at_birth.map(|age| age + now.since(self.born)),
         })
     }
 }
@@ -282,7 +293,7 @@ mod tests {
             let Row::Open(row) = run.row(now) else {
                 panic!("it is not over");
             };
-            assert_eq!(row.age, age);
+            assert_eq!(row.age, Some(age));
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::pairing::PairingDesk;
 use crate::roster::Roster;
 use crate::session::seat::{Command, Seat};
 use crate::session::{chain, moment};
-use crate::store::{RunRecord, RunStage, Store, StoreError, Target};
+use crate::store::{BootMoment, RunRecord, RunStage, Store, StoreError, Target};
 use crate::tasks::Tasks;
 use crate::telemetry::{self, History, HourRow, Point};
 
@@ -72,6 +72,13 @@ pub(crate) enum Write {
     Due,
     /// All with news.
     All,
+}
+
+/// Returns the time between two moments of one boot.
+fn age(asked: Option<BootMoment>, now: Option<BootMoment>) -> Option<Duration> {
+    let (asked, now) = asked.zip(now)?;
+    let is_one_boot = asked.boot_id == now.boot_id;
+    is_one_boot.then(|| now.boottime.saturating_sub(asked.boottime))
 }
 
 /// A run that was found.
@@ -126,13 +133,18 @@ impl Shared {
 
     /// Takes up what an earlier process left open: runs, and the hour of telemetry.
     pub(crate) async fn load(&self) -> Result<(), ReadError> {
-        for row in self.store.all_open_runs().await? {
+        let rows = self.store.all_open_runs().await?;
+        let is_starting = |row: &RunRecord| row.stage == RunStage::Starting;
+        // A start that goes out again must not outlive its row.
+        let is_on_disk = rows.iter().any(is_starting) && self.store.synced_so_far().await.is_ok();
+        let now = self.outputs.moment_of_boot().filter(|_| is_on_disk);
+        for row in rows {
             let Spot::Free(place) = self.table.spot(row.id).await else {
                 continue;
             };
-            let id = row.id;
+            let (id, asked) = (row.id, row.asked);
             match self.live_of(row) {
-                Ok(run) => drop(place.fill(run)),
+                Ok(run) => drop(place.fill(run.asked_before(age(asked, now)))),
                 // The others are not to wait for it: who asks for it, and its node, meet the error.
                 Err(error) => {
                     tracing::error!(run.id = %id, error = %chain(&error), "a run cannot be taken up");

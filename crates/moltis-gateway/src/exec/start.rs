@@ -113,6 +113,7 @@ impl Runs {
             boot_id: Some(ready.boot_id),
             journal_id: Some(ready.journal_id),
             created_at: self.shared.clock.now(),
+            asked: self.shared.outputs.moment_of_boot(),
         };
         let order = Order {
             new,

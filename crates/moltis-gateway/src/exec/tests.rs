@@ -311,6 +311,7 @@ fn row_of(bench: &Bench, request: &RunRequest) -> NewRun {
         boot_id: Some(BOOT),
         journal_id: Some(JOURNAL),
         created_at: bench.shared.clock.now(),
+        asked: bench.shared.outputs.moment_of_boot(),
     }
 }
 

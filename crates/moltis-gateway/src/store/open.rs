@@ -42,6 +42,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("initial", include_str!("../../migrations/0001_initial.sql")),
     ("fleets", include_str!("../../migrations/0002_fleets.sql")),
     ("lived", include_str!("../../migrations/0003_lived.sql")),
+    ("asked", include_str!("../../migrations/0004_asked.sql")),
 ];
 
 /// The files of a store, made and locked.

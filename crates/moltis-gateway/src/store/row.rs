@@ -1,5 +1,7 @@
 //! From columns to values: a row that cannot be what it claims is an error with its place.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -169,6 +171,11 @@ pub(super) fn word<T: Serialize>(value: &T) -> String {
 
 fn from_word<T: DeserializeOwned>(text: &str) -> Result<T, serde_json::Error> {
     serde_json::from_value(serde_json::Value::from(text))
+}
+
+/// Returns a time in milliseconds as SQLite's signed integer.
+pub(super) fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Returns a count as SQLite's signed integer. No count of ours comes near the edge: protocols

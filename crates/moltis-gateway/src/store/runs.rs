@@ -16,8 +16,8 @@ use serde_json::json;
 
 use self::record::record;
 pub use self::record::{
-    Ended, Heads, NewRun, RunCreation, RunFilter, RunKey, RunPage, RunRecord, RunStage, Started,
-    Target,
+    BootMoment, Ended, Heads, NewRun, RunCreation, RunFilter, RunKey, RunPage, RunRecord, RunStage,
+    Started, Target,
 };
 use super::row::{self, Columns, integer};
 use super::writer::{Fold, Folded, fold_text};
@@ -94,6 +94,33 @@ impl Store {
                 journal_id.as_bytes().into(),
                 at.into(),
                 at.into(),
+            ],
+            audit: None,
+            then: Vec::new(),
+        };
+        self.fold(fold).await.map(Folded::written)
+    }
+
+    /// Writes down to which boot and journal a run goes whose start has not left; `None` where it has
+    /// begun.
+    ///
+    /// # Errors
+    /// Where nothing can be written.
+    pub async fn move_unsent(
+        &self,
+        id: RunId,
+        boot_id: BootId,
+        journal_id: JournalId,
+    ) -> Result<Option<Written>, StoreError> {
+        let fold = Fold {
+            doing: "write down where a run goes",
+            text: fold_text!(
+                "UPDATE runs SET boot_id = ?, journal_id = ? WHERE id = ? AND state = 'starting'"
+            ),
+            values: vec![
+                boot_id.as_bytes().into(),
+                journal_id.as_bytes().into(),
+                id.as_bytes().into(),
             ],
             audit: None,
             then: Vec::new(),
@@ -408,8 +435,8 @@ fn create(run: NewRun, by: &Actor) -> Fold {
         doing: "write the run",
         text: fold_text!(
             "INSERT INTO runs (id, digest, place, shown, requested_by, principal, key, spec, state, \
-             incarnation, boot_id, journal_id, created_at) \
-             SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE (? IS NULL OR EXISTS \
+             incarnation, boot_id, journal_id, created_at, asked_boot_id, asked_boottime_ms) \
+             SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE (? IS NULL OR EXISTS \
              (SELECT 1 FROM nodes WHERE device_id = ? AND revoked_at IS NULL)) \
              AND NOT EXISTS (SELECT 1 FROM fleets WHERE id = ?) \
              ON CONFLICT DO NOTHING",
@@ -429,6 +456,8 @@ fn create(run: NewRun, by: &Actor) -> Fold {
             run.boot_id.as_ref().map(BootId::as_bytes).into(),
             run.journal_id.as_ref().map(JournalId::as_bytes).into(),
             run.created_at.into(),
+            run.asked.as_ref().map(|at| at.boot_id.as_bytes()).into(),
+            run.asked.map(|at| row::millis(at.boottime)).into(),
             device_id.into(),
             device_id.into(),
             run.id.as_bytes().into(),

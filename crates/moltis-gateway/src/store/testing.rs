@@ -146,6 +146,7 @@ pub(crate) fn run(number: u8) -> NewRun {
         boot_id: Some(BootId::from_bytes([2; 16])),
         journal_id: Some(JournalId::from_bytes([3; 16])),
         created_at: at(i64::from(number)),
+        asked: None,
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
@@ -15,6 +16,7 @@ use moltis_proto::handshake::Epoch;
 use moltis_proto::{DeviceId, InstanceId, RunId};
 use tokio::task::{JoinError, JoinHandle};
 
+use crate::session::moment;
 use crate::worker::{Line, Queue, Turn};
 
 /// What the rooms of a gateway stand on.
@@ -124,6 +126,11 @@ impl System {
     /// Starts a task that ends by itself, when its owner is dropped.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         drop(super::spawn(task));
+    }
+
+    /// Returns how long this boot has lasted, the sleep of the machine included.
+    pub(crate) fn boottime(&self) -> Duration {
+        moment::now().boottime
     }
 
     /// Notes that a task was started.

@@ -3,17 +3,20 @@
 use std::io;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::task::{JoinError, JoinHandle, coop};
+use tokio::time::Instant;
 
 use moltis_proto::handshake::Epoch;
 use moltis_proto::{DeviceId, InstanceId, RunId};
 
+use crate::session::moment;
 use crate::simulation::{Edge, Incarnation, Seen, Step};
 use crate::worker::{Line, Queue, Turn};
 
@@ -206,6 +209,16 @@ impl System {
     /// Starts a task that ends by itself, when its owner is dropped.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.started(&super::spawn(task));
+    }
+
+    /// Returns how long this boot has lasted. In a simulation all boots have begun with its time, which
+    /// none of them sleeps through.
+    pub(crate) fn boottime(&self) -> Duration {
+        static BEGAN: OnceLock<Instant> = OnceLock::new();
+        if self.0.is_none() {
+            return moment::now().boottime;
+        }
+        BEGAN.get_or_init(Instant::now).elapsed()
     }
 
     /// Notes that a task was started.

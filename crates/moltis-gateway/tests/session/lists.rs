@@ -50,7 +50,11 @@ async fn paired(gateway: &TestGateway) -> Device {
 
 async fn hear_start(node: &mut RawNode) -> (RunId, Digest) {
     match node.hear_run().await {
-        ToKeeper::Start { run_id, digest, .. } => (run_id, digest),
+        ToKeeper::Start {
+            run_id,
+            digest,
+            spec,
+        } if spec.is_sound() => (run_id, digest),
         other => panic!("{other:?}"),
     }
 }
@@ -229,46 +233,86 @@ async fn a_running_run_that_is_not_listed_is_lost_for_a_reason() {
     );
 }
 
+/// A start that was cut off twice, behind a restart of its gateway.
+struct CutOff {
+    gateway: TestGateway,
+    node: RawNode,
+    sent: (RunId, Digest),
+}
+
+impl CutOff {
+    /// `cancelled` has its end asked for before the restart.
+    async fn new(cancelled: bool) -> Self {
+        let gateway = TestGateway::start().await;
+        let device = paired(&gateway).await;
+        let mut node = device.ready(&gateway).await;
+        let handle = gateway.start_run(shell("true").on("mallory")).await;
+        let sent = hear_start(&mut node).await;
+        node.drop_line(&gateway, &device).await;
+        let mut node = device.ready(&gateway).await;
+        assert_eq!(hear_start(&mut node).await, sent);
+        node.drop_line(&gateway, &device).await;
+        if cancelled {
+            let runs = gateway.gateway.runs();
+            let cancelled = runs.cancel(sent.0, None, &Principal::Operator).await;
+            cancelled.unwrap();
+        }
+        drop(handle);
+        let gateway = gateway.restart().await;
+        let node = device.ready(&gateway).await;
+        Self {
+            gateway,
+            node,
+            sent,
+        }
+    }
+
+    /// Has the node answer so, and returns how the run ends.
+    async fn refused(mut self, code: RunRefusal) -> (Outcome, Option<Reason>) {
+        let run_id = self.sent.0;
+        self.node.say(FromKeeper::Refused { run_id, code }).await;
+        let record = self.gateway.gateway.runs().wait(run_id).await.unwrap();
+        let ending = record.ending.clone().unwrap();
+        (ending.outcome, ending.reason)
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_was_cut_off_is_sent_again_and_after_a_restart_is_asked_for() {
+async fn a_start_that_was_cut_off_is_sent_again_also_by_the_next_process_of_the_gateway() {
+    let mut cut_off = CutOff::new(false).await;
+    let run_id = cut_off.sent.0;
+    assert_eq!(hear_start(&mut cut_off.node).await, cut_off.sent);
+    let started = FromKeeper::Started { run_id, pid: 1 };
+    cut_off.node.say(started).await;
+    cut_off.node.say(ended(run_id, 0)).await;
+    let runs = cut_off.gateway.gateway.runs();
+    let record = runs.wait(run_id).await.unwrap();
+    let outcome = record.ending.as_ref().map(|ending| ending.outcome);
+    assert_eq!(outcome, Some(Outcome::Exited));
+    // An older database was put back: the run was over, and its node was told to forget it.
+    let mut cut_off = CutOff::new(false).await;
+    assert_eq!(hear_start(&mut cut_off.node).await, cut_off.sent);
+    let lost = (Outcome::Lost, Some(Reason::NodeForgot));
+    assert_eq!(cut_off.refused(RunRefusal::Forgotten).await, lost);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_whose_end_was_asked_for_is_asked_for_by_the_next_process_and_never_sent() {
     let not_started = (Outcome::FailedToStart, Some(Reason::NotStarted));
     let lost = (Outcome::Lost, Some(Reason::NodeForgot));
     for (answer, expected) in [
         (RunRefusal::Invalid, not_started),
-        // An older database was put back: the run was over, and its node was told to forget it.
         (RunRefusal::Forgotten, lost),
     ] {
-        assert_eq!(asked_after_a_restart(answer).await, expected, "{answer:?}");
+        let mut cut_off = CutOff::new(true).await;
+        let asked = cut_off.node.hear_run().await;
+        let ToKeeper::Start { run_id, spec, .. } = asked else {
+            panic!("{asked:?}");
+        };
+        assert_eq!(run_id, cut_off.sent.0);
+        assert!(!spec.is_sound(), "nothing may come of it: {spec:?}");
+        assert_eq!(cut_off.refused(answer).await, expected, "{answer:?}");
     }
-}
-
-/// A start is cut off twice, and then its gateway is started anew: returns how the run ends whose node
-/// answers so.
-async fn asked_after_a_restart(answer: RunRefusal) -> (Outcome, Option<Reason>) {
-    let gateway = TestGateway::start().await;
-    let device = paired(&gateway).await;
-    let mut node = device.ready(&gateway).await;
-    let handle = gateway.start_run(shell("true").on("mallory")).await;
-    let sent = hear_start(&mut node).await;
-    node.drop_line(&gateway, &device).await;
-    let mut node = device.ready(&gateway).await;
-    assert_eq!(hear_start(&mut node).await, sent);
-    node.drop_line(&gateway, &device).await;
-    let id = handle.id();
-    drop(handle);
-    let gateway = gateway.restart().await;
-    let mut node = device.ready(&gateway).await;
-    let asked = node.hear_run().await;
-    let ToKeeper::Start { run_id, spec, .. } = asked else {
-        panic!("{asked:?}");
-    };
-    assert_eq!(run_id, id);
-    assert!(!spec.is_sound(), "nothing may come of it: {spec:?}");
-    let code = answer;
-    node.say(FromKeeper::Refused { run_id, code }).await;
-    let record = gateway.gateway.runs().wait(id).await.unwrap();
-    let ending = record.ending.clone().unwrap();
-    (ending.outcome, ending.reason)
 }
 
 #[tokio::test(flavor = "multi_thread")]

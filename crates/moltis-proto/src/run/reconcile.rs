@@ -39,9 +39,9 @@ pub struct OpenRow {
     pub journal_id: JournalId,
     /// Whether this very process of the gateway wrote the row.
     pub same_incarnation: bool,
-    /// Time since the row became `starting`, by a clock of the process that wrote it that counts the
-    /// sleep of its machine.
-    pub age: Duration,
+    /// Time since the run was asked for, by a clock that nobody turns and that counts the sleep of the
+    /// gateway's machine; `None` where another boot of it has written the row, or nobody knows.
+    pub age: Option<Duration>,
 }
 
 /// How far a run has come.
@@ -72,7 +72,8 @@ pub enum Action {
     Resume,
     /// It is over: ask for output from the stored offsets; the ending follows, then `Forget`.
     Drain,
-    /// Send the `Start` again: the id makes it safe.
+    /// Send the `Start` again: the id makes it safe. A node that has had it, and has forgotten it since,
+    /// says so.
     StartAgain,
     /// Ask the node whether it has ever had it, by a [`question`]: the row may be of a database that
     /// was put back, and the node may have forgotten the run since.
@@ -122,11 +123,10 @@ fn decide_unlisted(row: OpenRow, node: NodeSide<'_>) -> Action {
         return lost(Reason::JournalWiped);
     }
     match row.progress {
-        // It would go to the keeper of the first journal, which has to be the one that was asked: of
+        // It goes to the keeper of the first journal, which has to be the one that was asked: of
         // another one nobody could say that it was not asked before.
         Progress::Starting
-            if row.same_incarnation
-                && row.age <= START_TIME_MAX
+            if row.age.is_some_and(|age| age <= START_TIME_MAX)
                 && node.journals.first() == Some(&row.journal_id) =>
         {
             Action::StartAgain
@@ -200,7 +200,7 @@ mod tests {
         boot_id: BOOT,
         journal_id: JOURNAL,
         same_incarnation: true,
-        age: Duration::from_secs(1),
+        age: Some(Duration::from_secs(1)),
     };
 
     const RUNNING: OpenRow = OpenRow {
@@ -282,8 +282,14 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_got_lost_is_sent_again_by_the_process_that_wrote_the_row() {
-        assert_eq!(unlisted(STARTING), Action::StartAgain);
+    fn a_start_that_got_lost_is_sent_again_also_by_the_next_process_of_the_gateway() {
+        for same_incarnation in [true, false] {
+            let row = OpenRow {
+                same_incarnation,
+                ..STARTING
+            };
+            assert_eq!(unlisted(row), Action::StartAgain);
+        }
     }
 
     #[test]
@@ -298,14 +304,17 @@ mod tests {
     #[test]
     fn after_thirty_seconds_a_start_that_got_lost_has_failed() {
         let aged = |age| unlisted(OpenRow { age, ..STARTING });
-        assert_eq!(aged(START_TIME_MAX), Action::StartAgain);
-        assert_eq!(aged(START_TIME_MAX + Duration::from_millis(1)), NOT_STARTED);
+        assert_eq!(aged(Some(START_TIME_MAX)), Action::StartAgain);
+        let too_late = START_TIME_MAX + Duration::from_millis(1);
+        assert_eq!(aged(Some(too_late)), NOT_STARTED);
+        assert_eq!(aged(None), NOT_STARTED);
     }
 
     #[test]
-    fn another_process_of_the_gateway_never_sends_a_start_again_and_asks() {
+    fn another_process_of_the_gateway_that_is_too_late_asks() {
         let row = OpenRow {
             same_incarnation: false,
+            age: None,
             ..STARTING
         };
         assert_eq!(unlisted(row), Action::Ask);

@@ -89,8 +89,11 @@ impl Pump {
                 }
                 continue;
             }
-            if summary.is_none() && run.set_owner(self.seat.sitter.epoch) {
-                self.give_unsent(&run, boot_id, journal_id);
+            if summary.is_none()
+                && run.set_owner(self.seat.sitter.epoch)
+                && self.give_unsent(&run, boot_id, journal_id) == Given::Later
+            {
+                continue;
             }
             let node = NodeSide {
                 boot_id,
@@ -132,7 +135,7 @@ impl Pump {
         }
         match (action, summary) {
             (Action::Resume | Action::Drain, Some(summary)) => self.resume(run, summary),
-            (Action::StartAgain, _) => self.send_start(run),
+            (Action::StartAgain, _) => self.start_again(run),
             (Action::Ask, _) => self.ask(run),
             (Action::End { outcome, reason }, _) => {
                 self.shared
@@ -205,7 +208,9 @@ impl Pump {
         }
         if let Some(journal_id) = journals.first() {
             // It may have waited for the disk while this connection took the place of another.
-            self.give_unsent(run, *boot_id, *journal_id);
+            if self.give_unsent(run, *boot_id, *journal_id) == Given::Later {
+                return;
+            }
         }
         let node = NodeSide {
             boot_id: *boot_id,
@@ -218,6 +223,20 @@ impl Pump {
             }
             Row::None | Row::Elsewhere | Row::WaitingApproval | Row::Ended => {}
         }
+    }
+
+    /// Sends a `Start` that may have been lost. Of a run that a process of before was asked for, and whose
+    /// end is asked for since, it is only asked whether it ever began.
+    fn start_again(&mut self, run: &Arc<LiveRun>) {
+        if !run.ours {
+            let wishes = &mut run.wishes();
+            if wishes.cancel_grace.is_some() {
+                return self.ask(run);
+            }
+            // The node does not know it, so nobody has read any of its stdin.
+            wishes.stdin.handle_resume(0);
+        }
+        self.send_start(run);
     }
 
     pub(super) fn send_start(&mut self, run: &Arc<LiveRun>) {
@@ -335,18 +354,35 @@ impl Pump {
     /// The keeper that the row of an unsent run names was never asked, or has refused: it may begin
     /// with this one, on another boot of the machine too. One whose end was asked for meanwhile begins
     /// nowhere. The caller has made the run its own.
-    fn give_unsent(&self, run: &Arc<LiveRun>, boot_id: BootId, journal_id: JournalId) {
+    fn give_unsent(&self, run: &Arc<LiveRun>, boot_id: BootId, journal_id: JournalId) -> Given {
         if !run.take_unsent() {
-            return;
+            return Given::Now;
         }
         if run.wishes().cancel_grace.is_some() {
             self.shared
                 .end(run, ending::cancelled_unsent(), ending::Source::Known);
-            return;
+            return Given::Now;
         }
-        run.update(|record| {
-            record.boot_id = Some(boot_id);
-            record.journal_id = Some(journal_id);
-        });
+        let record = run.record();
+        if (record.boot_id, record.journal_id) == (Some(boot_id), Some(journal_id)) {
+            return Given::Now;
+        }
+        // It stays unsent until then: the next connection of its node may take it too.
+        run.turn_away();
+        let to = Ready {
+            boot_id,
+            journal_id,
+        };
+        self.shared.move_unsent(run, to, &self.seat);
+        Given::Later
     }
+}
+
+/// What becomes of a run that may go to another keeper than its row names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Given {
+    /// Its row is right: the table decides.
+    Now,
+    /// Its row is written first, and then it is sent.
+    Later,
 }

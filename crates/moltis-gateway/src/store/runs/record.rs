@@ -135,6 +135,17 @@ pub struct NewRun {
     pub journal_id: Option<JournalId>,
     /// Now.
     pub created_at: Timestamp,
+    /// Now, by a clock that nobody turns; `None` where the boot of this machine is not known.
+    pub asked: Option<BootMoment>,
+}
+
+/// A moment of the gateway's machine, by a clock that nobody turns and that counts its sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BootMoment {
+    /// The boot.
+    pub boot_id: BootId,
+    /// Since it began.
+    pub boottime: Duration,
 }
 
 /// What became of a [`NewRun`].
@@ -224,6 +235,8 @@ pub struct RunRecord {
     pub journal_id: Option<JournalId>,
     /// When it was asked for.
     pub created_at: Timestamp,
+    /// The same by a clock that nobody turns.
+    pub asked: Option<BootMoment>,
     /// When its machine said that it runs.
     pub started_at: Option<Timestamp>,
     /// Its process there.
@@ -319,6 +332,7 @@ pub(super) fn record(row: &SqliteRow) -> Result<RunRecord, StoreError> {
             .optional_bytes("journal_id")?
             .map(JournalId::from_bytes),
         created_at: columns.time("created_at")?,
+        asked: asked(&columns)?,
         started_at: columns.optional_time("started_at")?,
         pid: columns.optional_number("pid")?,
         cancel_requested_at: columns.optional_time("cancel_requested_at")?,
@@ -335,6 +349,15 @@ pub(super) fn record(row: &SqliteRow) -> Result<RunRecord, StoreError> {
         },
         output_freed_at: columns.optional_time("output_freed_at")?,
     })
+}
+
+fn asked(columns: &Columns<'_>) -> Result<Option<BootMoment>, StoreError> {
+    let boot_id = columns.optional_bytes("asked_boot_id")?;
+    let boottime_ms = columns.optional_number("asked_boottime_ms")?;
+    Ok(boot_id.zip(boottime_ms).map(|(boot_id, ms)| BootMoment {
+        boot_id: BootId::from_bytes(boot_id),
+        boottime: Duration::from_millis(ms),
+    }))
 }
 
 fn ending(columns: &Columns<'_>) -> Result<Option<Ending>, StoreError> {
