@@ -10,7 +10,8 @@
 //! machines and their users have written as data. [`window`] keeps a conversation within what a model
 //! reads at once.
 //!
-//! Nothing here knows nodes, opens a connection, or draws a random number.
+//! [`provider`] asks real models, over HTTP. Nothing else here opens a connection, and nothing knows
+//! nodes or draws a random number.
 //!
 //! # Example
 //!
@@ -45,6 +46,7 @@ mod model;
 mod turn;
 
 pub mod excerpt;
+pub mod provider;
 pub mod redact;
 pub mod untrusted;
 pub mod window;
