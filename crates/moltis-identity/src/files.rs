@@ -4,7 +4,7 @@
 //! Both ends open what they keep through here, and the command line too.
 
 use std::fs::{DirBuilder, File, FileType, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
@@ -24,6 +24,16 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 /// As [`open`]; a link is something else too.
 pub fn open_here(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     open_with(path, options, OFlags::NONBLOCK | OFlags::NOFOLLOW)
+}
+
+/// Reads a regular file whole, through no link.
+///
+/// # Errors
+/// As [`open_here`], and read(2).
+pub fn read_here(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_here(path, File::options().read(true))?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Checks that what is at a path, through links, is a regular file, or that nothing is: for what

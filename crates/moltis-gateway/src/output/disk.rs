@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
+use moltis_identity::files::open_here;
 use moltis_proto::BootId;
 use moltis_proto::run::{GapReason, Stream};
 
@@ -92,7 +93,7 @@ impl Disk {
             files::segment(&self.dir, stream, from),
             self.dir.join(files::GAPS),
         ] {
-            match File::open(&path) {
+            match open_here(&path, File::options().read(true)) {
                 Ok(file) => self.note_unsynced(path, &Arc::new(file)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(OutputError::file("open", &path, error)),

@@ -19,6 +19,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use moltis_identity::files::{open_here, read_here};
 use moltis_proto::limits::disk_reserve_bytes;
 use moltis_proto::run::{GapReason, Stream};
 use moltis_proto::{BootId, RunId};
@@ -74,16 +75,13 @@ pub(super) fn room(system: &System, dir: &Path) -> io::Result<u64> {
 
 /// Opens a file for appending, making it with mode 0600.
 pub(super) fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
+    let mut options = OpenOptions::new();
+    open_here(path, options.append(true).create(true).mode(0o600))
 }
 
 /// Returns whether a file ends in the middle of a line: its writer died there, or its disk was full.
 pub(super) fn is_torn(path: &Path) -> io::Result<bool> {
-    let file = match File::open(path) {
+    let file = match open_here(path, File::options().read(true)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
@@ -186,6 +184,7 @@ pub(super) fn recover(
     run: &Path,
     boot_id: Option<BootId>,
 ) -> Result<Recovered, OutputError> {
+    expect_no_link(run)?;
     if !run.exists() {
         return Ok(Recovered::default());
     }
@@ -239,7 +238,7 @@ fn cut(
         if from + bytes > kept {
             freed += from + bytes - kept;
             bytes = kept - from;
-            let cut = || File::options().write(true).open(&path)?.set_len(bytes);
+            let cut = || open_here(&path, File::options().write(true))?.set_len(bytes);
             system
                 .step("output.cut", &path, cut)
                 .map_err(|error| OutputError::file("cut", &path, error))?;
@@ -361,7 +360,7 @@ pub(super) fn replace_gaps(system: &System, run: &Path, lines: &str) -> Result<F
 /// what it stood for is a hole that nothing explains.
 fn gaps(run: &Path) -> Result<Vec<Gap>, OutputError> {
     let path = run.join(GAPS);
-    let bytes = match std::fs::read(&path) {
+    let bytes = match read_here(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(OutputError::file("read", &path, error)),
@@ -400,12 +399,9 @@ pub(super) fn write_synced(
     synced: [u64; 2],
 ) -> io::Result<File> {
     system.step("output.synced", path, || {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)?;
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false);
+        let file = open_here(path, options.mode(0o600))?;
         file.write_all_at(&synced_record(boot_id, synced), 0)?;
         Ok(file)
     })
@@ -414,7 +410,7 @@ pub(super) fn write_synced(
 /// Reads `synced`; `None` where it is missing or torn.
 fn synced(run: &Path) -> Result<Option<(BootId, [u64; 2])>, OutputError> {
     let path = run.join(SYNCED);
-    let record = match std::fs::read(&path) {
+    let record = match read_here(&path) {
         Ok(record) => record,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(OutputError::file("read", &path, error)),
@@ -429,6 +425,16 @@ fn parse_synced(record: &[u8]) -> Option<(BootId, [u64; 2])> {
     let boot_id = BootId::from_bytes(*boot_id);
     let synced = [u64::from_be_bytes(*stdout), u64::from_be_bytes(*stderr)];
     (synced_record(boot_id, synced) == record).then_some((boot_id, synced))
+}
+
+/// A directory of ours is no link: what is written and deleted there would be somebody else's.
+fn expect_no_link(run: &Path) -> Result<(), OutputError> {
+    if !run.is_symlink() {
+        return Ok(());
+    }
+    let words = "it is a link, expected a directory: move it away";
+    let error = io::Error::new(io::ErrorKind::InvalidInput, words);
+    Err(OutputError::file("open", run, error))
 }
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, OutputError> {
@@ -469,6 +475,44 @@ mod tests {
                 (Stream::Stdout, 0, 5, GapReason::Limit),
                 (Stream::Stderr, 0, 9, GapReason::Freed)
             ]
+        );
+    }
+
+    /// Were anything of it opened for waiting, the test would hang.
+    #[test]
+    fn nothing_but_a_file_of_ours_is_read_or_written_and_nobody_waits_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let elsewhere = dir.path().join("elsewhere");
+        std::fs::write(&elsewhere, "of somebody else").unwrap();
+        let recovered = |run: &Path| {
+            let boot_id = BootId::from_bytes([1; 16]);
+            recover(&System::default(), run, Some(boot_id)).map(|_| ())
+        };
+        for name in [GAPS, SYNCED] {
+            let run = dir.path().join(name);
+            std::fs::create_dir(&run).unwrap();
+            let made = std::process::Command::new("mkfifo")
+                .arg(run.join(name))
+                .status();
+            assert!(made.unwrap().success());
+            let words = chain(&recovered(&run).unwrap_err()).to_string();
+            assert!(words.contains(name) && words.contains("FIFO"), "{words}");
+            std::fs::remove_file(run.join(name)).unwrap();
+            std::os::unix::fs::symlink(&elsewhere, run.join(name)).unwrap();
+            let words = chain(&recovered(&run).unwrap_err()).to_string();
+            assert!(words.contains("link"), "{words}");
+            append_to(&run.join(name)).unwrap_err();
+        }
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path().join(GAPS), &link).unwrap();
+        assert!(
+            chain(&recovered(&link).unwrap_err())
+                .to_string()
+                .contains("link")
+        );
+        assert_eq!(
+            std::fs::read_to_string(&elsewhere).unwrap(),
+            "of somebody else"
         );
     }
 

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use moltis_identity::files::open_here;
 use moltis_proto::run::{GapReason, Stream, Totals};
 use moltis_proto::{BootId, RunId};
 use tokio::sync::{Notify, watch};
@@ -431,7 +432,7 @@ impl RunOutput {
             let read = || {
                 let file = match cached {
                     Some(file) => file,
-                    None => Arc::new(File::open(&path)?),
+                    None => Arc::new(open_here(&path, File::options().read(true))?),
                 };
                 let mut bytes = BytesMut::zeroed(length);
                 let mut filled = 0;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use moltis_identity::files::{open_here, read_here};
 use moltis_proto::RunId;
 
 use super::run::lock;
@@ -41,7 +42,7 @@ impl RunOutput {
             let write = || {
                 let mut options = std::fs::OpenOptions::new();
                 let options = options.write(true).create(true).truncate(true);
-                let mut file = options.mode(0o600).open(&path)?;
+                let mut file = open_here(&path, options.mode(0o600))?;
                 file.write_all(bytes)?;
                 Ok(file)
             };
@@ -80,7 +81,7 @@ impl RunOutput {
             return None;
         }
         let path = self.dir().join(files::STDIN);
-        let read = std::fs::read(&path).inspect_err(|error| {
+        let read = read_here(&path).inspect_err(|error| {
             tracing::error!(run.id = %self.run_id(), %error, "the kept stdin of a run cannot be read");
         });
         read.ok().map(Bytes::from)

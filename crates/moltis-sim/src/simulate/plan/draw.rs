@@ -263,7 +263,11 @@ impl Draw<'_> {
                 (2, 20_000),
                 (1, 3_600_000),
             ])),
-            3 => Act::Read(1 + self.dice.below(20_000)),
+            3 => {
+                // More than the window of its stdin and a pipe hold, or as much as they do.
+                let most = *self.dice.weighted(&[(2, 20_000), (1, 400_000)]);
+                Act::Read(1 + self.dice.below(most))
+            }
             4 => Act::Deafen,
             5 => Act::Fork(1 + self.dice.below(5_000)),
             _ => Act::Escape(1 + self.dice.below(5_000)),
