@@ -1022,11 +1022,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let outputs = Outputs::open(dir.path(), Some(boot(1)), limits()).unwrap();
         let (run, other) = (outputs.run(id(1)).unwrap(), outputs.run(id(2)).unwrap());
-        // What cannot be synced at all (EINVAL).
-        std::fs::create_dir(run.dir()).unwrap();
-        let segment = files::segment(run.dir(), Stream::Stdout, 0);
-        std::os::unix::fs::symlink("/dev/null", segment).unwrap();
         fill(&run);
+        // What cannot be synced at all (EINVAL).
+        let null = Arc::new(File::open("/dev/null").unwrap());
+        lock(&run.disk).note_made(run.dir().join("null"), &null);
         run.synced().await.unwrap_err();
         fill(&other);
         let error = other.synced().await.unwrap_err();
