@@ -8,14 +8,11 @@ mod sse;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::excerpt::excerpt;
 use crate::message::{Arguments, ToolCall};
 use crate::model::{Request, Said};
 
 /// Calls in one answer.
 const CALLS_MAX: usize = 128;
-/// Bytes of what nobody can read that are told.
-const TOLD_BYTES: usize = 200;
 /// Names of models in one list.
 const MODELS_MAX: usize = 10_000;
 
@@ -41,9 +38,17 @@ pub(super) struct Ask<'a> {
 /// What a provider sends in the place of an answer.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NoAnswer {
-    /// It cannot be understood, or is too much.
+    /// It cannot be understood.
+    #[error("expected {expected}, found `{found}`")]
+    Unreadable {
+        /// What would have been.
+        expected: String,
+        /// What came, whole.
+        found: String,
+    },
+    /// It is more than is taken, or than the model may say at once.
     #[error("{0}")]
-    Unreadable(String),
+    TooMuch(String),
     /// It says itself that it failed.
     #[error("{0}")]
     Failed(String),
@@ -196,9 +201,7 @@ impl Drafts {
         let at = match known {
             Some(at) => at,
             None if self.0.len() == CALLS_MAX => {
-                return Err(NoAnswer::Unreadable(format!(
-                    "it calls more than {CALLS_MAX} tools at once"
-                )));
+                return Err(too_many_calls());
             }
             None => {
                 self.0.push(Draft {
@@ -250,15 +253,19 @@ fn read<T: DeserializeOwned>(text: &str) -> Result<T, NoAnswer> {
 }
 
 fn unexpected(expected: &str, found: &str) -> NoAnswer {
-    let shown: String = found
-        .chars()
-        .take(TOLD_BYTES)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    NoAnswer::Unreadable(format!(
-        "expected {expected}, found `{}`",
-        excerpt(&shown, TOLD_BYTES)
-    ))
+    NoAnswer::Unreadable {
+        expected: expected.to_owned(),
+        found: found.to_owned(),
+    }
+}
+
+fn too_many_calls() -> NoAnswer {
+    NoAnswer::TooMuch(format!("it calls more than {CALLS_MAX} tools at once"))
+}
+
+/// The answer was cut where the model may say no more: half of it is none.
+fn too_long() -> NoAnswer {
+    NoAnswer::TooMuch("its answer is longer than it may say at once".to_owned())
 }
 
 #[cfg(test)]

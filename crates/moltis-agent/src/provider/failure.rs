@@ -1,5 +1,6 @@
 //! What went wrong with a provider, in the words of a person.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -7,11 +8,10 @@ use reqwest::header::HeaderMap;
 
 use super::dialect::NoAnswer;
 use super::{Provider, ProviderError};
-use crate::excerpt::excerpt;
 use crate::turn::ModelFailure;
 
-/// Bytes of what a provider said that are told.
-const TOLD_BYTES: usize = 400;
+/// Characters of what a provider said that are told: its beginning, far from where a body is cut.
+const TOLD_CHARS: usize = 400;
 
 /// Longer than this nobody waits because a provider says so.
 const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
@@ -71,19 +71,24 @@ impl Doing<'_> {
     /// It answers in something else than its dialect.
     pub(super) fn answers_in(self, media: &str, body: &[u8]) -> ModelFailure {
         let expected = self.provider.dialect.media_type();
-        let (media, said) = (excerpt(media, TOLD_BYTES), self.said(body));
+        let (media, said) = (self.told(media), self.said(body));
         let words =
             format!("answers in `{media}`, expected `{expected}`{said}. Is its `base_url` right?");
         self.fails(&words)
     }
 
     pub(super) fn has_no_answer(self, no: &NoAnswer) -> ModelFailure {
-        let words = self.without_key(&no.to_string());
         match no {
-            NoAnswer::Unreadable(_) => self.fails(&format!("says what cannot be read: {words}")),
+            NoAnswer::Unreadable { expected, found } => {
+                let found = self.told(found);
+                self.fails(&format!(
+                    "says what cannot be read: expected {expected}, found `{found}`"
+                ))
+            }
+            NoAnswer::TooMuch(words) => self.fails(&format!("says too much: {words}")),
             // An overloaded one says so when it has begun.
-            NoAnswer::Failed(_) => {
-                let words = excerpt(&words, TOLD_BYTES);
+            NoAnswer::Failed(words) => {
+                let words = self.told(words);
                 self.fails_for_now(&format!("fails in the middle of its answer: {words}"))
             }
         }
@@ -130,20 +135,28 @@ impl Doing<'_> {
     fn said(self, body: &[u8]) -> String {
         let text = String::from_utf8_lossy(body);
         let text = message_of(&text).unwrap_or_else(|| text.trim().to_owned());
-        let shown = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-        let text = self.without_key(&shown.collect::<String>());
         if text.is_empty() {
             return String::new();
         }
-        format!(": {}", excerpt(&text, TOLD_BYTES))
+        format!(": {}", self.told(&text))
     }
 
-    /// Some providers repeat the key that they were given.
-    fn without_key(self, text: &str) -> String {
-        match &self.provider.key {
-            Some(key) => text.replace(key.secret.as_str(), "(the key)"),
-            None => text.to_owned(),
+    /// Returns the beginning of what it said, in one line. Some providers repeat the key that they were
+    /// given: it goes before anything is cut, or a part of it would stay.
+    fn told(self, text: &str) -> String {
+        let text = match &self.provider.key {
+            Some(key) => Cow::Owned(text.replace(key.secret.as_str(), "(the key)")),
+            None => Cow::Borrowed(text),
+        };
+        let mut all = text.chars();
+        let shown = all.by_ref().take(TOLD_CHARS);
+        let mut shown: String = shown
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
+        if all.next().is_some() {
+            shown.push('…');
         }
+        shown
     }
 }
 

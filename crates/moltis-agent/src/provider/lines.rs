@@ -51,8 +51,11 @@ impl Lines {
 fn why(error: LinesCodecError) -> NoAnswer {
     match error {
         LinesCodecError::MaxLineLengthExceeded => {
-            NoAnswer::Unreadable(format!("a line is longer than {LINE_BYTES_MAX} bytes"))
+            NoAnswer::TooMuch(format!("a line is longer than {LINE_BYTES_MAX} bytes"))
         }
-        LinesCodecError::Io(error) => NoAnswer::Unreadable(format!("a line is no text: {error}")),
+        LinesCodecError::Io(error) => NoAnswer::Unreadable {
+            expected: "a line of text".to_owned(),
+            found: error.to_string(),
+        },
     }
 }

@@ -151,6 +151,10 @@ async fn a_refusal_says_what_to_do_and_hides_the_key() {
             .words
             .starts_with("the model `lab/small` at http://127.0.0.1:")
     );
+    // Where it is cut no part of it stays.
+    let long = format!("data: {}{SECRET}\n\n", "x".repeat(390));
+    let long = failure(vec![streams(&long)]).await;
+    assert!(!long.words.contains("sk-"), "{}", long.words);
     let busy = failure(vec![answer(
         "429 Too Many Requests",
         "Retry-After: 7\r\n",

@@ -266,6 +266,10 @@ pub(super) async fn remove(context: &Context, args: Remove) -> anyhow::Result<Ex
         })?;
         return Ok(Exit::SUCCESS);
     }
+    if key_removed && !is_ended {
+        output.note("removed, with the key; what runs have left stays in `runs`, as some may still run here");
+        return Ok(Exit::SUCCESS);
+    }
     match (
         service_removed || config_removed,
         key_removed || runs_removed,
@@ -308,8 +312,7 @@ async fn stop_process(home: &Home, output: Output) -> anyhow::Result<()> {
 }
 
 /// Asks the keepers of this node to end their runs and leave: after an update there may be one of
-/// each version.
-/// Returns whether none is left.
+/// each version. Returns whether none is left.
 async fn end_runs(home: &Home, output: Output) -> bool {
     let keepers = match connect::find_all(&home.node_runs()).await {
         Ok(keepers) => keepers,

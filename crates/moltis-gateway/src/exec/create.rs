@@ -9,10 +9,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use moltis_proto::run::Totals;
 use moltis_proto::{BootId, RunId};
 use tokio::time::Instant;
 
+use super::ending::TRY_AGAIN;
 use super::table::{Place, Spot};
 use super::{
     Actor, Command, LiveRun, NewRun, ReadError, Ready, RunCreation, RunHandle, RunRecord, RunStage,
@@ -83,11 +85,14 @@ impl Shared {
         }
         match created? {
             RunCreation::Created(written) => {
+                let id = order.new.id;
                 let record = record_of(order.new);
                 self.counts().created.one();
                 // A slow disk does not make it younger.
                 let born = moment::now();
-                self.safe_to_send(&record, Some(written)).await?;
+                // The row is there, and the next process may send it.
+                let safe = self.safe_to_send(&record, Some(written)).await;
+                safe.map_err(|source| StartError::Unkept { id, source })?;
                 let run = LiveRun::new(record, true, output, born).asked_at(order.asked.into_std());
                 let run = self.send(place, run, order.stdin).await;
                 self.settled(run.id, order.detach, Some(written)).await?;
@@ -161,9 +166,17 @@ impl Shared {
                 boot_id,
                 journal_id,
             } = to;
-            let moved = shared.store.move_unsent(run.id, boot_id, journal_id).await;
-            if let Err(error) = moved {
-                tracing::error!(run.id = %run.id, error = %chain(&error), "a run is not sent: it cannot be written down where it goes");
+            while let Err(error) = shared.store.move_unsent(run.id, boot_id, journal_id).await {
+                if !run.is_owned_by(seat.sitter.epoch) {
+                    return; // the next connection of its node has it
+                }
+                tracing::warn!(run.id = %run.id, error = %chain(&error), "a run is not sent yet: it cannot be written down where it goes");
+                if !shared.may_pass(&error) {
+                    return run.fail(error);
+                }
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            if !run.is_owned_by(seat.sitter.epoch) {
                 return;
             }
             run.update(|record| {
@@ -199,13 +212,7 @@ impl Shared {
             self.claimed(run).await?;
         }
         if let StdinSource::Bytes(bytes) = &order.stdin {
-            // What came with the first request may be lost: a power cut took it, or it was claimed.
-            let is_news = run.wishes().stdin.fill(bytes.clone());
-            self.look(run).await;
-            if is_news && let Err(error) = self.keep_stdin(&run.output, order).await {
-                // It goes on its way all the same.
-                tracing::warn!(run.id = %run.id, error = %chain(&error), "the stdin of a run cannot be kept");
-            }
+            self.fill_again(run, bytes, order.detach).await;
         }
         self.settled(run.id, order.detach, None).await?;
         Ok(Some(handle(run, true)))
@@ -244,7 +251,7 @@ impl Shared {
         &self,
         record: &RunRecord,
         written: Option<Written>,
-    ) -> Result<(), StartError> {
+    ) -> Result<(), StoreError> {
         let here = self.outputs.boot_id();
         if record.key.is_some() && is_on_this_machine(&record.target, record.boot_id, here) {
             self.on_disk(written).await?;
@@ -273,12 +280,45 @@ impl Shared {
         let StdinSource::Bytes(bytes) = &order.stdin else {
             return Ok(());
         };
+        let (new, here) = (&order.new, self.outputs.boot_id());
+        let outlives_power =
+            order.detach || new.key.is_some() && is_on_this_machine(&new.target, new.boot_id, here);
+        self.keep(output, bytes, outlives_power).await
+    }
+
+    /// Gives a run the stdin of a repeated request: what came with the first one may be lost, as a power
+    /// cut took it, or the run was claimed.
+    pub(super) async fn fill_again(
+        self: &Arc<Self>,
+        run: &Arc<LiveRun>,
+        bytes: &Bytes,
+        detach: bool,
+    ) {
+        let is_news = run.wishes().stdin.fill(bytes.clone());
+        self.look(run).await;
+        if !is_news {
+            return;
+        }
+        let (record, here) = (run.record(), self.outputs.boot_id());
+        let is_here = is_on_this_machine(&record.target, record.boot_id, here);
+        let outlives_power = detach || record.key.is_some() && is_here;
+        if let Err(error) = self.keep(&run.output, bytes, outlives_power).await {
+            // It goes on its way all the same.
+            tracing::warn!(run.id = %run.id, error = %chain(&error), "the stdin of a run cannot be kept");
+        }
+    }
+
+    async fn keep(
+        &self,
+        output: &Arc<RunOutput>,
+        bytes: &Bytes,
+        outlives_power: bool,
+    ) -> Result<(), OutputError> {
         let (kept, bytes) = (Arc::clone(output), bytes.clone());
         let keep = move || kept.keep_stdin(&bytes);
         let kept = self.outputs.system().blocking(keep).await;
         kept.unwrap_or(Ok(()))?; // the runtime is shutting down
-        let (new, here) = (&order.new, self.outputs.boot_id());
-        if order.detach || new.key.is_some() && is_on_this_machine(&new.target, new.boot_id, here) {
+        if outlives_power {
             output.stdin_synced().await?;
         }
         Ok(())

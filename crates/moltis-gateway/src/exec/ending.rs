@@ -22,7 +22,7 @@ use crate::session::seat::Command;
 use crate::store::{Ended, RunStage, Started, StoreError, Written};
 
 /// The wait before an ending that could not be written is tried again.
-const TRY_AGAIN: Duration = Duration::from_secs(1);
+pub(super) const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs whose ends one sync has covered are forgotten in so many groups, this far apart: a new run
 /// then never waits behind all of them.
@@ -364,7 +364,7 @@ impl Shared {
     }
 
     /// Returns whether what failed may be done a little later by this process.
-    fn may_pass(&self, error: &StoreError) -> bool {
+    pub(super) fn may_pass(&self, error: &StoreError) -> bool {
         let passes = error.is_retryable()
             || matches!(error, StoreError::Database { .. }) && self.store.failure().is_none();
         passes && !self.tasks.stop().is_cancelled()

@@ -405,12 +405,20 @@ impl Runs {
             Ok(handle) => Ok(FleetRun::of(&handle)),
             Err(error) => {
                 let why = why_not(&error);
-                let is_ours = matches!(
-                    why.because,
-                    LeftOutBecause::Failed | LeftOutBecause::ShuttingDown
+                let (is_failure, stops) = (
+                    why.because == LeftOutBecause::Failed,
+                    why.because == LeftOutBecause::ShuttingDown,
                 );
-                let mut not_started = NotStarted::from((member, why));
-                not_started.failure = is_ours.then_some(error);
+                // A gateway that stops looks at no key.
+                let mut not_started = if stops {
+                    match self.leave_out(order, member, why).await {
+                        Ok(run) => return Ok(run),
+                        Err(not_started) => not_started,
+                    }
+                } else {
+                    NotStarted::from((member, why))
+                };
+                not_started.failure = (is_failure || stops).then_some(error);
                 Err(not_started)
             }
         }

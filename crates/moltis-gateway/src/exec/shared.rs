@@ -74,11 +74,14 @@ pub(crate) enum Write {
     All,
 }
 
-/// Returns the time between two moments of one boot.
+/// Returns the time between two moments of one boot; `None` where they are not, or where its clock has
+/// gone back, as in a machine that was put back to an earlier state.
 fn age(asked: Option<BootMoment>, now: Option<BootMoment>) -> Option<Duration> {
     let (asked, now) = asked.zip(now)?;
-    let is_one_boot = asked.boot_id == now.boot_id;
-    is_one_boot.then(|| now.boottime.saturating_sub(asked.boottime))
+    if asked.boot_id != now.boot_id {
+        return None;
+    }
+    now.boottime.checked_sub(asked.boottime)
 }
 
 /// A run that was found.
@@ -137,14 +140,16 @@ impl Shared {
         let is_starting = |row: &RunRecord| row.stage == RunStage::Starting;
         // A start that goes out again must not outlive its row.
         let is_on_disk = rows.iter().any(is_starting) && self.store.synced_so_far().await.is_ok();
-        let now = self.outputs.moment_of_boot().filter(|_| is_on_disk);
         for row in rows {
             let Spot::Free(place) = self.table.spot(row.id).await else {
                 continue;
             };
             let (id, asked) = (row.id, row.asked);
             match self.live_of(row) {
-                Ok(run) => drop(place.fill(run.asked_before(age(asked, now)))),
+                Ok(run) => {
+                    let now = self.outputs.moment_of_boot().filter(|_| is_on_disk);
+                    drop(place.fill(run.asked_before(age(asked, now))));
+                }
                 // The others are not to wait for it: who asks for it, and its node, meet the error.
                 Err(error) => {
                     tracing::error!(run.id = %id, error = %chain(&error), "a run cannot be taken up");

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use super::create::Order;
 use super::{
-    Asker, NewRun, NodeRecord, PlaceRules, READY_TIME_MAX, Ready, Route, RouteError, RunHandle,
-    RunId, RunKey, RunRequest, RunSpec, RunStage, Runs, Seat, SpecError, StartError, Target,
-    device_of, random_id, request,
+    Asker, Met, NewRun, NodeRecord, PlaceRules, READY_TIME_MAX, Ready, Route, RouteError,
+    RunHandle, RunId, RunKey, RunRecord, RunRequest, RunSpec, RunStage, Runs, Seat, SpecError,
+    StartError, StdinSource, Target, device_of, random_id, request,
 };
 
 /// Everything that a route leads to.
@@ -127,8 +127,7 @@ impl Runs {
         self.shared.create(order).await
     }
 
-    /// Meets the run that this request has made before. `target` is where it leads today: a name that
-    /// leads nowhere any more may have been its place's.
+    /// Meets the run that this request has made before. `target` is where it leads today.
     async fn meet(
         &self,
         id: RunId,
@@ -139,15 +138,35 @@ impl Runs {
             return Ok(None);
         };
         let record = met.record();
-        let is_there = target.is_none_or(|target| *target == record.target);
+        let is_there = match target {
+            Some(target) => *target == record.target,
+            None => self.is_named(request, &record),
+        };
         if !is_there || !request::is_of(request, &record, self.local_timeout) {
             return Err(StartError::Conflict {
                 existing: Box::new((*record).clone()),
             });
         }
+        if let (Met::Live(run), StdinSource::Bytes(bytes)) = (&met, &request.stdin)
+            && !record.unclaimed
+        {
+            self.shared.fill_again(run, bytes, request.detach).await;
+        }
         let handle = self.shared.handle(met).await?;
         self.shared.settled(id, request.detach, None).await?;
         Ok(Some(handle))
+    }
+
+    /// Returns whether a request that leads nowhere names the place of this run all the same: a node that
+    /// was revoked or forgotten. A name that is nobody's may never have been this node's.
+    fn is_named(&self, request: &RunRequest, record: &RunRecord) -> bool {
+        let text = request.target.as_deref().unwrap_or(&self.default_route);
+        let word = text.strip_prefix("node:").unwrap_or(text);
+        let node = device_of(&record.target).and_then(|device| self.shared.roster.get(device));
+        word == record.shown
+            || node.is_some_and(|node| {
+                word == node.record.name.as_str() || word == node.record.node_id.as_str()
+            })
     }
 
     /// Returns whether a request with this target would run on the gateway's own machine.

@@ -79,7 +79,7 @@ impl Starts {
         let took = self.clock.now().boottime.saturating_sub(start.since);
         let planned = match planned {
             Ok(_) if took > AWAKE_FOR => Err(NoPlan::Failed(StartFailure::in_words(
-                "this machine slept while the files of the command were looked at, so nothing was started",
+                "this machine slept, or its keeper stood still, while the files of the command were looked at, so nothing was started",
             ))),
             planned => planned,
         };

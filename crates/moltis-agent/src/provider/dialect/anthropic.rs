@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::sse::{Event, Events};
-use super::{Ask, Drafts, NoAnswer, object_of, read};
+use super::{Ask, Drafts, NoAnswer, object_of, read, too_long};
 use crate::message::Message;
 use crate::model::Said;
 
@@ -87,6 +87,9 @@ enum Data {
         index: u64,
         delta: Delta,
     },
+    MessageDelta {
+        delta: Change,
+    },
     MessageStop,
     Error {
         error: Failure,
@@ -119,6 +122,11 @@ enum Delta {
     InputJson { partial_json: String },
     #[serde(other)]
     Other,
+}
+
+#[derive(Debug, Deserialize)]
+struct Change {
+    stop_reason: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -170,6 +178,11 @@ impl Reader {
                 }
                 Delta::Other => {}
             },
+            Data::MessageDelta { delta } => {
+                if delta.stop_reason.as_deref() == Some("max_tokens") {
+                    return Err(too_long());
+                }
+            }
             Data::MessageStop => {
                 self.is_over = true;
                 self.drafts.finish(said);

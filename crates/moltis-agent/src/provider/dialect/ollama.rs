@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Ask, CALLS_MAX, NoAnswer, object_of, read};
+use super::{Ask, CALLS_MAX, NoAnswer, object_of, read, too_long, too_many_calls};
 use crate::message::{Arguments, Message, ToolCall};
 use crate::model::Said;
 
@@ -64,7 +64,8 @@ fn assistant(text: &str, calls: &[ToolCall]) -> Value {
 /// Reads one answer: each line is JSON.
 #[derive(Debug, Default)]
 pub(in crate::provider) struct Reader {
-    calls: usize,
+    /// They are made when the answer is whole.
+    calls: Vec<ToolCall>,
     is_over: bool,
 }
 
@@ -73,6 +74,7 @@ struct Line {
     message: Option<Answer>,
     #[serde(default)]
     done: bool,
+    done_reason: Option<String>,
     error: Option<String>,
 }
 
@@ -117,19 +119,23 @@ impl Reader {
                 said.push(Said::Text(content));
             }
             for Call { function } in tool_calls.into_iter().flatten() {
-                if self.calls == CALLS_MAX {
-                    let words = format!("it calls more than {CALLS_MAX} tools at once");
-                    return Err(NoAnswer::Unreadable(words));
+                if self.calls.len() == CALLS_MAX {
+                    return Err(too_many_calls());
                 }
-                said.push(Said::Call(ToolCall {
-                    id: format!("call_{}", self.calls),
+                self.calls.push(ToolCall {
+                    id: format!("call_{}", self.calls.len()),
                     tool: function.name,
                     arguments: Arguments::Object(function.arguments),
-                }));
-                self.calls += 1;
+                });
             }
         }
-        self.is_over = line.done;
+        if line.done && line.done_reason.as_deref() == Some("length") {
+            return Err(too_long());
+        }
+        if line.done {
+            self.is_over = true;
+            said.extend(self.calls.drain(..).map(Said::Call));
+        }
         Ok(())
     }
 }

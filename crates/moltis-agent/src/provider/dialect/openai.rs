@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::sse::{Event, Events};
-use super::{Ask, Drafts, NoAnswer, object_of, read};
+use super::{Ask, Drafts, NoAnswer, object_of, read, too_long};
 use crate::message::{Message, ToolCall};
 use crate::model::Said;
 
@@ -158,6 +158,9 @@ impl Reader {
         }
         for piece in delta.tool_calls.into_iter().flatten() {
             self.add(piece)?;
+        }
+        if finish_reason.as_deref() == Some("length") {
+            return Err(too_long());
         }
         self.has_reason |= finish_reason.is_some();
         Ok(())

@@ -147,7 +147,8 @@ proptest! {
             let at = (end as f64 * cut) as usize;
             let read = read_in(dialect, &answer[..at], &[7]);
             // Half a line is no JSON.
-            prop_assert!(read.is_err() || read.is_ok_and(|(_, is_over)| !is_over));
+            let called = |said: &[Said]| said.iter().any(|said| matches!(said, Said::Call(_)));
+            prop_assert!(read.is_err() || read.is_ok_and(|(said, is_over)| !is_over && !called(&said)));
         }
     }
 
@@ -198,7 +199,26 @@ fn a_failure_in_the_middle_is_one_and_nonsense_another() {
             "{no:?}"
         );
         let no = read_in(dialect, "data: <html>\n\n", &[]).unwrap_err();
-        assert!(matches!(no, NoAnswer::Unreadable(_)));
+        assert!(matches!(no, NoAnswer::Unreadable { .. }));
+    }
+}
+
+#[test]
+fn an_answer_that_was_cut_for_its_length_is_none() {
+    let cut = [
+        (
+            Dialect::OpenAi,
+            OPENAI.replace("\"tool_calls\"}", "\"length\"}"),
+        ),
+        (
+            Dialect::Anthropic,
+            ANTHROPIC.replace("\"tool_use\"}}", "\"max_tokens\"}}"),
+        ),
+        (Dialect::Ollama, OLLAMA.replace("\"stop\"", "\"length\"")),
+    ];
+    for (dialect, answer) in cut {
+        let no = read_in(dialect, &answer, &[]).unwrap_err();
+        assert!(matches!(no, NoAnswer::TooMuch(_)), "{no:?}");
     }
 }
 
@@ -208,7 +228,7 @@ fn a_line_and_the_calls_of_an_answer_have_a_bound() {
     let piece = vec![b'x'; 64 * 1024];
     let pushed =
         (0..=LINE_BYTES_MAX / piece.len()).try_for_each(|_| lines.push(&piece, |_| Ok(())));
-    assert!(matches!(pushed, Err(NoAnswer::Unreadable(_))));
+    assert!(matches!(pushed, Err(NoAnswer::TooMuch(_))));
     let call = |index: u64| {
         let piece = json!({"index": index, "function": {"name": "x"}});
         format!(
