@@ -488,6 +488,7 @@ mod tests {
             let boot_id = BootId::from_bytes([1; 16]);
             recover(&System::default(), run, Some(boot_id)).map(|_| ())
         };
+        let told = |run: &Path| chain(&recovered(run).unwrap_err());
         for name in [GAPS, SYNCED] {
             let run = dir.path().join(name);
             std::fs::create_dir(&run).unwrap();
@@ -495,21 +496,17 @@ mod tests {
                 .arg(run.join(name))
                 .status();
             assert!(made.unwrap().success());
-            let words = chain(&recovered(&run).unwrap_err()).to_string();
+            let words = told(&run);
             assert!(words.contains(name) && words.contains("FIFO"), "{words}");
             std::fs::remove_file(run.join(name)).unwrap();
             std::os::unix::fs::symlink(&elsewhere, run.join(name)).unwrap();
-            let words = chain(&recovered(&run).unwrap_err()).to_string();
+            let words = told(&run);
             assert!(words.contains("link"), "{words}");
             append_to(&run.join(name)).unwrap_err();
         }
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(dir.path().join(GAPS), &link).unwrap();
-        assert!(
-            chain(&recovered(&link).unwrap_err())
-                .to_string()
-                .contains("link")
-        );
+        assert!(told(&link).contains("link"));
         assert_eq!(
             std::fs::read_to_string(&elsewhere).unwrap(),
             "of somebody else"
