@@ -20,8 +20,8 @@ const PROFILE: &str = "sim";
 /// How long a build may take.
 const BUILD: Duration = Duration::from_mins(30);
 
-/// Worlds of each change, all of which have to be played. Ten thousand are due when the three behind
-/// these that docs/simulation.md tells of are settled.
+/// Worlds of each change, all of which have to be played. Ten thousand are due when those behind the
+/// first seven thousand are known.
 const SHORT: u64 = 3_400;
 /// How long they may take: at a fifth of a second each, two processors need six minutes.
 const SHORT_TIME: Duration = Duration::from_mins(45);

@@ -8,6 +8,7 @@ mod sse;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
+use self::sse::Events;
 use crate::message::{Arguments, ToolCall};
 use crate::model::{Request, Said};
 
@@ -123,8 +124,8 @@ impl Dialect {
     /// Returns who reads an answer.
     pub(super) fn reader(self) -> Reader {
         match self {
-            Self::OpenAi => Reader::OpenAi(openai::Reader::default()),
-            Self::Anthropic => Reader::Anthropic(anthropic::Reader::default()),
+            Self::OpenAi => Reader::OpenAi(Events::default(), openai::Reader::default()),
+            Self::Anthropic => Reader::Anthropic(Events::default(), anthropic::Reader::default()),
             Self::Ollama => Reader::Ollama(ollama::Reader::default()),
         }
     }
@@ -147,8 +148,9 @@ impl Dialect {
 /// Reads one answer, line by line.
 #[derive(Debug)]
 pub(super) enum Reader {
-    OpenAi(openai::Reader),
-    Anthropic(anthropic::Reader),
+    OpenAi(Events, openai::Reader),
+    Anthropic(Events, anthropic::Reader),
+    /// Each line is one on its own.
     Ollama(ollama::Reader),
 }
 
@@ -156,8 +158,14 @@ impl Reader {
     /// Takes a line, and adds what it says.
     pub(super) fn handle_line(&mut self, line: &str, said: &mut Vec<Said>) -> Result<(), NoAnswer> {
         match self {
-            Self::OpenAi(reader) => reader.handle_line(line, said),
-            Self::Anthropic(reader) => reader.handle_line(line, said),
+            Self::OpenAi(events, reader) => match events.handle_line(line) {
+                Some(event) => reader.handle_event(&event, said),
+                None => Ok(()),
+            },
+            Self::Anthropic(events, reader) => match events.handle_line(line) {
+                Some(event) => reader.handle_event(&event, said),
+                None => Ok(()),
+            },
             Self::Ollama(reader) => reader.handle_line(line, said),
         }
     }
@@ -165,8 +173,16 @@ impl Reader {
     /// Nothing more comes: adds what only shows then.
     pub(super) fn finish(&mut self, said: &mut Vec<Said>) -> Result<(), NoAnswer> {
         match self {
-            Self::OpenAi(reader) => reader.finish(said),
-            Self::Anthropic(reader) => reader.finish(said),
+            Self::OpenAi(events, reader) => {
+                let last = events.take();
+                last.map_or(Ok(()), |event| reader.handle_event(&event, said))?;
+                reader.finish(said);
+                Ok(())
+            }
+            Self::Anthropic(events, reader) => {
+                let last = events.take();
+                last.map_or(Ok(()), |event| reader.handle_event(&event, said))
+            }
             Self::Ollama(_) => Ok(()),
         }
     }
@@ -174,8 +190,8 @@ impl Reader {
     /// Returns whether the answer is whole.
     pub(super) fn is_over(&self) -> bool {
         match self {
-            Self::OpenAi(reader) => reader.is_over(),
-            Self::Anthropic(reader) => reader.is_over(),
+            Self::OpenAi(_, reader) => reader.is_over(),
+            Self::Anthropic(_, reader) => reader.is_over(),
             Self::Ollama(reader) => reader.is_over(),
         }
     }
@@ -236,6 +252,19 @@ impl Drafts {
             }));
         }
     }
+}
+
+/// Returns the tools as functions, as two of the dialects have them.
+fn functions(ask: &Ask<'_>) -> Value {
+    let tools = ask.request.tools.iter();
+    let functions = tools.map(|tool| {
+        json!({"type": "function", "function": {
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": tool.parameters,
+        }})
+    });
+    functions.collect()
 }
 
 /// Returns arguments as an object, which every provider wants back. What was none is shown as it came.

@@ -138,6 +138,10 @@ impl Runs {
             return Ok(None);
         };
         let record = met.record();
+        // Only with its node here can it be claimed; without, its row may go again.
+        if record.unclaimed {
+            return Ok(None);
+        }
         let is_there = match target {
             Some(target) => *target == record.target,
             None => self.is_named(request, &record),
@@ -147,9 +151,7 @@ impl Runs {
                 existing: Box::new((*record).clone()),
             });
         }
-        if let (Met::Live(run), StdinSource::Bytes(bytes)) = (&met, &request.stdin)
-            && !record.unclaimed
-        {
+        if let (Met::Live(run), StdinSource::Bytes(bytes)) = (&met, &request.stdin) {
             self.shared.fill_again(run, bytes, request.detach).await;
         }
         let handle = self.shared.handle(met).await?;

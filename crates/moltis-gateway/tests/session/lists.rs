@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use moltis_gateway::api::runs::State;
 use moltis_gateway::audit::Actor;
-use moltis_gateway::exec::RunRequest;
+use moltis_gateway::exec::{RunRequest, StartError};
 use moltis_gateway::principal::Principal;
 use moltis_gateway::store::{RunFilter, RunRecord, RunStage, Store};
 use moltis_proto::code::RunRefusal;
@@ -196,10 +196,18 @@ async fn a_repeated_request_claims_the_run_that_it_made() {
     // Another gateway stands for one whose row a power cut has eaten.
     let gateway = TestGateway::start().await;
     device.pair(&gateway).await;
-    let runs = vec![listed(id, digest, RUNNING)];
-    let mut node = device.ready_with(&gateway, runs).await;
+    let listed = || vec![listed(id, digest, RUNNING)];
+    let node = device.ready_with(&gateway, listed()).await;
     let runs = gateway.gateway.runs();
     until_asked("the run", async || runs.status(id).await.ok()).await;
+    // Without its node nobody can claim it, and its row may go again: it is nobody's answer.
+    node.drop_line(&gateway, &device).await;
+    let refused = runs.start(request.clone(), &Principal::Operator).await;
+    assert!(
+        matches!(refused, Err(StartError::Offline { .. })),
+        "{refused:?}"
+    );
+    let mut node = device.ready_with(&gateway, listed()).await;
     let handle = gateway.start_run(request).await;
     assert_eq!((handle.id(), handle.existed()), (id, true));
     let record = handle.record();

@@ -222,6 +222,22 @@ async fn a_full_spool_keeps_the_beginning_and_the_newest_and_marks_the_gap() {
     assert_eq!(line, line_at(to.next_multiple_of(100)).as_bytes());
 }
 
+/// Waits until each run that the keeper holds has ended, with nobody attached in between.
+async fn all_are_over(keeper: &Inside) {
+    let ended = async {
+        let is_over = |listed: &crate::client::Listed| {
+            let mut runs = listed.runs.iter();
+            runs.all(|run| run.state == RunState::Ended)
+        };
+        while !is_over(&keeper.attach().await.1) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(crate::client::PATIENCE, ended)
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 async fn all_spools_of_a_keeper_together_stay_within_their_limit() {
     const LIMIT: u64 = 8 << 20;
@@ -235,18 +251,7 @@ async fn all_spools_of_a_keeper_together_stay_within_their_limit() {
         client.until(id(number), |run| run.pid.is_some()).await;
     }
     drop(client);
-    let ended = async {
-        let is_over = |listed: &crate::client::Listed| {
-            let mut runs = listed.runs.iter();
-            runs.all(|run| run.state == RunState::Ended)
-        };
-        while !is_over(&keeper.attach().await.1) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(crate::client::PATIENCE, ended)
-        .await
-        .unwrap();
+    all_are_over(&keeper).await;
     let files = std::fs::read_dir(keeper.dir.path()).unwrap().flatten();
     let spools = files.filter(|file| file.path().extension().is_some_and(|kind| kind == "out"));
     let taken: u64 = spools.map(|file| file.metadata().unwrap().len()).sum();
@@ -282,18 +287,7 @@ async fn where_nothing_can_be_spooled_the_memory_of_a_keeper_stays_within_its_li
         client.until(id(number), |run| run.pid.is_some()).await;
     }
     drop(client);
-    let ended = async {
-        let is_over = |listed: &crate::client::Listed| {
-            let mut runs = listed.runs.iter();
-            runs.all(|run| run.state == RunState::Ended)
-        };
-        while !is_over(&keeper.attach().await.1) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(crate::client::PATIENCE, ended)
-        .await
-        .unwrap();
+    all_are_over(&keeper).await;
     let (mut client, _) = keeper.attach().await;
     let mut held = 0;
     for number in 1..=RUNS {

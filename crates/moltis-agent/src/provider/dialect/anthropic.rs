@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::sse::{Event, Events};
+use super::sse::Event;
 use super::{Ask, Drafts, NoAnswer, object_of, read, too_long};
 use crate::message::Message;
 use crate::model::Said;
@@ -71,7 +71,6 @@ fn said(text: &str) -> Option<Value> {
 /// Reads one answer.
 #[derive(Debug, Default)]
 pub(in crate::provider) struct Reader {
-    events: Events,
     drafts: Drafts,
     is_over: bool,
 }
@@ -140,22 +139,11 @@ impl Reader {
         self.is_over
     }
 
-    pub(super) fn handle_line(&mut self, line: &str, said: &mut Vec<Said>) -> Result<(), NoAnswer> {
-        match self.events.handle_line(line) {
-            Some(event) => self.handle_event(&event, said),
-            None => Ok(()),
-        }
-    }
-
-    /// Nothing more comes.
-    pub(super) fn finish(&mut self, said: &mut Vec<Said>) -> Result<(), NoAnswer> {
-        match self.events.take() {
-            Some(event) => self.handle_event(&event, said),
-            None => Ok(()),
-        }
-    }
-
-    fn handle_event(&mut self, event: &Event, said: &mut Vec<Said>) -> Result<(), NoAnswer> {
+    pub(super) fn handle_event(
+        &mut self,
+        event: &Event,
+        said: &mut Vec<Said>,
+    ) -> Result<(), NoAnswer> {
         if self.is_over {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Ask, CALLS_MAX, NoAnswer, object_of, read, too_long, too_many_calls};
+use super::{Ask, CALLS_MAX, NoAnswer, functions, object_of, read, too_long, too_many_calls};
 use crate::message::{Arguments, Message, ToolCall};
 use crate::model::Said;
 
@@ -32,19 +32,11 @@ pub(super) fn write(ask: &Ask<'_>) -> Value {
             }
         }
     }
-    let tools = ask.request.tools.iter();
-    let tools = tools.map(|tool| {
-        json!({"type": "function", "function": {
-            "name": tool.name,
-            "description": tool.description,
-            "parameters": tool.parameters,
-        }})
-    });
     json!({
         "model": ask.model,
         "stream": true,
         "messages": messages,
-        "tools": tools.collect::<Vec<_>>(),
+        "tools": functions(ask),
         // It cuts without a word what is longer than it was told to read, which is little.
         "options": {"num_ctx": ask.tokens_max},
     })

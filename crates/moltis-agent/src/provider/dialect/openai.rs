@@ -4,8 +4,8 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::sse::{Event, Events};
-use super::{Ask, Drafts, NoAnswer, object_of, read, too_long};
+use super::sse::Event;
+use super::{Ask, Drafts, NoAnswer, functions, object_of, read, too_long};
 use crate::message::{Message, ToolCall};
 use crate::model::Said;
 
@@ -14,14 +14,6 @@ pub(super) fn write(ask: &Ask<'_>) -> Value {
     let instructions = json!({"role": "system", "content": ask.request.instructions});
     let messages = ask.request.messages.iter();
     let messages = messages.flat_map(|message| written(message));
-    let tools = ask.request.tools.iter();
-    let tools = tools.map(|tool| {
-        json!({"type": "function", "function": {
-            "name": tool.name,
-            "description": tool.description,
-            "parameters": tool.parameters,
-        }})
-    });
     let mut body = json!({
         "model": ask.model,
         "stream": true,
@@ -29,7 +21,7 @@ pub(super) fn write(ask: &Ask<'_>) -> Value {
     });
     // An empty list is refused.
     if !ask.request.tools.is_empty() {
-        body["tools"] = tools.collect();
+        body["tools"] = functions(ask);
     }
     body
 }
@@ -65,7 +57,6 @@ fn called(call: &ToolCall) -> Value {
 /// Reads one answer.
 #[derive(Debug, Default)]
 pub(in crate::provider) struct Reader {
-    events: Events,
     drafts: Drafts,
     /// It was said why the answer ends: what is still to come are figures.
     has_reason: bool,
@@ -111,25 +102,18 @@ impl Reader {
         self.is_over
     }
 
-    pub(super) fn handle_line(&mut self, line: &str, said: &mut Vec<Said>) -> Result<(), NoAnswer> {
-        match self.events.handle_line(line) {
-            Some(event) => self.handle_event(&event, said),
-            None => Ok(()),
-        }
-    }
-
     /// Nothing more comes. Servers that leave out `[DONE]` have said why they end.
-    pub(super) fn finish(&mut self, said: &mut Vec<Said>) -> Result<(), NoAnswer> {
-        if let Some(event) = self.events.take() {
-            self.handle_event(&event, said)?;
-        }
+    pub(super) fn finish(&mut self, said: &mut Vec<Said>) {
         if self.has_reason && !self.is_over {
             self.end(said);
         }
-        Ok(())
     }
 
-    fn handle_event(&mut self, event: &Event, said: &mut Vec<Said>) -> Result<(), NoAnswer> {
+    pub(super) fn handle_event(
+        &mut self,
+        event: &Event,
+        said: &mut Vec<Said>,
+    ) -> Result<(), NoAnswer> {
         if self.is_over {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 /// Puts the lines of events together.
 #[derive(Debug, Default)]
-pub(super) struct Events {
+pub(in crate::provider) struct Events {
     event: String,
     data: String,
     has_data: bool,
